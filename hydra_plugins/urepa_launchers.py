@@ -1,5 +1,5 @@
-"""urepa's launchers where Hydra looks for them: it scans this namespace package, and takes a launcher only if its class
-is defined here. There is no `__init__.py`: other distributions have plugins in the same package."""
+"""urepa's launchers. Hydra scans this namespace package, and accepts a launcher only if its class is defined here.
+There is no `__init__.py`, because other distributions have plugins in the same package."""
 
 from urepa.cluster import hydra_launchers, in_turn_launcher
 

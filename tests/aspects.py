@@ -16,7 +16,8 @@ TEACHER = ("teacher=efficientnet_lite0_s16", "teacher.image_size=128", "teacher.
 
 
 def write_aspects(root: Path, squares: int, lying: int) -> Path:
-    """ROOT/{a,b}/*.png: of each class so many squares of 70 pixels and images of 40x80, all different."""
+    """Writes ROOT/{a,b}/*.png: in each class `squares` images of 70x70 pixels and the others of 40x80, all
+    different."""
     rng = np.random.default_rng(0)
     for name in ("a", "b"):
         (root / name).mkdir(parents=True)
@@ -27,7 +28,7 @@ def write_aspects(root: Path, squares: int, lying: int) -> Path:
 
 
 def bucketed(images: Path, root: Path, *more: str, buckets: str = "[[64,64],[32,64]]") -> list[str]:
-    """Overrides of a run over such a folder, with caches in `root`."""
+    """Overrides for a run on such a folder, with its caches in `root`."""
     data = ["data=folder", f"data.images={images}", f"data.root={root}", f"data.buckets={buckets}"]
     held = ["data.validation_images=6", "data.test_images=4", "data.num_classes=2"]
     return [*data, *held, *MODEL, *TEACHER, "trainer.batch_size=4", "trainer.validation_group=2", *more]

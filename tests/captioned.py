@@ -18,7 +18,8 @@ KEPT = {"padding": "masked", "null_text": "zeros"}  # what a CLIP was before it 
 
 
 def write_captioned(root: Path, each: int = 12) -> Path:
-    """ROOT/{red,blue}/*.png of 10x10, all different, with a caption or two each; those of every third are alike."""
+    """Writes ROOT/{red,blue}/*.png of 10x10, all different, with one or two captions each. Every third image has the
+    same captions."""
     rng = np.random.default_rng(0)
     for name in KINDS:
         (root / name).mkdir(parents=True)
@@ -32,7 +33,7 @@ def write_captioned(root: Path, each: int = 12) -> Path:
 
 
 def clip_at(folder: Path, **changes: Any) -> CLIPText:
-    """The declaration of the small CLIP in FOLDER/clip, which is written where it is not there."""
+    """The declaration of the small CLIP in FOLDER/clip; writes the CLIP if it does not exist."""
     place = folder / "clip"
     if not place.exists():
         write_clip_text(place, seed=0)
@@ -48,7 +49,7 @@ def captioned_track(images: Path, root: Path, encoder: Any, **changes: Any) -> P
 
 
 def overrides(images: Path, root: Path, clip: Path, *more: str) -> list[str]:
-    """Of a run on such a folder at 64 px, with caches in `root`, without evaluations."""
+    """Overrides for a run on such a folder at 64 px, with caches in `root` and without evaluations."""
     text = ["data=captions", "text_encoder@data.text_encoder=clip", f"data.text_encoder.model={clip}"]
     text += ["data.text_encoder.width=16", f"data.text_encoder.length={LENGTH}", "backbone=text_unet"]
     data = [f"data.images={images}", f"data.root={root}", "data.validation_images=4", "data.test_images=4"]

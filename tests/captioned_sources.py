@@ -1,5 +1,5 @@
-"""The photographs and captions of `captioned.write_captioned` as parquet files, as tar shards and on a hub that serves
-them on this machine."""
+"""The photographs and captions of `captioned.write_captioned` as parquet files, as tar shards, and on a local server
+that replaces the hub."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Rows = list[tuple[str, bytes, list[str], int]]  # name, encoded image, captions,
 
 
 def rows_of(folder: Path) -> Rows:
-    """What lies in such a folder, in the order of the classes' names."""
+    """The images and captions of such a folder, in the order of the classes' names."""
     rows = []
     for class_id, kind in enumerate(sorted(KINDS)):
         for file in sorted((folder / kind).glob("*.png")):
@@ -33,8 +33,8 @@ def rows_of(folder: Path) -> Rows:
 def write_parquet(
     file: Path, rows: Rows, column: str = "captions", *, labels: bool = True, plain: bool = False
 ) -> Path:
-    """One file with the columns image, `column` and, with `labels`, label; images as bytes where `plain`, captions as
-    lists."""
+    """Writes one file with the columns image, `column` and, if `labels` is set, label. Images are bytes if `plain` is
+    set; captions are lists."""
     import pyarrow as pa
     from pyarrow.parquet import write_table
 
@@ -48,7 +48,7 @@ def write_parquet(
 
 
 def write_tar(file: Path, members: Sequence[tuple[str, bytes]]) -> Path:
-    """A shard with these members, in their order."""
+    """Writes a shard with these members, in their order."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(file, "w") as archive:
         for name, content in members:
@@ -59,7 +59,7 @@ def write_tar(file: Path, members: Sequence[tuple[str, bytes]]) -> Path:
 
 
 def members_of(rows: Rows, *, labels: bool = True, as_json: bool = False) -> list[tuple[str, bytes]]:
-    """The members of samples: KEY.png, KEY.txt (or KEY.json) and, with `labels`, KEY.cls."""
+    """The members of samples: KEY.png, KEY.txt (or KEY.json) and, if `labels` is set, KEY.cls."""
     members = []
     for name, image, captions, class_id in rows:
         members.append((f"{name}.png", image))
@@ -72,7 +72,7 @@ def members_of(rows: Rows, *, labels: bool = True, as_json: bool = False) -> lis
 
 @contextmanager
 def serve_hub(files: dict[str, Path], name: str = "owner/captioned") -> Iterator[str]:
-    """The address of a hub that has one data set, with these files by their place in it."""
+    """The address of a server with one data set, whose files are given by their path in it."""
     contents = {place: file.read_bytes() for place, file in files.items()}
 
     entries = [

@@ -1,4 +1,4 @@
-"""Conditions of class ids, as tests write them: the id after the last class stands for a class that is withheld."""
+"""Conditions of class ids for tests: the id after the last class means that the class is withheld."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from urepa.core.conditions import CLASS, Condition
 
 
 def of_ids(ids_B: Tensor, null_id: int) -> Condition:
-    """These classes, withheld where the id is `null_id`."""
+    """The condition of these classes; a class is withheld if its id is `null_id`."""
     return Condition.of_classes(ids_B).drop({CLASS: ids_B == null_id})
 
 
 def ids_of(condition: Condition, null_id: int) -> Tensor:
-    """The ids [B], and `null_id` where the class is withheld."""
+    """The ids [B] of a condition; `null_id` where the class is withheld."""
     classes = condition[CLASS]
     return classes.where_given(classes.ids_B, null_id)

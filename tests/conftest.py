@@ -1,4 +1,4 @@
-"""What several tests need: composed configs, a folder of tiny images, a small digits track, trainers."""
+"""Fixtures that several tests need: composed configs, a folder of tiny images, a small digits track, trainers."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ HERE = Path(__file__).parent
 
 @pytest.hookimpl(wrapper=True)  # around the marks of tests/process/conftest.py and around `-m`
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
-    """Marks the cases that `fast(n)` leaves out as slow, and puts long files first: what is quick fills the end, when
-    the other process has nothing left."""
+    """Marks the cases that `fast(n)` leaves out as slow, and puts long files first, so that short ones keep both
+    processes busy at the end."""
     cases = defaultdict(list)
     for item in items:
         if item.get_closest_marker("fast") is not None:
@@ -68,7 +68,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
 
 
 def pytest_collection_finish() -> None:
-    """What was imported is no garbage: no later collection goes through it."""
+    """Imported objects are never garbage, so later collections need not visit them."""
     sys.dont_write_bytecode = not WRITES_BYTECODE
     gc.freeze()
     gc.enable()
@@ -77,7 +77,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """Whatever the environment says."""
+    """Sets one thread, whatever the environment says."""
     import torch
 
     torch.set_num_threads(1)
@@ -85,7 +85,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def empty_db(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's tables without a run: to make them takes seconds. Copy it."""
+    """A database with MLflow's tables and without a run, to be copied: making one takes seconds."""
     from urepa.runs.mlflow_store import connect
 
     db = tmp_path_factory.mktemp("db") / "mlflow.db"
@@ -95,7 +95,7 @@ def empty_db(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def room_for_sd15(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """SD-1.5 itself takes 10 GB: one test at a time has it, however many processes there are."""
+    """SD-1.5 takes 10 GB, so only one test at a time has it, however many processes there are."""
     with open(tmp_path_factory.getbasetemp().parent / "sd15.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -106,7 +106,8 @@ def room_for_sd15(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def compose() -> Callable[..., dict[str, Any]]:
-    """compose(*overrides, root="train") as plain dicts, as every door builds from them; the same is composed once."""
+    """compose(*overrides, root="train"): a config as plain dicts, as every command builds from. Equal calls are
+    composed once."""
     import hydra
 
     from urepa.cli import CONF, prepare
@@ -132,7 +133,7 @@ def compose() -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """images/{train,test}/{cat,dog,emu}/NN.png: 12 and 4 a class, 8x8 RGB, no two alike."""
+    """images/{train,test}/{cat,dog,emu}/NN.png: 12 and 4 per class, 8x8 RGB, all different."""
     from PIL import Image
 
     root = tmp_path_factory.mktemp("source") / "images"
@@ -171,7 +172,7 @@ def make_track(images: Path, tmp_path: Path) -> Callable[..., Any]:
 
 
 class PatchTeacher:
-    """A teacher whose tokens can be checked by hand: an image's 2x2 grid of mean colours, at unit length."""
+    """A teacher whose tokens can be computed by hand: the mean colours of an image's 2x2 grid, at unit length."""
 
     width, grid = 3, (2, 2)
 
@@ -202,7 +203,7 @@ def cache(make_track: Callable[..., Any], teacher: PatchTeacher) -> Iterator[Any
 
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory: pytest.TempPathFactory, compose: Callable[..., dict[str, Any]]) -> list[str]:
-    """Overrides that make the quickstart tiny; its caches are there, and runs of one session share them."""
+    """Overrides that make the quickstart tiny. Its caches exist; the runs of one session share them."""
     from urepa.training.assembly import build_part
 
     overrides = [
@@ -229,7 +230,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory, compose: Callable[..., d
 
 @pytest.fixture(scope="session")
 def small_sit(tmp_path_factory: pytest.TempPathFactory, compose: Callable[..., dict[str, Any]]) -> list[str]:
-    """The same of repa_cifar10_pixels, on digits as 1x16x16 pixels."""
+    """As `small_run`, for repa_cifar10_pixels on digits as 1x16x16 pixels."""
     from urepa.training.assembly import build_part
 
     overrides = [
@@ -260,7 +261,7 @@ def small_sit(tmp_path_factory: pytest.TempPathFactory, compose: Callable[..., d
 
 @pytest.fixture(scope="session")
 def ask(compose: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """ask(*overrides): a request for images as the door makes it, of a run or of a checkpoint."""
+    """ask(*overrides): a request for images of a run or a checkpoint, as the command makes it."""
     from published import asking
 
     return asking(compose)
@@ -270,7 +271,7 @@ def ask(compose: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]
 def sit_file(
     tmp_path_factory: pytest.TempPathFactory, compose: Callable[..., dict[str, Any]], small_sit: list[str]
 ) -> Path:
-    """Weights for `small_sit` in the published layout, none of them 0, as if it had been trained."""
+    """Weights for `small_sit` in the published layout, all different from 0, as after training."""
     import torch
     from safetensors.torch import save_file
 
@@ -300,8 +301,8 @@ def build_trainer(small_run: list[str], trainer_of: Callable[..., Any]) -> Calla
 
 @pytest.fixture
 def trainer_of(compose: Callable[..., dict[str, Any]], tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    """trainer_of(*overrides): a Trainer at step 0. Building the next one closes the caches of the last: a process opens
-    an LMDB store once."""
+    """trainer_of(*overrides): a Trainer at step 0. Each call closes the caches of the previous Trainer, because a
+    process may open an LMDB store only once."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 

@@ -1,4 +1,4 @@
-"""Disks of a few kilobytes, to fill them."""
+"""Disks of a few kilobytes for tests of full disks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def small_disk(folder: Path, size: int) -> Iterator[None]:
 
 
 def fill(folder: Path) -> Path:
-    """A file that takes what is left of a folder's disk."""
+    """Writes a file that takes the remaining space of a folder's disk."""
     filler = folder / "filler"
     with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
         while True:

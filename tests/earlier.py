@@ -1,4 +1,4 @@
-"""Stores as earlier versions left them."""
+"""Stores as earlier versions wrote them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from urepa.data.stores.lmdb_pages import DIGESTS, SUM_KEY, key_digests
 
 
 def without_digests(store: Path) -> None:
-    """Takes away what the version before digests did not write: their rows, digests.npy, what the manifest has of
+    """Removes what the version before digests did not write: their rows, digests.npy, and the manifest's entries about
     files."""
     for data in store.rglob("data.mdb"):
         with lmdb.open(str(data.parent), map_size=2**30) as env, env.begin(write=True) as txn:
@@ -58,7 +58,7 @@ def with_mid_in_keys(store: Path) -> None:
 
 
 def _with_mid(rows: bytes, ids: list[str]) -> np.ndarray:
-    """Rows of digests for the other keys."""
+    """The rows of digests for the former keys."""
     rows_R4 = np.frombuffer(rows, dtype="<u8").reshape(-1, 4).copy()
     new = dict(zip(key_digests(ids).tolist(), key_digests(f"{i}_mid" for i in ids).tolist(), strict=True))
     rows_R4[:, 0] = [new[digest] for digest in rows_R4[:, 0].tolist()]

@@ -1,4 +1,5 @@
-"""A command as a user calls it, run in this process: its exit code, what it printed, and what it left in its folder."""
+"""A command as a user calls it, run in this process: its exit code, its output, and the files it leaves in its
+folder."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ SILENT = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, Resource
 
 
 class Done(NamedTuple):
-    """How a command ended."""
+    """The result of a command."""
 
     code: int
     out: str
@@ -55,7 +56,7 @@ def run(capture: pytest.CaptureFixture[str], module: str, arguments: list[str], 
 
 @contextlib.contextmanager
 def _watched() -> Iterator[None]:
-    """Ends a command that was wrongly accepted and works on and on."""
+    """Ends a command that was wrongly accepted and would run on."""
 
     def ring(*_: object) -> None:
         raise TimeoutError(f"the command still ran after {HANGS} s")
@@ -71,7 +72,7 @@ def _watched() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _as_a_process(folder: Path) -> Iterator[None]:
-    """What a process has of its own: its folder, arguments, environment, warnings, log handlers and Hydra's state."""
+    """The state that each process has: its folder, arguments, environment, warnings, log handlers and Hydra's state."""
     here, argv, environment = Path.cwd(), sys.argv, dict(os.environ)
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
@@ -106,7 +107,7 @@ def _shown(message: Warning | str, category: type[Warning], filename: str, linen
 
 
 def content(folder: Path) -> dict[str, str]:
-    """Everything below a folder, by its place: a file's digest, a link's target, "folder"."""
+    """Everything below a folder, by path: a file's digest, a link's target, "folder"."""
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_symlink():
@@ -128,7 +129,7 @@ class _Bits(ctypes.Structure):
 
 @contextlib.contextmanager
 def bound_by_permissions() -> Iterator[None]:
-    """Root passes over the permissions of files: for this thread and those that it starts they hold meanwhile."""
+    """Root ignores the permissions of files: inside, they apply to this thread and to those that it starts."""
     if os.geteuid() != 0:
         yield
         return
@@ -148,7 +149,7 @@ def bound_by_permissions() -> Iterator[None]:
 
 
 def must(module: str, arguments: list[str], folder: Path) -> None:
-    """A command that is to succeed."""
+    """Runs a command that must succeed."""
     with _as_a_process(folder):
         sys.argv = [module, *arguments]
         runpy.run_module(module, run_name="__main__", alter_sys=True)

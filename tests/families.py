@@ -43,7 +43,8 @@ LATENT = (4, 8, 16)  # a rectangle, 64x128 in pixels
 
 
 def write_family(folder: Path, family: str, **changes: Any) -> Path:
-    """FOLDER/unet/{config.json,*.safetensors}, as a pipeline's folder has it; `changes` of its architecture."""
+    """Writes FOLDER/unet/{config.json,*.safetensors}, as in a pipeline's folder; `changes` are changes of its
+    architecture."""
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(0)
@@ -52,13 +53,13 @@ def write_family(folder: Path, family: str, **changes: Any) -> Path:
 
 
 def backbone_of(folder: Path, family: str, **known: Any) -> CaptionedUNet:
-    """The backbone of such a folder, for evaluation."""
+    """The backbone of such a folder, in eval mode."""
     settings: dict[str, Any] = {"latent_shape": LATENT, "widths": WIDTHS[family]} | known
     return captioned_unet(str(folder), family, False, **settings).eval()
 
 
 def texts(family: str, *lengths: int, seed: int = 1) -> Condition:
-    """Captions of so many tokens each, padded to the longest."""
+    """Captions with so many tokens each, padded to the longest."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""A folder of photographs without class folders, of three shapes, with captions; and overrides of a latent track over
+"""A folder of photographs of three shapes without class folders, with captions; and overrides for a latent track over
 it, with the small VAE and CLIP of `photos`."""
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CAPTIONS = {f"a {shape} {scene}" for shape in SHAPES for scene in "tf"} | {"it i
 
 
 def write_flat(root: Path, of_each: int = EACH) -> Path:
-    """ROOT/SHAPE_NN.jpg: crops of two photographs; every third has a second caption."""
+    """Writes ROOT/SHAPE_NN.jpg: crops of two photographs; every third has a second caption."""
     from sklearn.datasets import load_sample_images
 
     rng, scenes = np.random.default_rng(0), load_sample_images().images
@@ -38,7 +38,7 @@ def write_flat(root: Path, of_each: int = EACH) -> Path:
 
 
 def captioned_latents(material: Path, images: Path, root: Path) -> list[str]:
-    """Of `urepa.preprocess` and of the data of a run."""
+    """Overrides for `urepa.preprocess` and for the data of a run."""
     text = [f"data.text_encoder.model={material / 'sd'}", "data.text_encoder.width=16"]
     data = [f"data.images={images}", f"data.root={root}", "data.val_images=8", "data.image_size=64"]
     data += [f"data.vae={material / 'sd'}", "data.latent_shape=[4,8,8]", f"data.text_encoder.length={LENGTH}"]
@@ -46,7 +46,7 @@ def captioned_latents(material: Path, images: Path, root: Path) -> list[str]:
 
 
 class MeanColours:
-    """A teacher of mean colours and a constant, at unit length; a square image has 8x8."""
+    """A teacher whose tokens are mean colours and a constant, at unit length; a square image has 8x8 tokens."""
 
     width, grid, image_size, is_local = 4, (8, 8), 64, True
 
@@ -66,5 +66,5 @@ class MeanColours:
 
 
 def listed(sizes: dict[str, tuple[int, int]] = BUCKETS) -> str:
-    """The override of `data.buckets`."""
+    """The override for `data.buckets`."""
     return "data.buckets=[" + ",".join(f"[{height},{width}]" for height, width in sizes.values()) + "]"

@@ -1,8 +1,8 @@
-"""Real processes that do not each pay seconds of imports: forks of one in which everything is imported.
+"""Real processes that need not import everything again: forks of one process in which everything is imported.
 
-A fork has its own pid, memory, signals, exit code and files, and dies as any other; what a command does begins after
-the fork, in its own working folder and environment. Run as a script, this file is that one process: a request a line on
-stdin, on stdout a line for each fork that began or ended.
+A fork has its own pid, memory, signals, exit code and files, and ends like any other process; the command begins after
+the fork, in its own working folder and environment. Run as a script, this file is the process that forks: it reads one
+request per line on stdin, and prints a line for each fork that begins or ends.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Json = dict[str, Any]
 
 
 class Forked:
-    """A fork; as much of subprocess.Popen as tests use."""
+    """A fork, with the methods of subprocess.Popen that tests use."""
 
     def __init__(self, forks: "Forks", pid: int) -> None:
         self._forks, self.pid = forks, pid
@@ -54,7 +54,7 @@ class Forked:
 
 
 class Forks:
-    """The process that forks, seen from a test. It ends when this process does, with its stdin."""
+    """The process that forks, as a test uses it. It ends when this process does, with its stdin."""
 
     def __init__(self, env: dict[str, str]) -> None:
         command = [sys.executable, __file__]
@@ -96,7 +96,8 @@ HANGS = 300  # seconds after which a process is taken to hang; nothing asserts o
 
 
 def environment() -> dict[str, str]:
-    """Ours, without what would change a run, and with one thread so that sums round the same."""
+    """This process's environment without variables that would change a run, and with one thread so that sums round the
+    same."""
     odd = ("MLFLOW_", "HYDRA_", "OMP_", "SLURM_", "RANK", "WORLD_SIZE", "LOCAL_RANK")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(odd)}
     return kept | {"OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -111,7 +112,7 @@ def forks() -> Forks:
 def run(
     what: list[str], folder: Path, timeout: float = HANGS, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """`python WHAT` in a folder, to its end, as a fork."""
+    """Runs `python WHAT` in a folder to its end, as a fork."""
     with tempfile.TemporaryDirectory() as place:
         out, err = (Path(place) / name for name in ("out", "err"))
         process = forks().start(what, folder, environment() if env is None else env, out, err)
@@ -126,7 +127,7 @@ def run(
 def run_code(
     code: str, arguments: list[str], folder: Path, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """`python -c CODE ARGUMENTS` in a folder, to its end, as a fork."""
+    """Runs `python -c CODE ARGUMENTS` in a folder to its end, as a fork."""
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / "code.py"
         file.write_text(code)
@@ -150,7 +151,7 @@ IMPORTS = (
 
 
 def import_everything() -> None:
-    """What `urepa.train` and `urepa.evaluate` import on their way, and no more than import."""
+    """Imports what `urepa.train` and `urepa.evaluate` import, and nothing else."""
     for name in IMPORTS:
         importlib.import_module(name)
     for name in ("urepa.train", "urepa.evaluate"):
@@ -163,7 +164,7 @@ def import_everything() -> None:
 
 
 def serve() -> Json:
-    """Forks for each request; returns the request, in the fork. The process itself ends here, with its stdin."""
+    """Forks for each request and returns the request in the fork. The process itself ends here, with its stdin."""
     answers, nothing = os.dup(1), os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 1)
     wakes, wake = os.pipe()
@@ -201,7 +202,7 @@ def serve() -> Json:
 
 
 def reap(answers: int) -> None:
-    """Tells which forks have ended."""
+    """Reports which forks have ended."""
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)

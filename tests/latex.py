@@ -1,5 +1,5 @@
-"""A light look at LaTeX without a TeX: are specials escaped, do braces, environments and formulas close? And a real
-one, where there is a TeX."""
+"""A simple check of LaTeX without a TeX installation: special characters are escaped, and braces, environments and
+formulas are closed. And a real compilation, if there is a TeX."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pytest
 
 
 def unescaped(text: str) -> list[str]:
-    """Specials that no backslash and no command of ours protects."""
+    """Special characters that neither a backslash nor one of our commands protects."""
     text = re.sub(r"\\text[a-z]+\{\}|\\char34\{\}|\\S\{\}|\$\\?[a-z-]+\$", "", text)  # \textbackslash{}, $\to$
     text = re.sub(r"\\[{}$&#%_]|\{[\[\]*]\}", "", text)
     return re.findall(r"[\\{}$&#%_^~<>|\"\[\]*]", text)
 
 
 def assert_closed(text: str) -> None:
-    """Braces, environments, display and inline formulas, and the columns of tables."""
+    """Checks braces, environments, display and inline formulas, and the columns of tables."""
     assert text.isascii()
     text = "\n".join(re.sub(r"(?<!\\)%.*", "", line) for line in text.splitlines())
     depth = 0
@@ -45,8 +45,8 @@ def assert_closed(text: str) -> None:
 
 
 def pages(text: str, folder: Path) -> int:
-    """pdflatex on a document of nothing but `text` and the packages that its first line names. Returns its pages;
-    fails at the first error, skips where there is no TeX."""
+    """Runs pdflatex on a document that contains only `text` and the packages that its first line names. Returns its
+    pages; fails at the first error, skips if there is no TeX."""
     if shutil.which("pdflatex") is None:
         pytest.skip("no pdflatex on this machine")
     packages = text.splitlines()[0].removeprefix("% ")

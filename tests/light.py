@@ -1,5 +1,5 @@
-"""Commands, each in a fork of a process that has imported Hydra and what urepa's commands import at once. One that
-imports a heavy package ends there. A line of JSON for each command comes in, and one for its end goes out:
+"""Commands, each in a fork of a process that has imported Hydra and what urepa's commands import at once. A command
+that imports a heavy package is ended there. It reads one line of JSON per command, and prints one line for its end:
 
     echo '{"module": "urepa.train", "arguments": ["foo=1"], "folder": "."}' | python tests/light.py
 """
@@ -34,7 +34,7 @@ IMPORTED, FORMATTED = 77, 78  # exit codes
 
 
 class NoHeavy(MetaPathFinder):
-    """Ends the process where a heavy package is to be found."""
+    """Ends the process when a heavy package is imported."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         if name in HEAVY:
@@ -42,13 +42,13 @@ class NoHeavy(MetaPathFinder):
 
 
 def end(text: str, code: int) -> NoReturn:
-    """At once, whatever the command would catch."""
+    """Ends the process at once, whatever exceptions the command would catch."""
     os.write(2, text.encode())
     os._exit(code)
 
 
 def run(module: str, arguments: list[str], folder: str) -> NoReturn:
-    """The command as its own process would end."""
+    """Runs the command as in a process of its own."""
     os.chdir(folder)
     sys.argv = [module, *arguments]
     code = 0
@@ -65,7 +65,7 @@ def run(module: str, arguments: list[str], folder: str) -> NoReturn:
 
 
 def forked(job: dict) -> dict:
-    """A command's exit code and what it printed."""
+    """A command's exit code and its output."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = os.fork()
         if child == 0:

@@ -14,7 +14,7 @@ TRAIN, VAL = 64, 16
 
 
 def write_photos(root: Path, train: int, val: int) -> Path:
-    """Crops of scikit-learn's china.jpg and flower.jpg, of several sizes, as ROOT/{train,val}/CLASS/*.png."""
+    """Writes crops of scikit-learn's china.jpg and flower.jpg, of several sizes, as ROOT/{train,val}/CLASS/*.png."""
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
@@ -32,7 +32,7 @@ def write_photos(root: Path, train: int, val: int) -> Path:
 
 
 def write_sd(folder: Path) -> Path:
-    """A diffusers pipeline's folder: unet, vae, text_encoder, tokenizer, all small and random."""
+    """Writes a diffusers pipeline's folder: unet, vae, text_encoder, tokenizer, all small and random."""
     from diffusers import AutoencoderKL
 
     write_unet(folder, **SMALL)
@@ -54,7 +54,7 @@ def write_sd(folder: Path) -> Path:
 
 
 def write_clip_tokenizer(tokenizer: Path, pad: str = "<|endoftext|>") -> int:
-    """Of a token a letter; the number of its tokens."""
+    """Writes a tokenizer with one token per letter; returns the number of its tokens."""
     words = ["<|startoftext|>", "<|endoftext|>", *(f"{c}</w>" for c in "abcdefghijklmnopqrstuvwxyz")]
     words += list("abcdefghijklmnopqrstuvwxyz")
     tokenizer.mkdir(parents=True)
@@ -76,7 +76,8 @@ def write_clip_tokenizer(tokenizer: Path, pad: str = "<|endoftext|>") -> int:
 
 
 def write_clip_text(folder: Path, seed: int | None = None) -> Path:
-    """tokenizer/ and text_encoder/ of a small CLIP of width 16, a token a letter. `seed` None: torch's own draws."""
+    """Writes tokenizer/ and text_encoder/ of a small CLIP of width 16 with one token per letter. `seed` None: torch's
+    own draws."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     if seed is not None:
@@ -98,7 +99,7 @@ def write_clip_text(folder: Path, seed: int | None = None) -> Path:
 
 
 def write_dinov2(folder: Path, side: int = 4, width: int = WIDTH) -> Path:
-    """A random DINOv2 whose native grid is `side` squared."""
+    """Writes a random DINOv2 whose native grid is `side` squared."""
     from transformers import Dinov2Config, Dinov2Model
 
     torch.manual_seed(0)

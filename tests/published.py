@@ -1,4 +1,4 @@
-"""What the tests of published weights ask for, and what they compare."""
+"""Requests of the tests of published weights, and their comparisons."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ REQUEST = ["classes=[1,7]", "n=1", "steps=2", "guidance=2"]
 
 
 def asking(compose: Compose) -> Callable[..., dict[str, Any]]:
-    """ask(*overrides): the request as the door makes it, of a run or of a checkpoint."""
+    """ask(*overrides): the request of a run or a checkpoint as the command makes it."""
 
     def ask(*overrides: str) -> dict[str, Any]:
         asked = compose(*overrides, root=config_root(list(overrides)))

@@ -1,4 +1,4 @@
-"""What a finished track holds, to compare builds by."""
+"""The content of a finished track, for comparing builds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urepa.data.stores.record_reading import Store
 
 
 def records(root: Path) -> dict[str, bytes]:
-    """Every record of the stores, the mirrored ones included, and the finished files beside them."""
+    """Every record of the stores, including mirrored ones, and the finished files beside them."""
     out: dict[str, bytes] = {}
     for name in sorted(path.name for path in root.glob("*_lmdb*")):
         store = Store(root / name)

@@ -41,7 +41,7 @@ def small_parts(folder: Path) -> dict[str, Path]:
 
 
 def write_unet(folder: Path, **architecture: Any) -> Path:
-    """A random U-Net as diffusers saves a pipeline's: FOLDER/unet/{config.json,*.safetensors}."""
+    """Writes a random U-Net in the layout of a diffusers pipeline: FOLDER/unet/{config.json,*.safetensors}."""
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(0)

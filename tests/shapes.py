@@ -12,8 +12,8 @@ SHAPES = {"square": (20, 20), "lying": (18, 36), "standing": (40, 19)}  # rows a
 
 
 def write_shapes(root: Path, of_each: int, shapes: dict[str, tuple[int, int]] = SHAPES) -> Path:
-    """ROOT/{cat,dog}/SHAPE_NN.png: so many of each shape in either class, smooth and all different. The last of each
-    shape is stored a quarter turned, with the EXIF tag that turns it back."""
+    """Writes ROOT/{cat,dog}/SHAPE_NN.png: a number of images of each shape in either class, smooth and all different.
+    The last of each shape is stored rotated by 90 degrees, with the EXIF tag that rotates it back."""
     rng = np.random.default_rng(0)
     for name in ("cat", "dog"):
         (root / name).mkdir(parents=True)

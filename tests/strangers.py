@@ -1,4 +1,4 @@
-"""What a stranger may write into a run's config.yaml: each form would create a marker file, or tell a secret of the
+"""Attacks that somebody may write into a run's config.yaml: each would create a marker file, or reveal a secret of the
 environment, if anything in it ran or were read."""
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PARTS = (
 
 
 def payload(marker: Path) -> dict[str, Any]:
-    """A part that creates the marker where Hydra instantiates it: `open` is on no block-list."""
+    """A part that creates the marker if Hydra instantiates it: `open` is on no block-list."""
     return {"_target_": "builtins.open", "file": str(marker), "mode": "w"}
 
 
@@ -43,7 +43,7 @@ def _put(config: dict[str, Any], key: str, value: Any) -> str:
 
 
 def forms(config: dict[str, Any], marker: Path) -> Iterator[tuple[str, str]]:
-    """A name and the text of a config.yaml, one for each way in."""
+    """A name and the text of a config.yaml, one for each attack."""
     bad = payload(marker)
     yield from ((f"{part} replaced", _put(config, part, bad)) for part in PARTS)
     yield from ((f"inside {part}", _put(config, f"{part}.x", bad)) for part in PARTS)
@@ -76,7 +76,7 @@ def forms(config: dict[str, Any], marker: Path) -> Iterator[tuple[str, str]]:
 
 
 def _in_yaml(whole: str, marker: Path) -> Iterator[tuple[str, str]]:
-    """The same in ways of YAML that JSON has not."""
+    """Attacks by features of YAML that JSON lacks."""
     start = whole.rstrip("}").rstrip()  # a flow mapping's inner braces do not matter: these texts are never whole runs
     target = f"_target_: builtins.open, file: {marker}, mode: w"
     yield "an alias", f"x: &x {{{target}}}\nobjective: *x\nbackbone: {{}}\ndata: {{}}\n"
@@ -109,7 +109,7 @@ def _in_yaml(whole: str, marker: Path) -> Iterator[tuple[str, str]]:
 
 
 def _interpolated(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What OmegaConf would resolve."""
+    """Attacks by interpolations, which OmegaConf would resolve."""
     secret = f"${{oc.env:{SECRET}}}"
     for key in ("data.name", "tracking.tags.x", "tracking.uri", "data.root", "backbone.x", "resume", "x"):
         yield f"the environment at {key}", _put(config, key, secret)

@@ -1,4 +1,4 @@
-"""Every arm changes what its header names, on every experiment that it fits; elsewhere it is refused."""
+"""Every arm changes what its header names, on every experiment that it fits; with others it is refused."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ ROWS = [
 
 
 def header(text: str) -> dict[str, str]:
-    """`# Claim: ...` and so on; a line that begins with more spaces goes on with the last."""
+    """`# Claim: ...` and so on; a line with more indentation continues the previous one."""
     fields: dict[str, str] = {}
     for line in text.splitlines():
         if named := re.match(r"# (\w+):(.*)", line):
@@ -102,7 +102,7 @@ def header(text: str) -> dict[str, str]:
 
 
 def changes(arm: str) -> dict[str, Any]:
-    """What the header says is changed, with the values as YAML reads them; `~key` is gone."""
+    """The changes that the header names, with values read as YAML; `~key` is removed."""
     pairs = (change.partition("=") for change in header(ARMS[arm])["Changes"].split())
     return {key.lstrip("~"): yaml.safe_load(value) if equals else GONE for key, equals, value in pairs}
 
@@ -128,7 +128,7 @@ def composed(compose: Compose) -> Compose:
     return both
 
 
-def test_every_row_of_the_tables_is_there() -> None:
+def test_every_row_of_the_tables_is_an_arm() -> None:
     assert set(ROWS) <= set(ARMS)
 
 
@@ -174,7 +174,7 @@ def test_an_arm_differs_from_its_baseline_in_what_its_header_names(composed: Com
 
 @pytest.mark.slow
 @on_every_experiment
-def test_elsewhere_an_arm_is_refused_in_one_line(composed: Compose, experiment: str) -> None:
+def test_an_arm_for_another_family_is_refused_in_one_line(composed: Compose, experiment: str) -> None:
     for arm in ARMS:
         if fits(experiment, arm) and (experiment, arm) not in OTHERWISE:
             continue
@@ -200,7 +200,7 @@ def test_an_arm_that_the_command_line_undoes_is_refused(composed: Compose) -> No
 
 @pytest.fixture
 def own_arms(tmp_path: Path) -> Iterator[None]:
-    """A folder beside conf/: an arm that exchanges the head, and one without which there are no images."""
+    """A folder beside conf/ with an arm that exchanges the head, and one without which there are no images."""
     arms = tmp_path / "ablation"
     arms.mkdir()
     said = "arm: {families: [sit], changes: [head._target_, head.hidden, head.depth, head.upsample]}"
@@ -214,9 +214,9 @@ def own_arms(tmp_path: Path) -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("own_arms")
-def test_keys_of_the_arms_part_alone_are_the_arms(composed: Compose) -> None:
-    """The head that it replaces has no depth. What both commands can have is compared, and what the arm does not name
-    is refused."""
+def test_keys_of_an_exchanged_part_belong_to_the_arm(composed: Compose) -> None:
+    """The replaced head has no depth. Keys that both commands can have are compared, and changes that the arm does not
+    name are refused."""
     check(*composed("repa_cifar10", "conv", "loss.lambda_max=0.25", "head.depth=1", "head.upsample=before"))
     without = without_arm(["+experiment=repa_cifar10", "head.depth=1", "loss.lambda_max=0.25", "+ablation=conv"])
     assert without["head"]["hidden"] == 2048
@@ -235,18 +235,18 @@ def test_an_arm_without_which_there_is_no_command_is_refused_in_one_line(compose
         check(*composed("", "images", "data=folder"))
 
 
-def test_a_head_that_sees_the_time_stands_in_the_place_of_repas_alone(composed: Compose) -> None:
+def test_a_time_conditioned_head_replaces_only_repas_head(composed: Compose) -> None:
     check(*composed("repa_cifar10", "sit_time_head", "head.hidden=64"))
     with pytest.raises(UserError, match="TimeMLP needs head.hidden, which this head does not set: choose another head"):
         check(*composed("repa_cifar10", "sit_time_head", "head=irepa"))
 
 
-def test_a_door_with_parts_of_its_own_takes_arms(compose: Compose) -> None:
+def test_a_command_with_its_own_parts_accepts_arms(compose: Compose) -> None:
     overrides = ["+experiment=track_a", "+ablation=lora_16"]
     check(compose(*overrides, "bench.steps=2", root="bench"), overrides)
 
 
-def test_two_arms_at_once_are_no_arm(composed: Compose) -> None:
+def test_two_arms_at_once_are_refused(composed: Compose) -> None:
     with pytest.raises(UserError, match=r"besides loss\.warmup_steps it would change lora\.rank"):
         check(*composed("track_a", "[lora_16,no_warmup]"))
 

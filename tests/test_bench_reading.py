@@ -1,4 +1,4 @@
-"""The bench of reading, small: every reader reads every record, and the ratios belong to the rates."""
+"""The benchmark of reading at a small size: every reader reads every record, and the ratios follow from the rates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The console entry `urepa`: the commands under one name."""
+"""The console entry `urepa`: all commands under one name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every file in conf/ composes, and composes what its part can be built from."""
+"""Every file in conf/ composes, and its parts can be built."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def options(group: str) -> list[str]:
 
 
 def parts(config: Any) -> Iterator[dict[str, Any]]:
-    """Everything in a config that names its target."""
+    """All nodes of a config that have a target."""
     if isinstance(config, dict):
         if "_target_" in config:
             yield config
@@ -45,7 +45,7 @@ def parts(config: Any) -> Iterator[dict[str, Any]]:
 
 
 def check_targets(config: dict[str, Any]) -> None:
-    """Each target exists and takes exactly what it is given."""
+    """Each target exists and accepts exactly its settings."""
     for part in parts(config):
         target = get_object(part["_target_"])
         given = {k: v for k, v in part.items() if k != "_target_"}
@@ -93,8 +93,8 @@ def test_an_experiment_is_short_and_says_what_it_is_for(experiment: str) -> None
     assert sum(not line.startswith("#") for line in lines) < 20
 
 
-def test_repas_evaluation_is_of_its_sampler(compose: Compose) -> None:
-    """The command in its header is one, and the figure beside it is of 250 steps of the SDE."""
+def test_repas_evaluation_uses_its_sampler(compose: Compose) -> None:
+    """The command in the file's header composes, and the figure beside it belongs to 250 steps of the SDE."""
     header = (Path(CONF) / "experiment" / "repa_imagenet256.yaml").read_text()
     asked = next(line for line in header.splitlines() if "evaluation=inception " in line and line.startswith("# Ev"))
     overrides = [word for word in asked.split() if "=" in word]

@@ -1,4 +1,4 @@
-"""The door `python -m urepa.describe` in real processes."""
+"""The command `python -m urepa.describe` in real processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures on README's first screen are those of table.csv, and this is what `urepa.compare` makes of results/."""
+"""The figures on README's first screen are those of table.csv, which `urepa.compare` makes of results/."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def as_written(value: str, written: str) -> str:
 
 
 def on_the_page() -> Iterator[tuple[str, list[str]]]:
-    """README's table: what a row is of, and its cells."""
+    """README's table: the row labels and the cells."""
     lines = README.splitlines()
     begin = next(i for i, line in enumerate(lines) if line.startswith("| positions | "))
     positions = ""
@@ -80,8 +80,9 @@ def test_every_number_of_the_table_is_in_table_csv() -> None:
                 assert cell[-1] == ("●" if holm < 0.05 else "◐" if p < 0.05 else "○"), (name, metric)
 
 
-def test_the_way_and_the_clock_are_those_of_table_csv() -> None:
-    """In the sentence of docs/results.md: steps and minutes until the aligned arm is where its control ends."""
+def test_steps_and_minutes_are_those_of_table_csv() -> None:
+    """In the sentence of docs/results.md: steps and minutes until the aligned arm reaches the final value of its
+    control."""
     row = rows_of(POSITIONS / "table.csv")["aligned"]
     control = rows_of(POSITIONS / "table.csv")["control"]
     words = " ".join(DOCS.split())
@@ -98,7 +99,7 @@ def test_the_way_and_the_clock_are_those_of_table_csv() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("table", TABLES)
 def test_compare_makes_these_tables_of_the_stored_runs(table: str, tmp_path: Path) -> None:
-    """By README's command; of figures that a library computes, as far as versions agree."""
+    """With README's command; figures that a library computes may differ between its versions."""
     control = TABLES[table]
     for folder in POSITIONS.iterdir():
         if folder.is_dir() and (control == "control" or folder.name.startswith("sincos")):
@@ -117,7 +118,7 @@ def test_compare_makes_these_tables_of_the_stored_runs(table: str, tmp_path: Pat
             assert other == value or isclose(float(other), float(value), rel_tol=1e-6), (arm, key)
 
 
-def test_stored_runs_are_whole_and_of_one_commit() -> None:
+def test_stored_runs_are_complete_and_of_one_commit() -> None:
     summaries = [json.loads(file.read_text()) for file in sorted(POSITIONS.glob("*/seed*/summary.json"))]
     assert len(summaries) == SEEDS * len(STORED)
     assert {s["step"] for s in summaries} == {1000}

@@ -1,5 +1,5 @@
-"""The generate door: requests that a run cannot answer, folders that hold another request's images, the same images
-whatever they are made beside."""
+"""The generate command: requests that a run cannot fulfil, folders with another request's images, and images that do
+not depend on the others of a request."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def small(tmp_path_factory: pytest.TempPathFactory, compose: Compose, small_run:
 
 @pytest.fixture(scope="module")
 def ask(compose: Compose) -> Callable[..., dict[str, Any]]:
-    """ask(run, *overrides): the request as the door makes it."""
+    """ask(run, *overrides): the request as the command makes it."""
 
     def ask(run: Path, *overrides: str) -> dict[str, Any]:
         return check_run_request(compose(f"run='{run}'", "steps=2", *overrides, root="generate"))
@@ -62,7 +62,7 @@ def ask(compose: Compose) -> Callable[..., dict[str, Any]]:
         ("run=nowhere", "run=nowhere does not exist; give the folder of a run"),
     ],
 )
-def test_what_the_run_cannot_answer(run: Path, ask: Any, override: str, said: str) -> None:
+def test_requests_that_a_run_cannot_fulfil_are_refused(run: Path, ask: Any, override: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         ask(run, override)
 
@@ -78,8 +78,8 @@ def test_a_run_that_began_with_random_weights_has_no_base(small: Path, ask: Any)
 NAMES = ["zero", "one", "<b>two</b>", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
-def test_classes_are_asked_for_by_the_names_that_stay_with_a_run(small: Path, ask: Any) -> None:
-    """Without the track's caches: they lie with the run."""
+def test_classes_are_chosen_by_the_names_stored_with_a_run(small: Path, ask: Any) -> None:
+    """Without the track's caches: the names are stored with the run."""
     with pytest.raises(UserError, match="seven is a name, and the names of this run's classes are not known"):
         ask(small, "classes=[seven,1]")
     assert ask(small, "classes=1")["classes"] == [1]
@@ -107,7 +107,7 @@ def pixels(folder: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
-def test_an_image_is_the_same_whatever_it_is_made_beside(small: Path, ask: Any) -> None:
+def test_an_image_does_not_depend_on_the_others_of_a_request(small: Path, ask: Any) -> None:
     generate(ask(small, "n=3", "guidance=2", "classes=[7,1]"))
     (folder,) = (small / "generated").iterdir()
     assert folder.name == "step_00000010,ddim2,n=3,guidance=2,seed=0,classes=1+7"
@@ -136,7 +136,7 @@ def test_an_image_is_the_same_whatever_it_is_made_beside(small: Path, ask: Any) 
 
 
 @pytest.mark.slow
-def test_a_folder_holds_one_request(run: Path, root: Path, ask: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_contains_one_request(run: Path, root: Path, ask: Any, capsys: pytest.CaptureFixture[str]) -> None:
     out = root / "out"
     request = ("classes=[5]", "n=2", f"out={out}")
     generate(ask(run, *request))
@@ -148,7 +148,7 @@ def test_a_folder_holds_one_request(run: Path, root: Path, ask: Any, capsys: pyt
     assert "4 images (2 new)" in capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in (out / "images").iterdir()} == before
     assert len(list((out / "base").iterdir())) == 2
-    with pytest.raises(UserError, match=r"holds other images \(guidance: 1.0 there, 2.0 here\); give out=FOLDER"):
+    with pytest.raises(UserError, match=r"holds other images \(guidance: 1.0 there, 2.0 here\); give another folder"):
         generate(ask(run, *request, "guidance=2"))
     with pytest.raises(UserError, match=r"holds other images \(vae: sd there, another here\)"):
         generate(ask(run, *request, f"data.vae={root / 'another'}"))
@@ -156,7 +156,7 @@ def test_a_folder_holds_one_request(run: Path, root: Path, ask: Any, capsys: pyt
 
 
 @pytest.mark.slow
-def test_weights_that_are_missing_are_missed_before_the_first_step(
+def test_missing_weights_are_reported_before_the_first_step(
     run: Path, root: Path, ask: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(image_request, "sample_images")

@@ -1,5 +1,5 @@
-"""What a gated, a missing and an unreachable repository are called, whichever library was asked for it. The clients are
-the real ones; only the server, which this machine cannot reach, is ours."""
+"""The messages about a gated, a missing and an unreachable repository, whichever library requested it. The clients are
+the real ones; a local server replaces the hub, which this machine cannot reach."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ print(json.dumps(said))
 
 
 class Refusing(BaseHTTPRequestHandler):
-    """Answers as the hub does where it gives nothing."""
+    """Answers like the hub when it refuses a request."""
 
     def do_HEAD(self) -> None:
         gated = "gated" in self.path
@@ -81,9 +81,7 @@ def says(home: Path, *names: str, **environment: str) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_of_a_gated_repository_the_message_says_where_its_licence_is_and_how_to_log_in(
-    hub: str, tmp_path: Path
-) -> None:
+def test_the_message_on_a_gated_repository_names_its_licence_page_and_the_login(hub: str, tmp_path: Path) -> None:
     said = says(tmp_path, "owner/gated", "owner/gone", HF_ENDPOINT=hub, HF_TOKEN="hf_nobody")
     for what, text in said.items():
         page = "https://huggingface.co/" + "datasets/" * what.endswith("images") + "owner/gated,"
@@ -128,7 +126,7 @@ def test_a_vae_may_be_a_repository_of_its_own_or_a_part_of_a_pipelines(tmp_path:
 
 @pytest.mark.slow
 def test_a_unet_of_the_hubs_cache_is_read_and_another_familys_is_refused(tmp_path: Path) -> None:
-    """As a download leaves it; and where it was interrupted before the weights."""
+    """As a download leaves it; and if the download was interrupted before the weights."""
     revision = "ab" * 20
     for name in ("whole", "cut"):
         repository = tmp_path / "hub" / f"models--owner--{name}"

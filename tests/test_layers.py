@@ -1,4 +1,4 @@
-"""The house has floors: a room imports from itself and from lower floors, and Hydra stays at the top."""
+"""Packages have an order: each imports only itself and lower ones, and Hydra is imported only at the top."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ MODULES = sorted(p for p in ROOT.rglob("*.py"))
 
 
 def room_of(dotted: str) -> str:
-    """Of `urepa.data.reader`, say; a command is a room of its own, and so is `urepa` itself."""
+    """The package of a module, for example of `urepa.data.reader`; a command is its own package, and so is `urepa`
+    itself."""
     return dotted.split(".")[1] if "." in dotted else ""
 
 
@@ -41,7 +42,7 @@ def floor_of(dotted: str) -> int:
 
 @cache
 def imports(path: Path) -> tuple[str, ...]:
-    """Everything a file imports, also inside functions; `from urepa import x` as urepa.x."""
+    """All imports of a file, also inside functions; `from urepa import x` as urepa.x."""
     return tuple(_imports(path))
 
 
@@ -60,7 +61,7 @@ def dotted(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=dotted)
-def test_a_room_imports_from_itself_and_from_lower_floors(path: Path) -> None:
+def test_a_package_imports_only_itself_and_lower_ones(path: Path) -> None:
     own = dotted(path)
     ours = [name for name in imports(path) if name.split(".")[0] == "urepa"]
     others = [name for name in ours if room_of(name) != room_of(own)]
@@ -70,8 +71,8 @@ def test_a_room_imports_from_itself_and_from_lower_floors(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if floor_of(dotted(p)) < COMMANDS], ids=dotted)
-def test_hydra_is_for_what_composes(path: Path) -> None:
-    """Beside those, what builds the parts that a config names."""
+def test_only_composing_modules_import_hydra(path: Path) -> None:
+    """In addition, the module that builds the parts that a config names."""
     own = dotted(path)
     if room_of(own) not in COMPOSE and own != "urepa.training.assembly" and ".checks." not in own:
         assert {name for name in imports(path) if name.split(".")[0] == "hydra"} == set()
@@ -90,7 +91,7 @@ def test_the_mathematics_needs_torch_alone(name: str) -> None:
     assert roots <= {"__future__", "abc", "collections", "math", "numpy", "torch", "urepa"}
 
 
-def test_the_floors_name_rooms_that_are_there() -> None:
+def test_the_order_lists_existing_packages() -> None:
     rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")}
     assert set(FLOOR_OF) == rooms
     commands = {path.stem for path in ROOT.glob("*.py")} - {"__init__"}

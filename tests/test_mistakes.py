@@ -1,4 +1,4 @@
-"""Every mistake ends in one line that says what to do, with exit code 1, and leaves nothing behind."""
+"""Every mistake ends in one line that says what to do, with exit code 1, and leaves no files."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ EVERY = [*typed.ALL, *training.ALL, *runs.ALL, *others.ALL]
 
 
 def is_light(mistake: Mistake) -> bool:
-    """Is it to be said before a heavy package is imported? A run or an export beside it may have to be read."""
+    """Whether the mistake must be reported before a heavy package is imported. This does not hold if a run or an export
+    must be read."""
     return not (mistake.reads or mistake.bound or {"run", "export"} & set(mistake.beside.split()))
 
 
 def quick_and_slow(mistakes: list[Mistake]) -> tuple[list[Mistake], list[Mistake]]:
-    """The quick ones are of all commands and kinds."""
+    """The quick mistakes cover all commands and kinds."""
     return mistakes[::10], [mistake for mistake in mistakes if mistake not in mistakes[::10]]
 
 
@@ -48,14 +49,14 @@ def name(mistake: Mistake) -> str:
 
 
 def cases(quick: list[Mistake], slow: list[Mistake]) -> pytest.MarkDecorator:
-    """A test of each."""
+    """One test for each mistake."""
     params = [*quick, *(pytest.param(m, marks=pytest.mark.slow) for m in slow)]
     return pytest.mark.parametrize("mistake", params, ids=[name(m) for m in [*quick, *slow]])
 
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
-    """PARTS/{caches,run,export,images}: each as it is to lie in a user's folder."""
+    """PARTS/{caches,run,export,images}: each as in a user's folder."""
     root, work = tmp_path_factory.mktemp("parts"), tmp_path_factory.mktemp("work")
     edge.must("urepa.train", [*TINY, HERE], work)
     edge.must("urepa.export", [f"run={RUN}", "out=exported"], work)
@@ -89,7 +90,7 @@ def check(mistake: Mistake, code: int, out: str, err: str) -> None:
 
 
 @cases(*OTHERS)
-def test_a_mistake_is_said_in_one_line_and_leaves_nothing(
+def test_a_mistake_is_reported_in_one_line_and_leaves_no_files(
     mistake: Mistake, parts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     here = laid_out(mistake, parts, tmp_path / "here")
@@ -101,7 +102,7 @@ def test_a_mistake_is_said_in_one_line_and_leaves_nothing(
 
 
 def in_forks(jobs: list[dict[str, Any]], *flags: str) -> list[dict[str, Any]]:
-    """How commands end that may import no heavy package (`tests/light.py`), whatever this process has imported."""
+    """The ends of commands that may import no heavy package (`tests/light.py`), whatever this process has imported."""
     lines = "".join(f"{json.dumps(job)}\n" for job in jobs)
     command = [sys.executable, str(Path(light.__file__)), *flags]
     done = subprocess.run(command, input=lines, capture_output=True, text=True, timeout=600, check=True)
@@ -110,8 +111,8 @@ def in_forks(jobs: list[dict[str, Any]], *flags: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def light_end(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Mistake], dict[str, Any]]:
-    """How a light mistake ends, and whether its folder is as it was; the quick ones are made at once, and so are the
-    slow ones, when the first is asked for."""
+    """The end of a light mistake, and whether its folder is unchanged. The quick ones are run together, and so are the
+    slow ones, when the first is requested."""
     ends: dict[int, dict[str, Any]] = {}
 
     def make(mistakes: list[Mistake]) -> None:
@@ -134,7 +135,7 @@ def light_end(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
 
 
 @cases(*LIGHT)
-def test_a_mistake_is_said_before_a_heavy_package_is_imported(
+def test_a_mistake_is_reported_before_a_heavy_package_is_imported(
     mistake: Mistake, light_end: Callable[[Mistake], dict[str, Any]]
 ) -> None:
     end = light_end(mistake)
@@ -175,7 +176,7 @@ IN_PROCESSES = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mistake", IN_PROCESSES, ids=map(name, IN_PROCESSES))
-def test_a_real_process_says_the_same(mistake: Mistake, parts: Path, tmp_path: Path) -> None:
+def test_a_real_process_prints_the_same(mistake: Mistake, parts: Path, tmp_path: Path) -> None:
     here = laid_out(mistake, parts, tmp_path / "here")
     before = edge.content(here)
     command = [sys.executable, "-m", mistake.command, *shlex.split(mistake.typed)]
@@ -197,7 +198,7 @@ FULL = [  # what is asked on a full disk, beside what
 @pytest.mark.slow
 @pytest.mark.parametrize("free", [0, 12_288])
 @pytest.mark.parametrize(("command", "typed", "beside"), FULL, ids=[row[0] for row in FULL])
-def test_a_full_disk_is_said_in_one_line(
+def test_a_full_disk_is_reported_in_one_line(
     free: int,
     command: str,
     typed: str,
@@ -206,7 +207,7 @@ def test_a_full_disk_is_said_in_one_line(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """With nothing left, and with room for the first small files: what was there stays as it was."""
+    """Without any free space, and with space for the first small files: existing files are unchanged."""
     mistake = Mistake(command, typed, "No space left on device", beside)
     with small_disk(tmp_path / "here", 64_000_000):
         here = tmp_path / "here"

@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, and lie in git without what they showed."""
+"""The notebooks run from top to bottom, and are stored in git without their outputs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def code(notebook: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_it_is_short_stripped_and_ours(path: Path) -> None:
+def test_a_notebook_is_short_and_without_outputs_and_imports_urepa(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -84,7 +84,7 @@ def executed(name: str, folder: Path, **parameters: Any) -> Any:
 
 
 def shown(notebook: Any, kind: str) -> list[str]:
-    """All outputs of a MIME type; what was printed counts as text/plain, and comes first."""
+    """All outputs of a MIME type; printed text counts as text/plain and comes first."""
     outputs = [out for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs]
     printed = [out.text for out in outputs if out.get("name") == "stdout" and kind == "text/plain"]
     return printed + [out.data[kind] for out in outputs if kind in out.get("data", {})]
@@ -98,8 +98,8 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-def test_quickstart_and_what_its_tap_sees(tmp_path: Path) -> None:
-    """The first trains a small run, the third opens it."""
+def test_the_quickstart_and_alignment_notebooks_run(tmp_path: Path) -> None:
+    """The first notebook trains a small run, and the third opens it."""
     work = f"Path({str(tmp_path)!r})"
     overrides = [*SMALL, "data.root=data/digits"]
     quickstart = executed("quickstart", tmp_path, WORK=work, OVERRIDES=overrides)
@@ -122,8 +122,8 @@ def test_quickstart_and_what_its_tap_sees(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-def test_compare(compose: Compose, tmp_path: Path) -> None:
-    """λ × depth over made-up run folders: the grid, and the same table as the door's."""
+def test_the_compare_notebook_runs(compose: Compose, tmp_path: Path) -> None:
+    """λ × depth over made-up run folders: the grid, and the same table as the command's."""
     import sys
 
     sys.path.insert(0, str(Path(__file__).parent / "reports" / "comparison"))

@@ -1,4 +1,4 @@
-"""A user's own package: the files of docs/own-package.md, as real commands on a folder beside the checkout."""
+"""A user's own package: the files of docs/own-package.md, as real commands with a folder beside the checkout."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TRAIN = [*SMALL, "trainer.max_steps=12", "trainer.validate_every=6", "evaluation
 
 
 def write(folder: Path) -> Path:
-    """The page's files, and a torch that cannot be imported."""
+    """Writes the page's files, and a torch that cannot be imported."""
     for name, text in FILES.items():
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -40,8 +40,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def call(work: Path, module: str, *arguments: str, more: str = "") -> subprocess.CompletedProcess[str]:
-    """`python -m MODULE ARGUMENTS` in that folder, which is on PYTHONPATH. `more`: a folder in it that comes first, and
-    for it a process that has imported nothing."""
+    """Runs `python -m MODULE ARGUMENTS` in that folder, which is on PYTHONPATH. `more`: a folder in it that comes first
+    on PYTHONPATH, with a process that has imported nothing."""
     path = [str(work / more), str(work)] if more else [str(work)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([*path, os.environ.get("PYTHONPATH", "")])}
     environment |= {"COLUMNS": "100"}
@@ -53,7 +53,7 @@ def call(work: Path, module: str, *arguments: str, more: str = "") -> subprocess
 
 
 def refused(work: Path, module: str, *arguments: str, more: str = "without") -> str:
-    """The one line with which it ends."""
+    """The one line with which the command ends."""
     done = call(work, module, *arguments, more=more)
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
@@ -70,7 +70,7 @@ def test_the_page_has_every_file() -> None:
     ("typed", "said"), re.findall(r"^\| `((?:head|teacher)=[^`]+)` \| `([^`]+)` \|$", PAGE.read_text(), re.MULTILINE)
 )
 def test_the_mistakes_of_the_page(work: Path, typed: str, said: str) -> None:
-    """Each without torch. `...` stands for anything."""
+    """Each without torch. `...` matches anything."""
     pattern = ".+".join(map(re.escape, said.split("...")))
     assert re.fullmatch(pattern, refused(work, "urepa.train", *OWN, *typed.split()))
 
@@ -109,15 +109,15 @@ def test_mistakes_in_files(tmp_path: Path, file: str, before: str, after: str, s
 
 
 @pytest.mark.slow
-def test_a_part_that_nobody_declares_is_refused(work: Path) -> None:
-    """Nothing of it is imported, and a folder that is not there is said."""
+def test_an_undeclared_part_is_refused(work: Path) -> None:
+    """Nothing is imported from it, and a missing folder is reported."""
     line = refused(work, "urepa.train", "head._target_=my_parts.norm_head.NormHead")
     assert "is not a declared part: name it in a file of FOLDER/head, and give --config-dir FOLDER" in line
     assert "there is no folder" in refused(work, "urepa.train", "--config-dir", "elsewhere")
 
 
-def test_each_part_is_declared_as_what_its_place_says(tmp_path: Path) -> None:
-    """Of any group, of what a part holds, and of a file that begins at a config's root; not of urepa, not of Hydra."""
+def test_each_parts_kind_follows_from_its_place_in_the_config(tmp_path: Path) -> None:
+    """For any group, for a part inside a part, and for a file at a config's root; not for urepa's or Hydra's own."""
     classes = {"One": "EfficientNetLite0", "Two": "Pixels", "Three": "GeneratedImages", "Four": "AdamW"}
     classes["Five"] = "EfficientNetLite0"
     text = "from dataclasses import dataclass\n"
@@ -175,7 +175,7 @@ def test_training_stores_the_parts(trained: Path) -> None:
 
 
 @pytest.mark.slow
-def test_compare_has_the_metric_as_it_is_declared(trained: Path) -> None:
+def test_compare_shows_the_metric_as_declared(trained: Path) -> None:
     done = call(trained, "urepa.compare", *OWN)
     assert done.returncode == 0, done.stderr
     assert "rank of the tap\u00a0↑" in done.stdout
@@ -199,7 +199,7 @@ def test_describe_and_help_show_them(trained: Path) -> None:
 
 @pytest.mark.slow
 def test_a_teachers_tokens_are_what_the_formula_says(trained: Path) -> None:
-    """Of the images that the run trained on, read back from its store: numpy's gradients, binned one by one."""
+    """For the images that the run trained on, read back from its store: numpy's gradients, binned one by one."""
     code = """
 import json, numpy as np, torch
 from my_parts.hog import Hog
@@ -243,7 +243,7 @@ def test_a_stored_run_is_read_with_the_folder_and_refused_without(trained: Path)
 
 @pytest.mark.slow
 def test_a_sweep_runs_from_a_copy_that_has_the_folders_files(trained: Path) -> None:
-    """Each run is a process that finds the package by what the copy names."""
+    """Each run is a process that finds the package by the paths in the copy."""
     arguments = [*SMALL, "trainer.max_steps=2", "evaluation=none", "head=norm", "head.groups=4,8"]
     done = call(trained, "urepa.train", *OWN, "-m", *arguments, "hydra/launcher=local")
     assert done.returncode == 0, done.stderr

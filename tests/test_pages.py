@@ -1,4 +1,4 @@
-"""README and docs/: their commands compose, their links lead somewhere."""
+"""README and docs/: their commands compose, and their links lead to existing places."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LONGEST = 220  # lines of README
 
 
 def blocks(page: Path) -> Iterator[str]:
-    """The lines of code blocks, indented or fenced, continued lines joined."""
+    """The lines of code blocks, indented or fenced, with continued lines joined."""
     fenced, joined = False, ""
     for line in page.read_text().splitlines():
         if line.startswith("```"):
@@ -44,7 +44,7 @@ def blocks(page: Path) -> Iterator[str]:
 
 
 def commands(page: Path) -> Iterator[tuple[str, list[str]]]:
-    """Each command of ours: its module and arguments."""
+    """Each command of urepa: its module and arguments."""
     for line in blocks(page):
         for part in re.split(r" && |^\$ ", line):
             words = shlex.split(part, comments=True) if "python -m " in part else []
@@ -56,7 +56,7 @@ ALL = sorted({(module, tuple(words)) for page in PAGES for module, words in comm
 
 
 def first_of_each(arguments: list[str]) -> list[str]:
-    """A sweep's first run: the first value of each override that has several."""
+    """A sweep's first run: the first value of each override with several."""
     chosen = []
     for override in OverridesParser.create().parse_overrides(arguments):
         value = override.value()
@@ -100,13 +100,13 @@ def test_a_command_of_a_page_composes(module: str, words: tuple[str, ...], compo
 
 
 def anchors(page: Path) -> set[str]:
-    """As code hosts make them of headings."""
+    """The anchors that code hosts make of headings."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_lead_to_existing_places(page: Path) -> None:
     for target in LINK.findall(page.read_text()):
         if "://" in target:
             continue

@@ -1,4 +1,4 @@
-"""The door `python -m urepa.plan` in real processes: tables, sweeps, files, measurements, mistakes."""
+"""The command `python -m urepa.plan` in real processes: tables, sweeps, files, measurements, mistakes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("HYDRA_FULL_ERRO
 
 
 def run(folder: Path, *arguments: str, python: tuple[str, ...] | None = None) -> subprocess.CompletedProcess[str]:
-    """`python`: what Python itself is given, in a process that has imported nothing, also not how to reach the hub."""
+    """`python`: the arguments of Python itself, in a process that has imported nothing, also not the code to reach the
+    hub."""
     if python is None:
         return forks.run(["-m", "urepa.plan", *arguments], folder, env=ENVIRONMENT)
     command = [sys.executable, *python, "-m", "urepa.plan", *arguments]
@@ -121,7 +122,7 @@ def test_a_mistake_is_one_line_without_loading_torch(tmp_path: Path, arguments: 
 
 
 @pytest.mark.slow
-def test_a_mistake_that_only_the_parts_know(tmp_path: Path) -> None:
+def test_a_mistake_that_only_built_parts_find(tmp_path: Path) -> None:
     done = run(tmp_path, "measured=nowhere.json")
     assert done.returncode == 1
     assert done.stderr.startswith("error: measured=nowhere.json: there is no such file")

@@ -1,6 +1,8 @@
-"""What an experiment needs is fetched once, written down and held to; here from a stand-in for the hub.
+"""The files that an experiment needs are downloaded once, recorded and then used; here from a local stand-in for the
+hub.
 
-The client is huggingface_hub itself; only the server, which this machine cannot reach, is ours."""
+The client is huggingface_hub itself; a local server replaces the hub, which this machine cannot reach.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,7 @@ def test_what_evaluations_load_is_fetched_too(compose: Callable[..., dict[str, A
 
 
 def test_text_encoders_are_fetched_too(compose: Callable[..., dict[str, Any]]) -> None:
-    """Those of the hub alone."""
+    """Only those on the hub."""
     captions = ["data=captions", "backbone=text_unet", "data.images=photos", "data.num_classes=2"]
     assert not required_files(compose(*captions)).keys() & {"owner/sdxl@v1"}
     of_sdxl = [*captions, "text_encoder@data.text_encoder=sdxl", "data.text_encoder.model=owner/sdxl@v1"]
@@ -59,7 +61,7 @@ def test_text_encoders_are_fetched_too(compose: Callable[..., dict[str, Any]]) -
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Just enough of the hub's interface: a repository's listing, and its files by revision."""
+    """The part of the hub's interface that is needed: a repository's listing, and its files by revision."""
 
     repository = "facebook/dinov2-large"
     files: dict[str, bytes] = {}
@@ -106,7 +108,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture(params=["facebook/dinov2-large"])
 def hub(request: Any, tmp_path: Path) -> Iterator[str]:
-    """With one repository: a DINOv2, or a CLIP's pipeline under any other name."""
+    """A hub with one repository: a DINOv2, or a CLIP's pipeline under any other name."""
     Hub.repository = request.param
     write = write_dinov2 if "dinov2" in Hub.repository else write_clip_text
     folder = write(tmp_path / "repository")
@@ -149,7 +151,7 @@ def test_what_was_fetched_loads_with_the_hub_switched_off(hub: str, tmp_path: Pa
 @pytest.mark.slow
 @pytest.mark.parametrize("hub", ["owner/clip"], indirect=True)
 def test_a_text_encoder_that_was_fetched_loads_with_the_hub_switched_off(hub: str, tmp_path: Path) -> None:
-    """Its folders alone, by its name and by its revision; another one is a line that says what to do."""
+    """Only its folders, by its name and by its revision; for another one a line says what to do."""
     given = [
         "data=captions",
         "backbone=text_unet",

@@ -1,4 +1,4 @@
-"""SiT with REPA through the house's own trainer: what a step adds up, pairs, resuming, and what is flipped."""
+"""SiT with REPA through the project's own trainer: the terms of a step, pairs, resuming, and flips."""
 
 from __future__ import annotations
 
@@ -90,9 +90,9 @@ def test_spatial_normalisation_changes_the_target_alone(train: Build) -> None:
 
 
 @pytest.mark.slow
-def test_a_sample_near_the_data_is_pulled_harder(train: Build) -> None:
-    """λ·2·(1 − t) of its token loss, in the loss that trains and in the validation's total; what is reported of the
-    token loss is the plain mean."""
+def test_alignment_weighs_samples_near_the_data_more(train: Build) -> None:
+    """λ·2·(1 − t) of its token loss, in the training loss and in the validation's total; the reported token loss is the
+    plain mean."""
     trainer = train("loss.time_power=1")
     (batch,) = trainer.reader.read(0)
     terms, output = step_terms(trainer.model, trainer.objective, trainer.loss, batch, 0, lambda x: x)
@@ -113,7 +113,7 @@ def test_a_sample_near_the_data_is_pulled_harder(train: Build) -> None:
 
 
 @pytest.mark.slow
-def test_a_head_that_sees_the_time_trains_resumes_and_is_read(train: Build) -> None:
+def test_a_time_conditioned_head_trains_resumes_and_is_evaluated(train: Build) -> None:
     plain = train()
     first = weights(plain, "heads.")
     trainer = train("head._target_=urepa.method.heads.time_mlp.TimeMLP")
@@ -139,7 +139,7 @@ def test_a_head_that_sees_the_time_trains_resumes_and_is_read(train: Build) -> N
     assert not torch.allclose(again, otherwise)
 
 
-def test_after_the_stop_the_teacher_is_not_asked_and_training_goes_on(train: Build) -> None:
+def test_after_the_stop_training_continues_without_the_teacher(train: Build) -> None:
     trainer = train("schedule.stop_step=2")
     assert [trainer.loss.lam(step) for step in (0, 1, 2, 9)] == [0.5, 0.5, 0.0, 0.0]
     asked, read = [], trainer.reader.cache.tokens[""].tensor
@@ -240,7 +240,7 @@ def test_lora_on_a_sit_trains_adapters_and_head_alone(train: Build, sit_file: Pa
 def test_a_loras_file_gives_the_trained_model_again(
     train: Build, compose: Compose, small_sit: list[str], sit_file: Path
 ) -> None:
-    """Of a run's folder: base weights and the adapters' alone are read, and W + α/r·B·A is what was trained."""
+    """From a run's folder: only base weights and the adapters' are read, and W + α/r·B·A equals the trained weights."""
     overrides = (*LORA, "lora.rank=4", "lora.alpha=16", f"backbone.weights={sit_file}")
     trainer = train(*overrides)
     steps(trainer, 0, 3)
@@ -268,13 +268,13 @@ def test_a_loras_file_gives_the_trained_model_again(
 
 
 @pytest.mark.parametrize("lora", ["mid_attention", "mid_attention_conv", "mid_attention_16"])
-def test_a_u_nets_adapters_are_refused(train: Build, sit_file: Path, lora: str) -> None:
+def test_adapters_of_a_unet_are_refused(train: Build, sit_file: Path, lora: str) -> None:
     with pytest.raises(UserError, match=r"lora.targets=\w+ lora.blocks=mid: a transformer has neither .* lora=all_att"):
         train(f"lora={lora}", "optimizer=adamw_lora", f"backbone.weights={sit_file}")
 
 
 def test_training_lowers_both_losses(train: Build) -> None:
-    """One batch, again and again: both terms are learnt."""
+    """On one repeated batch both terms decrease."""
     trainer = train("optimizer.warmup_ratio=0", "optimizer.final_ratio=1")
     batches = trainer.reader.read(0)
     first = trainer.update(0, batches, with_tap_gradients=True).terms.means()
@@ -311,7 +311,7 @@ def test_a_resumed_run_ends_where_an_undisturbed_one_does(train: Build) -> None:
     assert all(torch.equal(v, whole[k]) for k, v in weights(trainer, "").items())
 
 
-def test_validation_speaks_of_times_in_tenths(train: Build) -> None:
+def test_validation_reports_times_in_tenths(train: Build) -> None:
     row = train().validate(0)
     assert 0 < row["val/diffusion"] == pytest.approx(row["floor/zero_predictor"])  # it predicts 0 as yet
     bins = [k for k in row if k.startswith("val/diffusion_by_t/")]
@@ -328,7 +328,7 @@ def test_half_of_the_batch_may_have_a_diffusion_term(train: Build) -> None:
     trainer.update(0, trainer.reader.read(0), with_tap_gradients=False)
 
 
-def test_a_grid_that_does_not_fit_is_said(train: Build) -> None:
+def test_an_unsuitable_grid_is_reported(train: Build) -> None:
     trainer = train("backbone.patch=2", "head=conv")
     steps(trainer, 0, 1)
     with pytest.raises(UserError, match=r"the tap has 8x8 tokens and the teacher 4x4"):
@@ -336,7 +336,7 @@ def test_a_grid_that_does_not_fit_is_said(train: Build) -> None:
 
 
 @pytest.mark.slow
-def test_its_cost_is_planned(compose: Compose) -> None:
+def test_a_plan_gives_the_cost_of_repa(compose: Compose) -> None:
     planned = plan(compose("+experiment=repa_imagenet256", "backbone=sit_b2"), Device("x", "cuda", 1e15, 141e9))
     by_part = planned.counted.parameters
     assert list(by_part) == ["embedding", "blocks", "output", "head"]

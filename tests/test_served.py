@@ -1,5 +1,5 @@
-"""Runs as a version before the package had rooms stored them, in tests/stored: this version composes the same of the
-same command, so they go on, are evaluated and are compared as the same arms."""
+"""Runs in tests/stored, from the version before the package was divided into folders: this version composes the same
+configs from the same commands, so the runs continue, are evaluated and are compared as the same arms."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_same_command_composes_the_stored_run(compose: Callable[..., dict[st
     assert identity(agreed, seed=True) == identity(as_text(stored), seed=True)
 
 
-def test_its_folder_is_a_run_and_its_arm_is_ours(compose: Callable[..., dict[str, Any]]) -> None:
+def test_a_stored_folder_is_a_run_of_the_same_arm(compose: Callable[..., dict[str, Any]]) -> None:
     composed = compose(*COMMANDS["quickstart"])
     del composed["arm"]
     (run,) = find_folders(str(BEFORE / "quickstart"))
@@ -79,7 +79,7 @@ def test_its_folder_is_a_run_and_its_arm_is_ours(compose: Callable[..., dict[str
 
 @pytest.fixture
 def in_mlflow(tmp_path: Path, empty_db: Path) -> Any:
-    """A store with that run, as its version left it there: a client and the run's id."""
+    """A store with that run, as its version left it: a client and the run's id."""
     client = connect(f"sqlite:///{shutil.copy(empty_db, tmp_path / 'mlflow.db')}")
     parameters = flatten(read_plain(BEFORE / "quickstart" / "seed0" / "config.yaml"))
     run = client.create_run("0", tags=json.loads((BEFORE / "quickstart" / "seed0" / "tags.json").read_text()))
@@ -89,8 +89,8 @@ def in_mlflow(tmp_path: Path, empty_db: Path) -> Any:
 
 
 @pytest.mark.slow
-def test_mlflow_has_what_its_folder_has(in_mlflow: Any) -> None:
-    """Also after this version has written there: a parameter stays as it was, and new ones stand beside it."""
+def test_mlflow_has_the_contents_of_the_folder(in_mlflow: Any) -> None:
+    """Also after this version has written to it: existing parameters are unchanged, and new ones are added."""
     client, run_id = in_mlflow
     (folder,) = find_folders(str(BEFORE / "quickstart"))
     assert FACTS_TAG in client.get_run(run_id).data.tags

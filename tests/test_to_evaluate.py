@@ -1,4 +1,4 @@
-"""What `urepa.evaluate` refuses of a request, and not of a run that is finished."""
+"""What `urepa.evaluate` refuses in a request, and accepts in a finished run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from urepa.evaluate import evaluation_config
 from urepa.runs.run_folder import RunFolder
 
 
-def test_a_finished_run_opens_whatever_its_numbers_and_a_request_is_checked(
+def test_numbers_of_a_finished_run_are_accepted_and_those_of_a_request_are_checked(
     tmp_path: Path, compose: Callable[..., dict[str, Any]]
 ) -> None:
     config = compose("tracking=none", "optimizer.lr.backbone=1e20", "trainer.threads=4096")
@@ -33,7 +33,7 @@ def test_a_finished_run_opens_whatever_its_numbers_and_a_request_is_checked(
         evaluation_config(asked)
 
 
-def test_credentials_go_to_no_server_that_a_config_alone_names(
+def test_credentials_are_not_sent_to_a_server_that_only_a_config_names(
     tmp_path: Path, compose: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = "http://127.0.0.1:1"

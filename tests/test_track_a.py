@@ -1,4 +1,4 @@
-"""Track A on SD-1.5, small and real: what it says, what it trains, its arms, its checkpoints."""
+"""Track A on SD-1.5, small and real: its settings, its trained weights, its arms and its checkpoints."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def trainer_for(config: dict[str, Any], folder: Path) -> Any:
     return build(config, folder, Accelerator(cpu=True), shipper)[0]
 
 
-def test_track_a_says_what_the_document_says() -> None:
+def test_track_a_has_the_documented_settings() -> None:
     config = composed()
     trainer, loss, objective = config["trainer"], config["loss"], config["objective"]
     assert objective["_target_"].endswith("DDPMVelocity")
@@ -81,7 +81,7 @@ def test_track_a_says_what_the_document_says() -> None:
         ("track_b", {"data.name", "data.root", "data.train", "data.train_images", "backbone.prompts"}),
     ],
 )
-def test_the_other_experiments_change_only_what_they_say(experiment: str, changed: set[str]) -> None:
+def test_the_other_experiments_change_only_what_they_name(experiment: str, changed: set[str]) -> None:
     from urepa.core.nested_dicts import flatten
 
     prepare()
@@ -220,8 +220,9 @@ def test_gradient_checkpointing_changes_no_gradient(small: dict[str, Path], tmp_
 @pytest.mark.usefixtures("room_for_sd15")
 @pytest.mark.timeout(1500)
 def test_three_steps_of_track_a_on_the_real_architecture(tmp_path: Path) -> None:
-    """Random weights in a local diffusers folder, the store's own cache, both warm-ups at 0. At 16x16 latents: which
-    weights train and what is kept for them is the architecture's, and a step at 64x64 takes 20 times as long."""
+    """Random weights in a local diffusers folder, the store's own cache, both warm-ups at 0. With 16x16 latents: the
+    architecture determines which weights train and what is kept for them, and a step at 64x64 takes 20 times as
+    long."""
     write_unet(tmp_path / "weights", **FAMILIES["sd15"].architecture)
     write_cache(tmp_path / "data", 4, (4, 16, 16), 768, TEACHER)
     config = composed(

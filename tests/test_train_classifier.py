@@ -1,4 +1,4 @@
-"""The command that trains a track's classifier, and the evaluation that reads it."""
+"""The command that trains a track's classifier, and the evaluation that uses it."""
 
 from __future__ import annotations
 
@@ -40,10 +40,8 @@ def test_the_command_writes_one_file_once(images: Path, tmp_path: Path, capfd: p
 
 
 @pytest.mark.slow
-def test_a_summary_says_in_whose_features_images_were_compared(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Trained, evaluated without the classifier, with it, and with its track at another place."""
+def test_a_summary_records_the_encoder_of_an_evaluation(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Trained, evaluated without the classifier, with it, and with its track in another folder."""
     edge.must("urepa.train", [*TINY, HERE], tmp_path)
     few = ["subset=20", "kid_subsets=2", "kid_subset_size=5", "images.steps=2", "images.count=20"]
     asked = ["evaluation=cifar10_fd", *(f"evaluation.generation.{one}" for one in few)]

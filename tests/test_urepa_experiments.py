@@ -1,5 +1,5 @@
-"""U-REPA on SD-1.5, SDXL and Kolors under captions: what the experiments say, what they cost at full size, the example
-of SimpleTuner's page on top of them, and each of them from photographs to steps with small random networks."""
+"""U-REPA on SD-1.5, SDXL and Kolors with captions: the experiments' settings, their costs at full size, the example of
+SimpleTuner's page with each, and each of them from photographs to training steps with small random networks."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_the_objective_is_the_familys(compose: Compose, experiment: str) -> None
 
 @EVERY
 def test_the_tracks_teacher_is_the_experiments(compose: Compose, experiment: str) -> None:
-    """So the command in its header makes the tokens that it reads."""
+    """So the command in its header makes the tokens that the run reads."""
     config = compose(*given(experiment))
     parts = compose(f"data={config['data']['name']}", *ELSEWHERE, root="preprocess")
     assert (parts["data"], parts["teacher"]) == (config["data"], config["teacher"])
@@ -151,8 +151,8 @@ SIZES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", SIZES)
-def test_it_is_planned_and_described_at_full_size(compose: Compose, experiment: str) -> None:
-    """Without weights. The head is LayerNorm over 1280 channels, and one dense layer."""
+def test_an_experiment_is_planned_and_described_at_full_size(compose: Compose, experiment: str) -> None:
+    """Without weights. The head is a LayerNorm over 1280 channels and one dense layer."""
     config = compose(*given(experiment))
     planned = plan(config, H200)
     backbone, adapters, dense = SIZES[experiment]
@@ -192,7 +192,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def bf16() -> Iterator[Any]:
-    """An accelerator of the experiments' precision, on the CPU."""
+    """An accelerator with the experiments' precision, on the CPU."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
@@ -201,7 +201,7 @@ def bf16() -> Iterator[Any]:
 
 
 def write_networks(folder: Path, experiment: str) -> Path:
-    """The text encoder and a U-Net for its widths, as a pipeline's folder."""
+    """Writes the text encoder and a U-Net for its widths, in the layout of a pipeline's folder."""
     from diffusers import UNet2DConditionModel
 
     WRITE[experiment](folder)
@@ -215,7 +215,7 @@ def write_networks(folder: Path, experiment: str) -> Path:
 
 
 def small(place: Path, networks: Path, root: Path, experiment: str) -> tuple[list[str], list[str]]:
-    """Overrides of the data and the teacher, and of the rest of a run."""
+    """Overrides for the data and the teacher, and for the rest of a run."""
     tokens, vector = OF_TEXT[experiment]
     data = [f"data.images={place / 'images'}", f"data.root={root}", "data.val_images=8", "data.image_size=128", LATENT]
     data += [f"data.vae={place / 'sd'}", f"data.text_encoder.model={networks}", f"data.text_encoder.width={tokens}"]
@@ -229,8 +229,10 @@ def small(place: Path, networks: Path, root: Path, experiment: str) -> tuple[lis
 
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", [SD15, SDXL, pytest.param(KOLORS, marks=needs_sentencepiece)])
-def test_it_runs_from_photographs_on(compose: Compose, bf16: Any, place: Path, tmp_path: Path, experiment: str) -> None:
-    """The stages of the command in its header, then a run in its precision, of buckets where the track has them."""
+def test_an_experiment_runs_from_photographs_to_training(
+    compose: Compose, bf16: Any, place: Path, tmp_path: Path, experiment: str
+) -> None:
+    """The stages of the command in its header, then a run with its precision, in buckets if the track has them."""
     data, rest = small(place, write_networks(tmp_path / "networks", experiment), tmp_path / "cache", experiment)
     name = compose(f"+experiment={experiment}", *data)["data"]["name"]
     parts = compose(f"data={name}", *data, root="preprocess")

@@ -1,5 +1,5 @@
-"""Small random text encoders of the model families, in the folders and with the tokenizers that their pipelines have,
-and the declarations that read them."""
+"""Small random text encoders of the model families, in the folders and with the tokenizers of their pipelines, and the
+declarations that read them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def write_sdxl(folder: Path) -> SDXLText:
-    """Of widths 16 and 24, with a vector of 20; the second tokenizer pads with another token."""
+    """Writes encoders of widths 16 and 24, with a vector of 20; the second tokenizer pads with another token."""
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
     write_clip_text(folder, seed=0)
@@ -42,7 +42,7 @@ def write_sdxl(folder: Path) -> SDXLText:
 
 
 def write_t5(folder: Path) -> T5:
-    """Of width 16, as the first text encoder; letters and a few syllables, else unknown."""
+    """Writes an encoder of width 16, as the first text encoder; letters and a few syllables, all else unknown."""
     from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
@@ -56,7 +56,7 @@ def write_t5(folder: Path) -> T5:
 
 
 def write_gemma(folder: Path) -> Gemma:
-    """Of width 16; bytes and a few syllables. Its tokenizer pads at the beginning."""
+    """Writes an encoder of width 16; bytes and a few syllables. Its tokenizer pads at the beginning."""
     from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
 
     pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{i:02X}>" for i in range(256)), "▁"]
@@ -81,7 +81,7 @@ def write_gemma(folder: Path) -> Gemma:
 
 
 def write_kolors(folder: Path) -> ChatGLM:
-    """Of width 32; its tokenizer is trained by sentencepiece."""
+    """Writes an encoder of width 32; its tokenizer is trained by sentencepiece."""
     import sentencepiece
     from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel
     from diffusers.pipelines.kolors.tokenizer import ChatGLMTokenizer

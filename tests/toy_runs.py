@@ -1,4 +1,4 @@
-"""Run folders as training leaves them, without training: small SDs whose adapters do something, and their parts."""
+"""Run folders as training leaves them, without training: small SDs whose adapters have an effect, and their parts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from urepa.training.assembly import build_loss, build_model, build_part
 
 
 def write_run(folder: Path, config: dict[str, Any], step: int) -> Path:
-    """A run's folder with a checkpoint at `step`: its EMA weights are its first weights, well shaken."""
+    """Writes a run's folder with a checkpoint at `step`: its EMA weights are its initial weights with strong noise."""
     folder.mkdir(parents=True)
     RunFolder(folder).store_config(config)
     loss, track = build_loss(config), build_part(config["data"])

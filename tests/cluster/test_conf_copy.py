@@ -1,4 +1,4 @@
-"""The copy of conf/ that a sweep composes from."""
+"""The copy of conf/ from which a sweep composes."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def write(folder: Path, **files: str) -> Path:
     return folder
 
 
-def test_one_folder_for_one_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Later folders add what earlier ones do not have, as Hydra's search path does; a damaged copy is made anew."""
+def test_equal_content_shares_one_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Later folders add files that earlier ones lack, as in Hydra's search path; a damaged copy is made again."""
     monkeypatch.chdir(tmp_path)
     first = write(tmp_path / "first", root="a: 1\n", group__x="b: 1\n")
     second = write(tmp_path / "second", root="a: 2\n", group__y="b: 2\n")
@@ -49,8 +49,10 @@ def test_one_folder_for_one_content(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(list((tmp_path / PLACE).iterdir())) == 2
 
 
-def test_it_composes_as_conf_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compose: Callable[..., Any]) -> None:
-    """`compose`: the schema and the resolvers are there."""
+def test_the_copy_composes_as_conf_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compose: Callable[..., Any]
+) -> None:
+    """`compose` registers the schema and the resolvers."""
     monkeypatch.chdir(tmp_path)
     copy = str(copy_configs([Path(CONF)]))
     both = []
@@ -61,9 +63,9 @@ def test_it_composes_as_conf_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.slow
-def test_what_is_edited_after_a_launcher_has_begun_changes_no_run(tmp_path: Path) -> None:
-    """Its runs are processes that compose for themselves, the second one after the first. Here each ends in the mistake
-    that the configs of the beginning have; --config-dir holds for them too."""
+def test_edits_after_a_launcher_has_started_change_no_run(tmp_path: Path) -> None:
+    """The launcher's runs are processes that compose for themselves, the second after the first. Here each ends with an
+    error that the original configs cause; --config-dir applies to them too."""
     own = write(tmp_path / "own", ablation__mine="# @package _global_\ntrainer:\n  log_every: -2\n")
     command = [sys.executable, "-m", "urepa.train", "-m", "--config-dir", str(own), "+ablation=mine", *LAUNCHER]
     launcher = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Hydra's launchers as they compose, and a sweep on this machine."""
+"""Hydra's launchers as they are composed, and a sweep on this machine."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ def test_a_field_hides_no_method_of_hydras() -> None:
 
 @pytest.mark.parametrize("group", ["experiment", "ablation"])
 def test_no_experiment_chooses_a_launcher(group: str) -> None:
-    """Hydra ignores it there, in sweeps, without a word."""
+    """Hydra silently ignores a launcher that an experiment chooses, in sweeps."""
     files = sorted((Path(CONF) / group).glob("*.yaml"))
     assert files
     assert [file.name for file in files if "hydra/" in file.read_text()] == []
 
 
 @pytest.mark.slow
-def test_a_sweep_of_mistakes_on_this_machine(tmp_path: Path) -> None:
-    """Each said in its line; both were tried."""
+def test_each_mistake_of_a_local_sweep_is_reported(tmp_path: Path) -> None:
+    """Each mistake is reported in its own line, and both jobs were tried."""
     done = said(
         *(tmp_path, "-m", "hydra/launcher=local", "hydra.launcher.at_once=2", "hydra.launcher.gpus=[]"),
         *("tracking=none", "trainer.log_every=0", "head.depth=1,2"),

@@ -1,4 +1,4 @@
-"""Runs of `-m` one after the other: what fails is listed at the end and stops nothing."""
+"""Runs of `-m` one after the other: failures are listed at the end and do not stop the other runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from urepa.core.one_line_errors import ReportedError
 
 
 class Recorded(InTurn):
-    """Instead of Hydra's task, what a run's name asks for."""
+    """Replaces Hydra's task; a run's name decides what it does."""
 
     def __init__(self) -> None:
         self.begun: list[str] = []
@@ -47,7 +47,7 @@ def test_failures_are_listed_at_the_end(capsys: pytest.CaptureFixture[str]) -> N
     assert "Traceback" in said.err, "of what is no user's mistake"
 
 
-def test_an_interrupt_ends_them_all() -> None:
+def test_an_interrupt_ends_all_runs() -> None:
     launcher = Recorded()
     with pytest.raises(SystemExit) as ended:
         launcher.launch([["run=stop"], ["run=c"]], 0)
@@ -55,6 +55,6 @@ def test_an_interrupt_ends_them_all() -> None:
     assert launcher.begun == ["0 run=stop"]
 
 
-def test_where_all_are_done_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_printed_if_all_runs_succeed(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(Recorded().launch([["run=c"], ["run=d"]], 0)) == 2
     assert capsys.readouterr().err == ""

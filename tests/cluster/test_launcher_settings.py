@@ -1,4 +1,4 @@
-"""The keys of launchers: those of submitit's plugin, each with a meaning, a type and a range."""
+"""The settings of launchers: those of the submitit plugin, each with a meaning, a type and a range."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from urepa.core.errors import UserError
 Compose = Callable[..., dict[str, Any]]
 
 
-def test_the_slurm_launcher_takes_what_the_plugin_takes() -> None:
+def test_the_slurm_launcher_has_the_settings_of_the_plugin() -> None:
     assert {f.name for f in fields(SlurmQueueConf)} | {"gpus"} == {f.name for f in fields(Slurm)}
 
 
@@ -82,7 +82,7 @@ def test_help_shows_the_keys_of_the_chosen_launcher(
         ("hydra.launcher.at_once=two", "hydra.launcher.at_once=two: give a whole number"),
     ],
 )
-def test_mistakes_in_one_line(compose: Compose, typed: str, said: str) -> None:
+def test_mistakes_are_reported_in_one_line(compose: Compose, typed: str, said: str) -> None:
     given = ["hydra/launcher=local", typed]
     with (
         initialize_config_dir(CONF, version_base="1.3"),

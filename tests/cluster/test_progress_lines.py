@@ -1,4 +1,4 @@
-"""What a local queue prints while its jobs run."""
+"""The lines that a local queue prints while its jobs run."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from urepa.runs.run_folder import RunFolder
 
 @pytest.fixture
 def job(tmp_path: Path, compose: Callable[..., dict[str, Any]]) -> Job:
-    """Of a run of 60 steps that has logged nothing yet."""
+    """A job for a run of 60 steps that has logged nothing yet."""
     folder = tmp_path / "quickstart" / "seed0"
     folder.mkdir(parents=True)
     RunFolder(folder).store_config(compose("tracking=none", "trainer.max_steps=60"))
     return Job("head=conv", (("urepa.train", "seed=0"),), str(folder))
 
 
-def test_how_far_a_job_is(job: Job, tmp_path: Path) -> None:
+def test_the_progress_of_one_job(job: Job, tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "quickstart" / "seed0" / "metrics.jsonl")
     assert step_text(job) == "no step logged yet"
     log.append({"step": 20, "train/total": 0.5})
@@ -36,7 +36,7 @@ def test_how_far_a_job_is(job: Job, tmp_path: Path) -> None:
     assert step_text(Job("preprocess", (("urepa.preprocess",),))) == "at work"
 
 
-def test_a_line_on_all_that_run(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_line_on_all_running_jobs(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     other = Job("preprocess", (("urepa.preprocess",),))
     with ProgressLines(every=0.05) as told:
         assert told.line() == ""

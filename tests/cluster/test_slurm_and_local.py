@@ -1,4 +1,5 @@
-"""The queue of one machine, with small modules in place of training; and the batch script of the other."""
+"""The queue of the local launcher, with small modules in place of training; and the batch script of the SLURM
+launcher."""
 
 from __future__ import annotations
 
@@ -57,14 +58,14 @@ def at_once(spans: list[list[Any]]) -> int:
     return max(sum(begin <= moment <= end for begin, end, _ in spans) for moment, _, _ in spans)
 
 
-def test_some_at_a_time(tmp_path: Path, module: Callable[[str, str], None]) -> None:
+def test_at_most_at_once_jobs_run(tmp_path: Path, module: Callable[[str, str], None]) -> None:
     module("busy", BUSY)
     assert at_once(busy(tmp_path, 4, LocalQueue(2, [], str(tmp_path / "jobs")))) <= 2
     assert {entry.state for entry in Book(tmp_path / "jobs").entries()} == {"done"}
 
 
 @pytest.mark.slow
-def test_a_gpu_of_its_own(tmp_path: Path, module: Callable[[str, str], None]) -> None:
+def test_each_job_has_its_own_gpu(tmp_path: Path, module: Callable[[str, str], None]) -> None:
     module("busy", BUSY)
     spans = busy(tmp_path, 4, LocalQueue(None, [3, 5], str(tmp_path / "jobs")))
     assert {gpu for *_, gpu in spans} == {"3", "5"}
@@ -84,7 +85,7 @@ def test_without_gpus_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
-def test_killed_jobs_are_tried_again_while_they_get_on(tmp_path: Path, module: Callable[[str, str], None]) -> None:
+def test_killed_jobs_are_retried_while_they_make_progress(tmp_path: Path, module: Callable[[str, str], None]) -> None:
     module("dies", DIES)
     run = tmp_path / "run"
     run.mkdir()
@@ -100,7 +101,7 @@ def test_killed_jobs_are_tried_again_while_they_get_on(tmp_path: Path, module: C
     assert len(Book(tmp_path / "jobs").entries()) == 2
 
 
-def test_one_bad_job_stops_no_other(tmp_path: Path, module: Callable[[str, str], None]) -> None:
+def test_a_failed_job_does_not_stop_the_others(tmp_path: Path, module: Callable[[str, str], None]) -> None:
     module("bad", "print('error: a mistake'); raise SystemExit(1)")
     module("good", "")
     jobs = [Job("bad", (("bad",),)), Job("good", (("good",),))]
@@ -110,7 +111,7 @@ def test_one_bad_job_stops_no_other(tmp_path: Path, module: Callable[[str, str],
     assert states == {"bad": "failed", "good": "done"}
 
 
-def test_leaving_ends_what_runs(
+def test_leaving_the_queue_ends_running_jobs(
     tmp_path: Path, module: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module("waits", "import time; open('here', 'w'); time.sleep(600)")
@@ -149,7 +150,7 @@ def until(condition: Callable[[], object]) -> None:
 
 
 class Works:
-    """Two jobs that are at work, begun by a launcher that was killed, and one that has not begun."""
+    """Two running jobs of a launcher that was killed, and one that has not started."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "jobs"
@@ -164,7 +165,7 @@ class Works:
             launcher.communicate()
 
     def begun(self, i: int) -> list[str]:
-        """The processes that began the job."""
+        """The processes that started the job."""
         file = self.files[i].with_suffix(".begun")
         return file.read_text().split() if file.exists() else []
 
@@ -186,8 +187,9 @@ def works(tmp_path: Path, module: Callable[[str, str], None]) -> Iterator[Works]
 
 
 @pytest.mark.slow
-def test_a_launcher_waits_for_what_a_killed_one_began(works: Works, capfd: pytest.CaptureFixture[str]) -> None:
-    """Each keeps its GPU and a place of `at_once`; another command for the same run counts as the same job."""
+def test_a_launcher_waits_for_jobs_of_a_killed_one(works: Works, capfd: pytest.CaptureFixture[str]) -> None:
+    """Each job keeps its GPU and one of the `at_once` places. Another command for the same run counts as the same
+    job."""
     queue = LocalQueue(2, [7, 4], str(works.folder))
     again = [
         works.jobs[2],
@@ -282,7 +284,7 @@ def test_a_run_takes_the_gpus_of_one_node(settings: dict[str, Any], gpus: int) -
         SlurmQueue(settings | {"gpus": gpus})
 
 
-def test_a_run_that_was_not_evaluated_is_done_and_says_so(
+def test_a_run_without_its_evaluation_is_done_and_reported(
     tmp_path: Path, module: Callable[[str, str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     module("unevaluated", f"import sys; print('error: no tap', file=sys.stderr); sys.exit({NOT_EVALUATED})")

@@ -1,4 +1,4 @@
-"""Attempts, the book, and what a job makes of how its commands end."""
+"""A job's attempts, the record of submitted jobs (the book), and how the exit codes of a job's commands are handled."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from urepa.cluster.slurm_job import (
 from urepa.core.errors import NOT_EVALUATED, UserError
 
 
-def test_three_times_at_the_same_step(tmp_path: Path) -> None:
-    """As after each requeue, from the note alone; a step further counts from the start."""
+def test_a_job_gives_up_after_three_attempts_at_the_same_step(tmp_path: Path) -> None:
+    """As after each requeue, from the stored note alone. A step of progress restarts the count."""
 
     def begin(step: int) -> str | None:
         return Attempts(tmp_path / "7.again").begin("arm", step)
@@ -39,7 +39,7 @@ def test_three_times_at_the_same_step(tmp_path: Path) -> None:
     assert begin(6) == "arm failed 3 times at step 6 and is given up; the last time: ValueError: bad"
 
 
-def test_an_end_in_good_order_starts_afresh(tmp_path: Path) -> None:
+def test_a_regular_end_resets_the_attempts(tmp_path: Path) -> None:
     attempts = Attempts(tmp_path / "7.again")
     for _ in range(7):
         assert attempts.begin("arm", 0) is None
@@ -56,7 +56,7 @@ def test_a_step_is_the_last_checkpoint(tmp_path: Path) -> None:
     assert Job("caches", ()).step() == 0
 
 
-def test_the_book_has_the_last_word(tmp_path: Path) -> None:
+def test_the_book_takes_precedence(tmp_path: Path) -> None:
     jobs = [Job(f"arm {i}", (("urepa.train", "seed=0", f"a={i}"), ("urepa.evaluate",)), f"/run{i}") for i in range(2)]
     book = Book(tmp_path / "deep")
     assert book.entries() == []
@@ -69,7 +69,8 @@ def test_the_book_has_the_last_word(tmp_path: Path) -> None:
 
 
 def test_a_damaged_book_is_not_taken_for_a_shorter_one(tmp_path: Path) -> None:
-    """Half a last line is of a launcher that was killed. Without any other line a job would be submitted twice."""
+    """Half a last line is left by a killed launcher and allowed. If another line were ignored, a job would be submitted
+    twice."""
     book = Book(tmp_path)
     entries = [Entry(Job(f"arm {i}", (("urepa.train", f"seed={i}"),)), f"12_{i}", "x.err", 1.0) for i in range(3)]
     book.add(entries[:2])
@@ -114,7 +115,7 @@ def test_last_error(tmp_path: Path, log: str | None, said: str) -> None:
     ],
 )
 def test_exit_codes(tmp_path: Path, module: str, code: int, error: str) -> None:
-    """In a process of its own; the second command runs if the first ended well."""
+    """In a separate process; the second command runs if the first succeeds."""
     (tmp_path / "first.py").write_text(module)
     (tmp_path / "second.py").write_text("print('second here')")
     job = Job("two", (("first", "a=1"), ("second",)))
@@ -127,8 +128,8 @@ def test_exit_codes(tmp_path: Path, module: str, code: int, error: str) -> None:
 
 
 @pytest.mark.parametrize("run", ["here", None])
-def test_a_finished_run_whose_evaluation_failed_has_done_what_others_wait_for(tmp_path: Path, run: str | None) -> None:
-    """Not so of a job that is an evaluation alone."""
+def test_a_finished_run_with_a_failed_evaluation_does_not_block_dependent_jobs(tmp_path: Path, run: str | None) -> None:
+    """This does not hold for a job that is only an evaluation."""
     (tmp_path / "first.py").write_text(f"raise SystemExit({NOT_EVALUATED})")
     script = f"from urepa.cluster.slurm_job import *\n{Job('one', (('first',),), run)!r}.attempt()"
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Arguments that are right: paths of any characters are taken as they are typed, and what Hydra offers still works."""
+"""Valid arguments: paths with any characters are used as typed, and Hydra's own options still work."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ ODD = (
 
 @pytest.mark.fast(8)
 @pytest.mark.parametrize("value", ODD)
-def test_a_path_is_taken_as_it_is_typed(compose: Callable[..., dict[str, Any]], value: str) -> None:
+def test_a_path_is_used_as_typed(compose: Callable[..., dict[str, Any]], value: str) -> None:
     arguments = [quote_argument(f"{key}={value}") for key in ("data.root", "data.images", "warm_start")]
     check_arguments(arguments, "train")
     config = compose(*arguments)
@@ -85,8 +85,8 @@ def test_a_sweep_over_paths_stays_one(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     "argument", ["tracking.experiment_name=a#b", "tracking.experiment_name=it's", "+tracking.tags.x=a[b"]
 )
-def test_the_quotes_that_a_mistake_names_work(compose: Callable[..., dict[str, Any]], argument: str) -> None:
-    """As a shell hands them over."""
+def test_the_quotes_that_an_error_message_proposes_work(compose: Callable[..., dict[str, Any]], argument: str) -> None:
+    """With the arguments that a shell passes on."""
     with pytest.raises(UserError, match="type ") as raised:
         check_arguments([argument], "train")
     (typed,) = shlex.split(str(raised.value).rpartition(", type ")[2])
@@ -98,7 +98,7 @@ def test_the_quotes_that_a_mistake_names_work(compose: Callable[..., dict[str, A
 def test_caches_of_images_in_folders_of_odd_names(
     images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """To the end: both paths are used, and training finds what was made."""
+    """The whole way: both paths are used, and training finds the caches that were made."""
     (tmp_path / "it's a=[b], #1 (ñ)").symlink_to(images)
     arguments = ["data=folder", "data.num_classes=3", "data.images=it's a=[b], #1 (ñ)", 'data.root=c="a" #2, {x}']
     arguments += ["data.validation_images=6", "data.test_images=6", "data.image_size=16"]
@@ -127,5 +127,5 @@ def test_caches_of_images_in_folders_of_odd_names(
         "tracking.experiment_name='a b'",
     ],
 )
-def test_what_hydra_offers_is_let_through(typed: str) -> None:
+def test_hydras_own_options_still_work(typed: str) -> None:
     check_arguments(shlex.split(typed), "train")

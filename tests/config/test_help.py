@@ -1,4 +1,4 @@
-"""Every command's --help shows its own keys, with what they mean and what Hydra composes for them."""
+"""Every command's --help shows its own keys, their meanings and the values that Hydra composes for them."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ Compose = Callable[..., dict[str, Any]]
 
 @pytest.fixture(autouse=True)
 def _narrow(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Schemas and resolvers are registered; the terminal has 80 columns."""
+    """Schemas and resolvers are registered, and the terminal has 80 columns."""
     monkeypatch.setenv("COLUMNS", "80")
 
 
 @functools.cache
 def helped(root: str, *overrides: str) -> tuple[str, DictConfig]:
-    """The help, and what Hydra composes for it."""
+    """The help text, and the config that Hydra composes."""
     with initialize_config_dir(CONF, version_base="1.3"):
         config = hydra_compose(root, list(overrides), return_hydra_config=True)
         text = help_text(root, config)
@@ -49,12 +49,12 @@ def helped(root: str, *overrides: str) -> tuple[str, DictConfig]:
 
 
 def keys_in(text: str) -> dict[str, str]:
-    """What stands behind each key: its default and the beginning of its meaning."""
+    """For each key of a help text, its default and the beginning of its meaning."""
     return {found[1]: found[2] for found in re.finditer(r"^  ([+\w.]+)(?:\s*\n)? {2,}(.*)$", text, re.MULTILINE)}
 
 
 def composed_keys(config: DictConfig) -> dict[str, Any]:
-    """Values by dotted key of what Hydra composes, a part's as the option that was chosen."""
+    """The values that Hydra composes, by dotted key; for a part the chosen option."""
     content: Any = OmegaConf.to_container(config, enum_to_str=True)
     chosen = {k: v for k, v in content.pop("hydra")["runtime"]["choices"].items() if k in content}
     return flatten({k: v for k, v in content.items() if k not in chosen}) | chosen
@@ -62,7 +62,7 @@ def composed_keys(config: DictConfig) -> dict[str, Any]:
 
 @pytest.mark.fast(4)
 @pytest.mark.parametrize("root", ROOTS)
-def test_every_key_of_a_command_stands_there_with_its_value(root: str) -> None:
+def test_help_lists_every_key_of_a_command_with_its_value(root: str) -> None:
     text, config = helped(root)
     there = keys_in(text)
     expected = composed_keys(config)
@@ -79,7 +79,7 @@ def test_every_key_of_a_command_stands_there_with_its_value(root: str) -> None:
 
 
 @pytest.mark.parametrize("options", [(), ("+experiment=track_a",), ("head=irepa_hidden", "evaluation=cifar10_fd")])
-def test_training_shows_the_keys_of_what_is_composed(options: tuple[str, ...]) -> None:
+def test_help_of_training_lists_the_keys_of_the_composed_parts(options: tuple[str, ...]) -> None:
     text, config = helped("train", *options)
     there = keys_in(text)
     content: Any = OmegaConf.to_container(config, enum_to_str=True)
@@ -121,7 +121,7 @@ def test_a_key_without_a_meaning_is_an_error() -> None:
         setting("images", 4, most=3)
 
 
-def test_what_one_class_lists_belongs_to_it_alone() -> None:
+def test_keys_of_one_class_are_not_added_to_another() -> None:
     made = make_dataclass("Made", [("seeds", list[int], setting("seeds", [0, 1])), ("data", Any, part("a track"))])
     made().seeds.append(2)
     assert made().seeds == [0, 1]
@@ -151,14 +151,14 @@ def test_the_options_of_a_group_are_its_files(root: str) -> None:
     assert ("--cfg job" in text) is (root != "ablation_grid")
 
 
-def test_what_is_given_is_what_is_shown() -> None:
+def test_help_shows_overridden_values() -> None:
     text, _ = helped("train", "+experiment=cifar10", "seed=7")
     there = keys_in(text)
     assert there["+experiment"].split()[0] == there["trainer"].split()[0] == "cifar10"
     assert there["seed"].split()[0] == "7"
 
 
-def test_of_a_long_list_there_is_one_line() -> None:
+def test_a_long_list_is_shown_in_one_line() -> None:
     text, config = helped("compare")
     assert len(config.order) > 20
     assert f"[baseline,...] ({len(config.order)})" in text
@@ -171,7 +171,7 @@ def test_of_a_long_list_there_is_one_line() -> None:
 
 
 @pytest.mark.parametrize("root", sorted(set(ROOTS) - {"train", "ablation_grid"}))
-def test_a_command_that_is_no_run_leaves_nothing_of_hydras(root: str) -> None:
+def test_a_command_that_is_no_run_leaves_no_files_of_hydra(root: str) -> None:
     """Neither .hydra nor multirun/DATE nor an empty outputs/."""
     _, config = helped(root)
     assert config.hydra.output_subdir is None
@@ -181,7 +181,7 @@ def test_a_command_that_is_no_run_leaves_nothing_of_hydras(root: str) -> None:
     assert in_turn is (root in ("evaluate", "generate", "export"))
 
 
-def test_every_command_is_among_them() -> None:
+def test_every_command_has_help() -> None:
     here = Path(CONF).parent
     starts = [p for place in ("urepa", "launchers") for p in (here / place).glob("*.py") if START in p.read_text()]
     modules = {".".join(p.relative_to(here).with_suffix("").parts) for p in starts} - {
@@ -191,13 +191,13 @@ def test_every_command_is_among_them() -> None:
     assert COMMANDS.keys() - {"status"} == {p.stem for p in Path(CONF).glob("*.yaml")}
 
 
-def test_the_launchers_say_theirs_too() -> None:
+def test_launchers_show_their_keys_too() -> None:
     text = help_text("status", OmegaConf.structured(Status))
     assert text.startswith("launchers.status: shows the jobs")
     assert keys_in(text)["folder"].startswith("outputs/.jobs  where the jobs are recorded")
 
 
-def test_of_published_weights_the_seed_is_the_images() -> None:
+def test_with_published_weights_seed_is_the_seed_of_the_images() -> None:
     (images,) = (key.meaning for key in keys_of(COMMANDS["generate_checkpoint"].schema) if key.name == "seed")
     (training,) = (key.meaning for key in keys_of(Train) if key.name == "seed")
     assert images == next(key.meaning for key in keys_of(Images) if key.name == "seed") != training

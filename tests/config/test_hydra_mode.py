@@ -14,7 +14,7 @@ MISTAKE = "trainer.log_every=0"
 
 @pytest.fixture
 def compositions(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What Hydra has composed, by mode."""
+    """The configs that Hydra has composed, by mode."""
     modes: list[Any] = []
     compose = Hydra.compose_config
 
@@ -34,7 +34,7 @@ def test_a_run_is_composed_once(compositions: list[Any], capfd: pytest.CaptureFi
 
 @pytest.mark.fast(1)
 @pytest.mark.parametrize("typed", ["hydra.mode=MULTIRUN", "+hydra.mode=MULTIRUN"])
-def test_a_mode_that_is_typed_holds(
+def test_a_mode_on_the_command_line_applies(
     typed: str, compositions: list[Any], capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     done = edge.run(capfd, "urepa.train", [typed, "seed=0,1", MISTAKE], tmp_path)
@@ -43,7 +43,7 @@ def test_a_mode_that_is_typed_holds(
 
 
 @pytest.mark.slow
-def test_a_mode_in_a_file_of_another_folder_holds(
+def test_a_mode_in_a_config_dir_applies(
     compositions: list[Any], capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     file = tmp_path / "own" / "experiment" / "swept.yaml"

@@ -1,4 +1,4 @@
-"""The quick composition gives what Hydra gives by itself, and refuses what it refuses, in one line."""
+"""The quick composition gives the same configs as Hydra, and refuses the same input in one line."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _prepared() -> None:
 
 @pytest.fixture
 def both(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], tuple[Any, Any]]:
-    """both(work): what work returns by Hydra's and OmegaConf's own code, and by ours."""
+    """both(work): the results of `work` with Hydra's and OmegaConf's own code, and with this project's."""
 
     def twice(work: Callable[[], Any]) -> tuple[Any, Any]:
         ours = work()
@@ -54,7 +54,7 @@ def both(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], tuple
 
 
 def composed(root: str, *overrides: str) -> tuple[str, Any]:
-    """As text, which has the order of keys, and as plain data with Hydra's own settings."""
+    """The config as text, which shows the order of keys, and as plain data with Hydra's own settings."""
     with initialize_config_dir(CONF, version_base="1.3"):
         config = hydra_compose(root, list(overrides), return_hydra_config=True)
     return OmegaConf.to_yaml(config), OmegaConf.to_container(config)
@@ -75,8 +75,8 @@ def test_every_command_is_composed_as_by_hydra(root: str, both: Callable[..., An
     assert ours == theirs
 
 
-def test_a_choice_that_names_another_is_resolved(both: Callable[..., Any], tmp_path: Path) -> None:
-    """An interpolation in a defaults list, and one of a group that there is not."""
+def test_a_choice_that_refers_to_another_group_is_resolved(both: Callable[..., Any], tmp_path: Path) -> None:
+    """An interpolation in a defaults list, and one of a group that does not exist."""
     for name, text in {
         "main": "defaults:\n- small\n- head: ${small}\n- optional other: ${small}_${small}\n- _self_\n",
         "broken": "defaults:\n- small\n- head: ${large}\n- _self_\n",
@@ -116,7 +116,7 @@ def test_values_have_the_types_of_omegaconf(both: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("text", MALFORMED)
 @pytest.mark.parametrize("as_file", [True, False])
-def test_what_is_malformed_is_refused_in_the_same_words(text: str, as_file: bool, both: Callable[..., Any]) -> None:
+def test_malformed_input_is_refused_with_the_same_message(text: str, as_file: bool, both: Callable[..., Any]) -> None:
     def refusal() -> str:
         with pytest.raises(YAMLError) as refused:
             OmegaConf.load(io.StringIO(text)) if as_file else OmegaConf.create(text)
@@ -127,7 +127,7 @@ def test_what_is_malformed_is_refused_in_the_same_words(text: str, as_file: bool
 
 
 def test_one_class_loads_all_files() -> None:
-    """OmegaConf makes one for each."""
+    """OmegaConf makes a new loader class for each file."""
     assert _utils.get_yaml_loader() is _utils.get_yaml_loader()
 
 

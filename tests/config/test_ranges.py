@@ -1,4 +1,4 @@
-"""Which numbers a config may hold."""
+"""The ranges of numbers in a config."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_numbers_in_lists_and_under_unknown_keys_count_too() -> None:
 
 
 def test_only_a_threshold_may_be_infinite(compose: Compose) -> None:
-    """conf/loss/repa.yaml says so: nothing is a spike there."""
+    """conf/loss/repa.yaml sets it: no manifold loss counts as a spike there."""
     check_numbers(put(compose(), "loss.spike_threshold", inf))
     check_numbers(compose("+experiment=repa_cifar10_pixels"))
     for odd in (nan, -inf, -0.1):
@@ -98,7 +98,7 @@ def test_only_a_threshold_may_be_infinite(compose: Compose) -> None:
         ("teacher.grid", [10**6, 1], "at most 1,000,000"),
     ],
 )
-def test_no_machine_has_more(compose: Compose, key: str, most: Any, said: str) -> None:
+def test_large_numbers_are_refused(compose: Compose, key: str, most: Any, said: str) -> None:
     more = [most[0] + 1, 1] if isinstance(most, list) else most + 1
     check_numbers(put(compose("optimizer=adamw_plain"), key, most))
     with pytest.raises(UserError, match=f"{key}=.*{said}$"):
@@ -113,9 +113,9 @@ def test_the_last_step_has_a_checkpoint_that_is_found() -> None:
     assert NAME.fullmatch(f"step_{last + 1:08d}") is None
 
 
-def test_pairs_in_order(compose: Compose) -> None:
+def test_pairs_must_ascend(compose: Compose) -> None:
     check_numbers(compose("objective.beta_start=0.1", "objective.beta_end=0.1"))
-    with pytest.raises(UserError, match=r"^objective.beta_start=0.2 is above objective.beta_end=0.1; give one that is"):
+    with pytest.raises(UserError, match=r"^objective.beta_start=0.2 is above objective.beta_end=0.1; give a smaller"):
         check_numbers(compose("objective.beta_start=0.2", "objective.beta_end=0.1"))
     config = compose("evaluation=generation")
     for interval in ([0.7, 0.1], [0.1], [0.0, 1.5], [0.0, nan]):
@@ -124,7 +124,7 @@ def test_pairs_in_order(compose: Compose) -> None:
             check_numbers(config)
 
 
-def test_an_update_does_not_take_more_than_a_weight_off() -> None:
+def test_weight_decay_does_not_subtract_more_than_a_weight() -> None:
     """AdamW multiplies each weight by 1 - lr*decay: below -1 it grows without any gradient."""
     rest = {"betas": [0.9, 0.999], "eps": 1e-8, "warmup_ratio": 0.1}
     AdamW(lr={"head": 0.1}, weight_decay={"head": 10.0, "lora": 1e9}, **rest).check()

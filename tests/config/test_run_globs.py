@@ -1,4 +1,4 @@
-"""Several runs by a pattern, for commands that take one."""
+"""Several runs given by a pattern, for commands that take a run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def run_folders(place: Path, *names: str) -> None:
         (place / name / "config.yaml").touch()
 
 
-def test_a_pattern_is_the_runs_that_match_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Hydra's own grammar reads them: one value each, whatever is in their names."""
+def test_a_pattern_gives_the_matching_runs_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patterns are read with Hydra's grammar: one value per run, whatever characters their names have."""
     monkeypatch.chdir(tmp_path)
     odd = "outputs/quickstart,loss.lambda_max=0,data.images=it's/seed0"
     run_folders(tmp_path, "outputs/b/seed10", "outputs/b/seed2", odd, "elsewhere/b/seed0")

@@ -1,5 +1,5 @@
-"""`+simpletuner=FILE`: what a SimpleTuner config asks for, as overrides; λ at every step as SimpleTuner has it; what
-the command line gives wins; what has no equal is refused."""
+"""`+simpletuner=FILE`: a SimpleTuner config becomes overrides; λ is SimpleTuner's at every step; the command line takes
+precedence; settings without an equivalent are refused."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def expand(file: Path, compose: Compose) -> Expand:
-    """expand(content, *arguments): the overrides in the place of a file of this content. `compose` has registered
-    the schemas."""
+    """expand(content, *arguments): the overrides that replace a file with this content. `compose` has registered the
+    schemas."""
 
     def expand(content: Any, *arguments: str, root: str = "train") -> list[str]:
         file.write_text(content if isinstance(content, str) else json.dumps(content))
@@ -150,7 +150,7 @@ def expand(file: Path, compose: Compose) -> Expand:
     ],
     ids=["defaults", "values", "lambda_0", "polynomial", "cutoff", "irepa", "crepa", "crepa_defaults", "tae"],
 )
-def test_what_it_asks_for(
+def test_settings_become_overrides(
     content: dict[str, Any], arguments: list[str], overrides: list[str], expand: Expand, compose: Compose
 ) -> None:
     found = expand(content, *arguments)
@@ -162,7 +162,7 @@ def test_what_it_asks_for(
 
 @pytest.mark.parametrize("content", [UREPA, CREPA | {"crepa_block_index": 5}], ids=["urepa", "crepa"])
 def test_a_run_has_plain_overrides(content: dict[str, Any], expand: Expand, compose: Compose, file: Path) -> None:
-    """It is found again by them, and they pass what is checked before the first step."""
+    """The run is found again by these overrides, and they pass the checks before the first step."""
     given = [] if content is UREPA else [SIT, "data.root=nowhere", "trainer.batch_size=32"]
     overrides = [*given, *expand(content, *given)]
     check(compose(*overrides), overrides)
@@ -203,14 +203,14 @@ def test_the_command_line_wins(expand: Expand) -> None:
     assert "schedule=similarity_cutoff" in expand(content, "schedule.threshold=0.6")
 
 
-def test_an_arm_is_not_contradicted_by_defaults(expand: Expand, compose: Compose) -> None:
+def test_simpletuners_defaults_do_not_override_an_arm(expand: Expand, compose: Compose) -> None:
     given = ["+ablation=lambda_0", "teacher=efficientnet_lite0"]
     overrides = [*given, *expand(UREPA, *given)]
     assert compose(*overrides)["loss"]["lambda_max"] == 0
     assert not any(o.startswith("loss.lambda") for o in overrides)
 
 
-def test_without_it_nothing_changes() -> None:
+def test_without_simpletuner_nothing_changes() -> None:
     assert expand_simpletuner(["seed=1", "-m"], "train") == ["seed=1", "-m"]
     for root in ("evaluate", "generate_checkpoint"):  # they take none of it, and say so
         assert expand_simpletuner(["+simpletuner=a.json"], root) == ["+simpletuner=a.json"]
@@ -222,8 +222,8 @@ MAX_STEPS = 300
 
 
 def theirs(content: dict[str, Any], step: int) -> float:
-    """The weight at a step, in the words of their documentation: linear from 0 over the warm-up, then the decay to
-    lambda_end, which ends at decay_steps, or with the run where that is 0; 0 from cutoff_step on."""
+    """The weight at a step, as their documentation describes it: linear from 0 over the warm-up, then a decay to
+    lambda_end that ends at decay_steps, or with the run if that is 0; 0 from cutoff_step on."""
     value = {"lambda": 0.5, "warmup_steps": 0, "decay_steps": 0, "lambda_end": 0.0, "cutoff_step": 0, "power": 1.0}
     value |= {key.removeprefix("urepa_"): v for key, v in content.items() if not isinstance(v, bool | str)}
     peak, warmup, end = value["lambda"], value["warmup_steps"], value["lambda_end"]
@@ -254,7 +254,7 @@ def theirs(content: dict[str, Any], step: int) -> float:
         {"urepa_scheduler": "linear", "urepa_similarity_threshold": 1.0, "urepa_lambda_end": 0.1},
     ],
 )
-def test_lambda_is_theirs_at_every_step(content: dict[str, Any], expand: Expand, compose: Compose) -> None:
+def test_lambda_equals_simpletuners_at_every_step(content: dict[str, Any], expand: Expand, compose: Compose) -> None:
     config = compose(*expand(UREPA | content), f"trainer.max_steps={MAX_STEPS}")
     loss, schedule = declaration_of(config["loss"]), declaration_of(config["schedule"])
     lengths = {"warmup_steps": loss.warmup_steps, "max_steps": MAX_STEPS}
@@ -307,12 +307,14 @@ def test_lambda_is_theirs_at_every_step(content: dict[str, Any], expand: Expand,
         (UREPA, ["+simpletuner=more.json"], "takes one file"),
     ],
 )
-def test_what_has_no_equal_is_refused(content: Any, arguments: list[str], said: str, expand: Expand) -> None:
+def test_settings_without_an_equivalent_are_refused(
+    content: Any, arguments: list[str], said: str, expand: Expand
+) -> None:
     with pytest.raises(UserError, match=said) as raised:
         expand(content, *arguments)
     assert "\n" not in str(raised.value)
 
 
-def test_a_missing_file_is_said() -> None:
+def test_a_missing_file_is_reported() -> None:
     with pytest.raises(UserError, match=r"\+simpletuner=nowhere.json cannot be read [(]No such file or directory[)]"):
         expand_simpletuner(["+simpletuner=nowhere.json"], "plan")

@@ -1,4 +1,4 @@
-"""Which code two runs were made with, asked of a real repository."""
+"""The code version of runs, read from a real repository."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Git = Callable[..., str]
 
 @pytest.fixture
 def git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Git:
-    """git in a checkout of its own, which the code state is asked of."""
+    """Runs git in a separate checkout, whose code version is read."""
     checkout = tmp_path / "checkout"
     checkout.mkdir()
 
@@ -57,7 +57,7 @@ def commits(tmp_path: Path, git: Git) -> dict[str, str]:
 
 
 def test_only_training_code_makes_another_version(commits: dict[str, str]) -> None:
-    """Of runs of earlier versions, which have a commit and no digest."""
+    """For runs of earlier versions, which stored a commit and no digest."""
     first, readme, report, losses = (Code(commit, "clean") for commit in commits.values())
     assert same_code(first, readme)
     assert same_code(first, report)
@@ -90,7 +90,7 @@ def test_a_digest_decides_whatever_the_commits_are(tmp_path: Path, commits: dict
     assert not same_code(one._replace(digest="unknown"), Code("unknown", "unknown", trainer))
 
 
-def test_what_an_untracked_file_holds_is_part_of_the_state(tmp_path: Path, commits: dict[str, str]) -> None:
+def test_the_content_of_untracked_files_is_part_of_the_state(tmp_path: Path, commits: dict[str, str]) -> None:
     assert code_version.code_state()["code_state"] == "clean"
     states = []
     for text in ("one", "two", "one"):
@@ -100,7 +100,7 @@ def test_what_an_untracked_file_holds_is_part_of_the_state(tmp_path: Path, commi
     assert all(state.startswith("changed ") for state in states)
 
 
-def test_the_environment_names_no_other_repository(
+def test_git_variables_of_the_environment_are_ignored(
     tmp_path: Path, git: Git, commits: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = tmp_path / "other"

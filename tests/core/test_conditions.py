@@ -1,4 +1,4 @@
-"""Conditions keep all their parts, and dropping a part is the same as never having had it."""
+"""Conditions keep all their parts, and a dropped part equals one that was never given."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ALL = torch.ones(4, dtype=torch.bool)
 
 
 def condition(seed: int = 0) -> Condition:
-    """Of four samples: ids, a vector, and two sequences with masks, one of them in fp16."""
+    """A condition of four samples: ids, a vector, and two sequences with masks, one of them in fp16."""
     rng = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -44,7 +44,7 @@ def condition(seed: int = 0) -> Condition:
 
 
 def same(one: Condition, other: Condition) -> bool:
-    """Bit for bit, types and all parts."""
+    """Whether two conditions are equal bit for bit, in types and in all parts."""
 
     def alike(a: Tensor | None, b: Tensor | None) -> bool:
         return a is b if a is None or b is None else a.dtype == b.dtype and torch.equal(a, b)
@@ -71,7 +71,7 @@ def test_a_dropped_part_is_as_null_says_and_the_others_are_as_they_were(name: st
     assert same(whole, condition()), "conditions are values"
 
 
-def test_nothing_of_a_withheld_value_remains() -> None:
+def test_a_withheld_value_leaves_no_trace() -> None:
     assert not same(condition(0), condition(1))
     assert same(condition(0).null(), condition(1).null())
     assert not any(part.given_B.any() or part.value.any() for part in condition().null().parts.values())
@@ -80,7 +80,7 @@ def test_nothing_of_a_withheld_value_remains() -> None:
 
 
 def with_nulls() -> Condition:
-    """The same with what stands for its text and its vector."""
+    """The same condition with null values for its text and its vector."""
     parts, null_mask_L = condition().parts, torch.tensor([True, False, False])
     text, vector = parts["text"], parts["image.cls"]
     null_LD, null_D = torch.arange(18.0).view(3, 6), torch.arange(5.0)
@@ -91,8 +91,9 @@ def with_nulls() -> Condition:
     return Condition({**parts, **nulls})
 
 
-def test_a_null_of_its_own_stands_where_a_part_is_withheld() -> None:
-    """With its mask; the others are as without nulls. It goes where the condition goes, and into every batch of it."""
+def test_a_parts_own_null_replaces_withheld_values() -> None:
+    """With the null's mask; other parts are as without nulls. The null is kept when the condition is moved or
+    batched."""
     whole, plain = with_nulls(), condition()
     dropped = whole.drop({"text+image": SOME})
     for name, null in (("text", torch.arange(18.0).view(3, 6)), ("image.cls", torch.arange(5.0))):
@@ -129,7 +130,7 @@ def test_what_is_withheld_stays_withheld() -> None:
     assert same(once.drop({"text": ~SOME}), condition().drop({"text": ALL}))
 
 
-def test_a_name_covers_what_goes_together() -> None:
+def test_a_name_covers_the_parts_that_go_together() -> None:
     names = ("image", "image.cls", "text", "imagenet")
     assert covered_parts("image", names) == ["image", "image.cls"]
     assert covered_parts("image.cls", names) == ["image.cls"]
@@ -175,7 +176,7 @@ def test_a_condition_moves_whole() -> None:
 
 
 def test_a_condition_is_pinned_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pinning itself needs a GPU; here it is another copy."""
+    """Pinning needs a GPU; here a copy replaces it."""
     pinned: list[Tensor] = []
     monkeypatch.setattr(Tensor, "pin_memory", lambda x: pinned.append(x.clone()) or pinned[-1])
     whole = condition().pin()
@@ -183,7 +184,7 @@ def test_a_condition_is_pinned_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {id(t) for t in tensors(whole)} == {id(t) for t in pinned}
 
 
-def test_parts_are_what_their_shapes_say() -> None:
+def test_the_kind_of_a_part_follows_from_its_shape() -> None:
     whole = condition()
     assert whole["class"].ids_B.shape == (4,)
     assert whole["image.cls"].vector_BD.shape == (4, 5)
@@ -259,7 +260,7 @@ def test_a_distribution_passes(dropout: dict[str, float]) -> None:
     check_dropout(dropout, NAMES, "data.dropout")
 
 
-def test_outside_of_training_what_was_never_given_is_withheld() -> None:
+def test_outside_training_a_part_that_was_never_given_is_withheld() -> None:
     assert same(without_never_given(condition(), POLICY), condition())
     assert same(without_never_given(condition(), {"text": 0.999}), condition())
     assert same(without_never_given(condition(), {"image": 1.0}), condition().drop({"image": ALL}))
@@ -271,7 +272,7 @@ def test_outside_of_training_what_was_never_given_is_withheld() -> None:
 
 
 class Learned(nn.Module):
-    """Projects a vector and a sequence; a learned row and one learned token stand where they are withheld."""
+    """Projects a vector and a sequence; a learned row and one learned token replace withheld values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -286,7 +287,7 @@ class Learned(nn.Module):
 
 
 def test_a_learned_null_is_in_every_graph() -> None:
-    """Also where no sample of the batch takes it, and the projections where all do."""
+    """Even if no sample of the batch uses it; the projections are in the graph even if all samples use it."""
     for asked, idle in ((condition(), "null"), (condition().null(), "project")):
         torch.manual_seed(0)
         model = Learned()
@@ -296,7 +297,7 @@ def test_a_learned_null_is_in_every_graph() -> None:
         assert {n for n, g in gradients.items() if not g.any()} == {n for n in gradients if n.startswith(idle)}
 
 
-def test_a_null_stands_where_a_part_is_withheld() -> None:
+def test_a_learned_null_replaces_withheld_values() -> None:
     model = Learned()
     half = model(condition().drop({"image": SOME, "text": SOME}))
     assert torch.equal(half[SOME], torch.full((2, 4), 2.0))

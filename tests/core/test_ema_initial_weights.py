@@ -1,4 +1,4 @@
-"""The share of initial weights in an average, against the product of its decays."""
+"""The share of initial weights in an average, compared with the product of its decays."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_the_share_is_the_product_of_the_decays(decay: float, updates: int) -> N
     assert initial_share(decay, updates, True) == pytest.approx(prod(decays), rel=1e-9)
 
 
-def test_a_share_of_long_runs_is_nothing_and_no_error() -> None:
+def test_the_share_of_long_runs_underflows_to_zero_without_an_error() -> None:
     assert initial_share(0.9995, 10_000_000, False) == initial_share(0.9995, 10_000_000, True) == 0
     assert 0 < initial_share(0.9999, 400_000, True) < initial_share(0.9999, 400_000, False) < 1e-17
 

@@ -1,4 +1,4 @@
-"""What comes from names and configs is text in Markdown and LaTeX, whatever it holds."""
+"""Names and config values are plain text in Markdown and LaTeX, whatever characters they contain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked of a path before any work, and folders that come and go."""
+"""Checks of paths before any work, and folders that are created and removed by others."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_folders_that_cannot_be_made(tmp_path: Path, name: str) -> None:
         check_folder_target("out", tmp_path / name)
 
 
-def test_only_what_is_new_is_removed(tmp_path: Path) -> None:
+def test_only_new_folders_are_removed(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     new = missing_folders(tmp_path / "old" / "a" / "b")
     assert new == [tmp_path / "old" / "a" / "b", tmp_path / "old" / "a"]
@@ -55,7 +55,7 @@ def test_only_what_is_new_is_removed(tmp_path: Path) -> None:
     assert (tmp_path / "old").is_dir()
 
 
-def test_who_waits_for_a_folder_that_is_removed_gets_a_new_one(tmp_path: Path) -> None:
+def test_a_process_that_waits_for_a_removed_folder_gets_a_new_one(tmp_path: Path) -> None:
     folder, there = tmp_path / "caches", []
     waits = threading.Event()
 
@@ -77,7 +77,7 @@ def test_who_waits_for_a_folder_that_is_removed_gets_a_new_one(tmp_path: Path) -
     assert (folder / "made").exists()
 
 
-def test_full_disks_of_libraries_are_the_systems_errors(tmp_path: Path) -> None:
+def test_full_disk_errors_of_libraries_become_oserrors(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}'"), raise_full_disk_as_oserror(tmp_path):
         raise RuntimeError("mdb_txn_commit: No space left on device")
     with pytest.raises(RuntimeError, match="another"), raise_full_disk_as_oserror(tmp_path):

@@ -1,4 +1,4 @@
-"""glibc keeps what a command has freed, unless it is asked not to."""
+"""glibc keeps memory that a command has freed, unless it is configured otherwise."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ run_command(main, "train")
 
 
 def faults(**variables: str) -> int:
-    """Minor faults of that command."""
+    """The minor page faults of that command."""
     without = {k: v for k, v in os.environ.items() if k not in (*OWN, "GLIBC_TUNABLES", SWITCH)}
     done = subprocess.run(
         [sys.executable, "-c", FAULTS], env=without | variables, capture_output=True, text=True, check=True
@@ -45,11 +45,11 @@ def test_a_commands_memory_is_faulted_in_once() -> None:
 
 @pytest.mark.slow
 @of_glibc
-def test_the_system_may_have_it_back() -> None:
+def test_memory_can_be_returned_to_the_system() -> None:
     assert faults(**{SWITCH: "system"}) > 0.9 * BLOCKS * PAGES
 
 
-def test_what_the_user_has_set_holds() -> None:
+def test_the_users_own_settings_apply() -> None:
     assert not keep_freed_memory({"MALLOC_TOP_PAD_": "1"})
     assert not keep_freed_memory({"GLIBC_TUNABLES": "glibc.malloc.check=3"})
     assert not keep_freed_memory({SWITCH: "system"})

@@ -1,4 +1,4 @@
-"""Files of lines: half a last line is no line, any other that cannot be read is damage, and reading goes on."""
+"""Files of lines: half a last line is ignored, any other unreadable line is damage, and reading continues after it."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def test_damage_does_not_end_the_file(tmp_path: Path, bad: bytes, why: str) -> N
 
 
 @pytest.mark.parametrize("cut", range(1, 9))
-def test_what_a_kill_leaves_of_a_line(tmp_path: Path, cut: int) -> None:
-    """Whole but for its newline, it is a line; else it is none, and the next line does not stick to it."""
+def test_a_line_that_a_kill_has_cut(tmp_path: Path, cut: int) -> None:
+    """If only its newline is missing, it is a line; otherwise it is ignored, and the next line starts afresh."""
     file = tmp_path / "x.jsonl"
     file.write_bytes(THREE[:-cut])
     there = [{"a": 1}, {"a": 2}, *([{"a": 3}] if cut == 1 else [])]
@@ -69,7 +69,7 @@ def test_half_a_line_longer_than_a_block_is_removed(tmp_path: Path) -> None:
     assert file.read_bytes() == THREE + b'{"a": 4}\n'
 
 
-def test_a_line_without_its_newline_goes_on_where_it_will_end(tmp_path: Path) -> None:
+def test_reading_continues_behind_a_line_whose_newline_comes_later(tmp_path: Path) -> None:
     file = tmp_path / "x.jsonl"
     file.write_bytes(THREE[:-1])
     last = list(read_lines(file))[-1]
@@ -78,7 +78,7 @@ def test_a_line_without_its_newline_goes_on_where_it_will_end(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("written", [THREE, THREE[:-1], THREE + b'{"a": '])
-def test_cutting_leaves_the_bytes_before(tmp_path: Path, written: bytes) -> None:
+def test_cutting_a_file_keeps_the_bytes_before(tmp_path: Path, written: bytes) -> None:
     file = tmp_path / "x.jsonl"
     truncate_at(file, 0)
     assert not file.exists()
@@ -90,7 +90,7 @@ def test_cutting_leaves_the_bytes_before(tmp_path: Path, written: bytes) -> None
 
 
 def test_several_processes_append_whole_lines(tmp_path: Path) -> None:
-    """Lines longer than what a write takes at once, in a file that ends in half a line."""
+    """The lines are longer than a single write, in a file that ends with half a line."""
     file = tmp_path / "x.jsonl"
     file.write_bytes(b'{"a')
     each = 'for i in range(100): append(Path(sys.argv[1]), [{"i": i, "who": sys.argv[2], "x": "x" * 20000}])'

@@ -32,7 +32,7 @@ def run(arguments: list[str], folder: Path, *python: str) -> subprocess.Complete
     ],
 )
 @pytest.mark.parametrize("command", ["urepa.train trainer.log_every=0", "urepa.compare", "launchers.status"])
-def test_ranks_that_are_none_are_said(
+def test_invalid_ranks_are_reported(
     command: str, variables: dict[str, str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in variables.items():
@@ -46,7 +46,7 @@ def test_ranks_that_are_none_are_said(
 def test_another_rank_prints_its_own_mistake(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Later than the first rank, whose end ends it in most cases; without torchrun too."""
+    """It fails later than the first rank, whose end usually ends it; also without torchrun."""
     waited: list[float] = []
     monkeypatch.setattr("time.sleep", waited.append)
     ranks = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "x", "MASTER_PORT": "1"}
@@ -59,7 +59,7 @@ def test_another_rank_prints_its_own_mistake(
 
 
 def imported(done: subprocess.CompletedProcess[str]) -> set[str]:
-    """Top-level packages that -X importtime saw."""
+    """The top-level packages that -X importtime lists."""
     lines = (line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:"))
     return {line.split(".")[0] for line in lines}
 
@@ -102,7 +102,7 @@ def test_a_mistyped_key_is_found_without_loading_torch(tmp_path: Path) -> None:
     assert not imported(done) & {"torch", "diffusers", "mlflow", "sklearn"}
 
 
-def test_a_traceback_comes_when_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_traceback_is_printed_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ENVIRONMENT, "HYDRA_FULL_ERROR", "1")
     done = run(["urepa.train", "trainer.log_every=0"], tmp_path)
     assert done.returncode == 1

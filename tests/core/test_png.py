@@ -1,4 +1,4 @@
-"""Pictures hold the images' own pixels, where and as large as they should be."""
+"""Pictures contain the images' own pixels, at the right place and size."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_small_images_are_enlarged_by_whole_pixels_and_large_ones_reduced() -> N
 
 
 def test_a_label_is_one_short_line() -> None:
-    """Folders are called as strangers like: a line break would reach into other rows, a long name fill the sheet."""
+    """Folders may have any names: a line break would reach into other rows, and a long name would fill the sheet."""
     one = image(64)
     assert labelled_grid([("two\nlines\x1b", [one])]) == labelled_grid([("two?lines?", [one])])
     sheet = opened(labelled_grid([(name, [one]) for name in ("long " * 1000, "")]))

@@ -1,4 +1,4 @@
-"""A bar says what it is of."""
+"""A progress bar names its subject."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from urepa.core import progress
 from urepa.evaluation.context import Context, run_each
 
 
-def test_bars_inside_begin_with_the_subject(capsys: pytest.CaptureFixture[str]) -> None:
+def test_descriptions_of_nested_bars_begin_with_the_subject(capsys: pytest.CaptureFixture[str]) -> None:
     with progress.prefix_bars("knn"):
         progress.bar(total=3, desc="features", unit="image").close()
     progress.bar(total=3, desc="features", unit="image").close()
@@ -23,7 +23,7 @@ def test_bars_inside_begin_with_the_subject(capsys: pytest.CaptureFixture[str]) 
     assert second.startswith("features:   0%")
 
 
-def test_no_bar_is_made_elsewhere_or_without_its_description() -> None:
+def test_all_bars_are_made_in_one_place_and_have_a_description() -> None:
     here = Path(CONF).parent
     files = [p for place in ("urepa", "launchers") for p in (here / place).rglob("*.py") if p.name != "progress.py"]
     bars = 0
@@ -37,7 +37,7 @@ def test_no_bar_is_made_elsewhere_or_without_its_description() -> None:
     assert bars > 15
 
 
-def test_an_evaluations_bars_have_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bars_of_an_evaluation_have_its_name(capsys: pytest.CaptureFixture[str]) -> None:
     context: Any = None
 
     def make(name: str) -> Callable[[Context], dict[str, float]]:
@@ -54,7 +54,7 @@ def test_an_evaluations_bars_have_its_name(capsys: pytest.CaptureFixture[str]) -
     assert "probe: features of b:" in said
 
 
-def test_transformers_own_bars_are_hidden_and_the_hubs_stay() -> None:
+def test_bars_of_transformers_are_hidden_and_those_of_the_hub_are_not() -> None:
     from huggingface_hub.utils import are_progress_bars_disabled
     from transformers.utils import logging
 

@@ -1,4 +1,4 @@
-"""Addresses: what changes a draw, and what must not."""
+"""Random draws by address: what changes a draw and what does not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_an_address_always_gives_the_same_numbers() -> None:
 
 
 def test_the_numbers_stay_the_same_over_versions() -> None:
-    """Resumed runs and published results rest on these."""
+    """Resumed runs and published results depend on these numbers."""
     frozen = [0.004905384499579668, 0.0670991763472557, 0.2605378031730652]
     assert numbers(3) == pytest.approx(frozen, abs=1e-7)
     assert random_draws.permutation(0, 1, 8).tolist() == [3, 0, 7, 2, 6, 1, 5, 4]
@@ -42,7 +42,7 @@ def test_long_draws_do_not_run_into_the_next_address() -> None:
         assert len(long & set(numbers(1000, **neighbour))) < 50  # float32 numbers coincide now and then
 
 
-def test_another_purpose_in_between_shifts_nothing() -> None:
+def test_draws_for_another_purpose_do_not_shift_the_numbers() -> None:
     alone = [numbers(step=s) for s in range(3)]
     between = []
     for s in range(3):
@@ -71,7 +71,7 @@ def test_a_permutation_is_one_and_changes_by_epoch_and_seed() -> None:
     assert len({tuple(order) for order in orders}) == 4
 
 
-def test_a_sample_ids_number_is_its_own_for_ever() -> None:
+def test_the_number_of_a_sample_id_never_changes() -> None:
     assert random_draws.unit_interval("split", "digits_0000") == 0.6934011784832133
     assert random_draws.unit_interval("probe", "train_cat_00") == 0.4452916056539788
 
@@ -85,7 +85,7 @@ def test_sample_ids_numbers_are_uniform_and_differ_by_purpose() -> None:
     assert abs(np.corrcoef(split, probe)[0, 1]) < 0.06
 
 
-def test_names_are_not_glued_together() -> None:
+def test_joined_names_do_not_collide() -> None:
     assert random_draws.digest64("ab", "c") != random_draws.digest64("a", "bc")
 
 

@@ -1,4 +1,4 @@
-"""Ranks from SLURM's variables: only inside a step with several tasks, and never over torchrun's."""
+"""Ranks from SLURM's variables: only inside a step with several tasks, and never in place of torchrun's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STEP = {
 }
 
 
-def test_of_a_step() -> None:
+def test_ranks_of_a_slurm_step() -> None:
     ours = dict(STEP)
     adopt_slurm(ours)
     added = {k: v for k, v in ours.items() if k not in STEP}
@@ -52,7 +52,7 @@ def test_jobs_of_one_node_do_not_share_a_port() -> None:
         STEP | {"RANK": "0", "WORLD_SIZE": "2"},  # torchrun inside a step
     ],
 )
-def test_nothing_else_is_touched(left_alone: dict[str, str]) -> None:
+def test_other_environments_are_left_unchanged(left_alone: dict[str, str]) -> None:
     ours = dict(left_alone)
     adopt_slurm(ours)
     assert ours == left_alone
@@ -79,12 +79,12 @@ ALL = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.
         (ALL | {"LOCAL_RANK": "0"}, False),  # two nodes
     ],
 )
-def test_processes_that_are_there(environment: dict[str, str], is_the_first: bool) -> None:
+def test_valid_environments_give_the_first_rank(environment: dict[str, str], is_the_first: bool) -> None:
     check_ranks(environment)
     assert is_first(environment) is is_the_first
 
 
-def test_what_slurm_gives_is_whole() -> None:
+def test_variables_adopted_from_slurm_are_valid() -> None:
     ours = dict(STEP)
     adopt_slurm(ours)
     check_ranks(ours)
@@ -108,8 +108,8 @@ def test_what_slurm_gives_is_whole() -> None:
         *(({k: v for k, v in ALL.items() if k != name}, f"without {name} in") for name in ALL),
     ],
 )
-def test_variables_that_are_wrong(environment: dict[str, str], said: str) -> None:
-    """Such a process is of no run, so nobody else prints for it."""
+def test_invalid_variables_are_reported(environment: dict[str, str], said: str) -> None:
+    """Such a process belongs to no run, so no other process prints the error."""
     with pytest.raises(UserError, match=said):
         check_ranks(environment)
     assert is_first(environment)

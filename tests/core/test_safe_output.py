@@ -1,4 +1,4 @@
-"""What is printed never fails a command: in processes whose stdout or stderr cannot take it."""
+"""Printing never makes a command fail: tested in processes whose stdout or stderr cannot be written."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def printing(**options: Any) -> subprocess.CompletedProcess[bytes]:
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
-def test_characters_that_the_terminal_lacks_are_written_as_escapes(encoding: str) -> None:
+def test_characters_that_the_terminal_cannot_encode_are_escaped(encoding: str) -> None:
     done = printing(env=os.environ | {"PYTHONIOENCODING": encoding})
     assert done.returncode == 7
     expected = "line 2 λ = 1 · 4×4 \udc80 ".encode(encoding, "backslashreplace")
@@ -42,7 +42,7 @@ def test_characters_that_the_terminal_lacks_are_written_as_escapes(encoding: str
     assert done.stderr.splitlines()[-1] == "error: λ".encode(encoding, "backslashreplace")
 
 
-def test_a_reader_that_has_gone() -> None:
+def test_a_pipe_whose_reader_has_exited() -> None:
     read, write = os.pipe()
     os.close(read)
     try:
@@ -53,7 +53,7 @@ def test_a_reader_that_has_gone() -> None:
         os.close(write)
 
 
-def test_a_full_disk_is_said_once() -> None:
+def test_a_full_disk_is_reported_once() -> None:
     with open("/dev/full", "wb") as full:
         done = printing(stdout=full)
         assert printing(stdout=full, stderr=full).returncode == 7
@@ -64,7 +64,7 @@ def test_a_full_disk_is_said_once() -> None:
 
 @pytest.mark.parametrize("closed", [(1,), (2,), (0, 1, 2)])
 def test_closed_streams(closed: tuple[int, ...], tmp_path: Path) -> None:
-    """The next file that a process opens would have their number, and what is printed would go into it."""
+    """The next file that a process opens would get their file number, and printed text would go into it."""
     script = "from urepa.core import safe_output\nsafe_output.make_output_safe()\n"
     script += "file = open('f', 'w')\nassert file.fileno() > 2\n"
     script += "import os\nos.write(1, b'a')\nos.write(2, b'b')\nfile.close()\n" + PRINTS
@@ -76,7 +76,7 @@ def test_closed_streams(closed: tuple[int, ...], tmp_path: Path) -> None:
 
 
 def test_a_terminal_that_does_not_block() -> None:
-    """As another program may have left it. Nothing is lost."""
+    """As another program may have left the terminal. Nothing is lost."""
     leader, terminal = pty.openpty()
     os.set_blocking(terminal, False)
     process = subprocess.Popen([sys.executable, "-c", PRINTS], stdout=terminal, stderr=subprocess.DEVNULL)
@@ -95,8 +95,8 @@ def test_a_terminal_that_does_not_block() -> None:
 
 @pytest.mark.fast(1)
 @pytest.mark.parametrize("command", ["urepa.train", "launchers.status", "urepa.cluster.slurm_job"])
-def test_commands_print_so(command: str, tmp_path: Path) -> None:
-    """A door, a launcher, and a job of the local launcher."""
+def test_commands_launchers_and_jobs_print_safely(command: str, tmp_path: Path) -> None:
+    """A command, a launcher, and a job of the local launcher."""
     (tmp_path / "says.py").write_text("print('λ')")
     job = '{"name": "λ", "commands": [["says", "λ"]], "run": null}'
     (tmp_path / "jobs.jsonl").write_text('{"id": "local-1", "state": "done", "log": "log", "job": ' + job + "}\n")
@@ -123,7 +123,7 @@ def test_a_progress_bar_counts_no_negative_seconds(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_warning_of_this_package_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
-    """Without the file, the line's number and the line; a library's stays as Python writes it."""
+    """Without file name, line number and source line; warnings of libraries keep Python's format."""
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         safe_output.warn_in_one_line()

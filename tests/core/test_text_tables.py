@@ -1,4 +1,4 @@
-"""One table as a terminal, Markdown and LaTeX have it, written out by hand."""
+"""One table for terminal, Markdown and LaTeX, compared with tables written by hand."""
 
 from __future__ import annotations
 
@@ -42,5 +42,5 @@ def test_lines_in_one_block_and_in_two() -> None:
     ]
 
 
-def test_a_column_wider_than_the_terminal_stands_alone_beside_the_first() -> None:
+def test_a_column_wider_than_the_terminal_is_alone_with_the_first() -> None:
     assert [line.split() for line in TABLE.part([0, 2, 1]).lines(1)[:2]] == [["arm", "b"], ["x", "–"]]

@@ -1,4 +1,4 @@
-"""Tokens are views."""
+"""Tokens are views of feature maps."""
 
 from __future__ import annotations
 
@@ -39,5 +39,5 @@ def test_tokens_that_do_not_fill_their_grid_are_refused() -> None:
         Tokens(torch.zeros(12, 2), (3, 4))
 
 
-def test_a_mask_may_leave_some_of_the_grid_out() -> None:
+def test_a_mask_may_exclude_parts_of_the_grid() -> None:
     Tokens(torch.zeros(1, 12, 2), (4, 4), torch.ones(1, 12, dtype=torch.bool))

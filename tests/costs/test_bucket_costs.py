@@ -1,4 +1,4 @@
-"""A plan over buckets against the plans of each bucket alone."""
+"""A plan over buckets, compared with the plans of each bucket alone."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COUNTS = {"64x64": {"train": 14, "val": 4, "test": 1}, "32x64": {"train": 6, "va
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, compose: Compose) -> dict[str, Any]:
-    """The plans of a folder cut to one of the shapes, and to squares without buckets; and the folder."""
+    """The plans of a folder cut to one of the shapes and to squares without buckets, and the folder."""
     place = tmp_path_factory.mktemp("aspects")
     images = write_aspects(place / "images", 10, 5)
     plans = {
@@ -46,7 +46,7 @@ def test_one_bucket_of_squares_costs_what_squares_cost(alone: dict[str, Any]) ->
 
 
 @pytest.mark.slow
-def test_before_there_are_lists_the_mean_is_unweighted(alone: dict[str, Any], compose: Compose, tmp_path: Path) -> None:
+def test_without_lists_the_mean_is_unweighted(alone: dict[str, Any], compose: Compose, tmp_path: Path) -> None:
     square, lying = alone["64x64"], alone["32x64"]
     both = plan(compose(*bucketed(alone["images"], tmp_path)), CPU)
     for direction in ("forward", "backward"):
@@ -64,8 +64,8 @@ def test_before_there_are_lists_the_mean_is_unweighted(alone: dict[str, Any], co
 
 
 @pytest.mark.slow
-def test_lists_that_are_there_weight_by_steps(alone: dict[str, Any], compose: Compose, tmp_path: Path) -> None:
-    """14 and 6 images in batches of 4 are 3 steps and 1."""
+def test_with_lists_the_mean_is_weighted_by_steps(alone: dict[str, Any], compose: Compose, tmp_path: Path) -> None:
+    """14 and 6 images in batches of 4 make 3 steps and 1 step."""
     square, lying = alone["64x64"], alone["32x64"]
     config = compose(*bucketed(alone["images"], tmp_path))
     folder = declaration_of(config["data"]).folder
@@ -94,7 +94,7 @@ def test_lists_that_are_there_weight_by_steps(alone: dict[str, Any], compose: Co
         check_run_inputs(compose(*bucketed(alone["images"], tmp_path, "trainer.batch_size=8")), tmp_path / "run")
 
 
-def test_a_text_without_buckets_names_none(alone: dict[str, Any], compose: Compose, tmp_path: Path) -> None:
+def test_the_text_of_a_plan_without_buckets_names_none(alone: dict[str, Any], compose: Compose, tmp_path: Path) -> None:
     config = compose(*bucketed(alone["images"], tmp_path, buckets="null"))
     text = as_markdown("x", methodology(subject_of(config, alone[""]), "")).split("## Settings")[0]
     assert "bucket" not in text

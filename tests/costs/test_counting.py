@@ -1,4 +1,4 @@
-"""A step's count against closed forms, against real tensors, and against torch's own account of memory."""
+"""A step's counts, compared with closed forms, with real tensors, and with torch's own measurement of memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from urepa.costs.counting import SavedBytes, StepCount, count_step, norm_as_on_c
 
 
 def counted(model: nn.Module, *shape: int, on: Callable[[nn.Module], Any] = on_fake_cpu) -> StepCount:
-    """A step on an input that needs a gradient; parts are the model's children."""
+    """The counts of a step on an input that needs a gradient; parts are the model's children."""
 
     def step() -> Tensor:
         return model(torch.zeros(*shape, requires_grad=True)).sum()
@@ -31,7 +31,7 @@ def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
 
 
 class Attention(nn.Module):
-    """Two heads over one projection, and another behind them."""
+    """Two heads after one projection, followed by another projection."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ def test_attentions_flops_are_the_closed_form() -> None:
 
 
 class Chain(nn.Module):
-    """Frozen, adapted, frozen: gradients stop before the first."""
+    """Frozen, adapted and frozen layers: gradients stop before the first."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class Chain(nn.Module):
         return checkpoint(self.last, x, use_reentrant=False) if self.again else self.last(x)
 
 
-def test_flops_come_by_part_and_direction() -> None:
+def test_flops_are_given_by_part_and_direction() -> None:
     count = counted(on_meta(Chain), 5, 16)
     first, middle, last = (2 * 5 * n for n in (16 * 32, 32 * 64, 64 * 128 + 128 * 8))
     assert count.forward == {"first": first, "middle": middle, "last": last}
@@ -115,7 +115,7 @@ def test_a_storage_counts_once_however_often_it_is_saved() -> None:
 
 
 class Block(nn.Module):
-    """Every kind of layer that a U-Net has."""
+    """A block with every kind of layer that a U-Net has."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ def test_saved_bytes_are_those_of_real_tensors(bf16: bool, frozen: bool) -> None
     assert sum(count.saved.values()) == pytest.approx(saved.total, rel=0.02 if bf16 else 0)
 
 
-def test_norms_save_what_autocast_on_cuda_gives_them() -> None:
+def test_norms_save_the_tensors_of_autocast_on_cuda() -> None:
     def saved(as_on_cuda: bool) -> int:
         model = on_meta(lambda: nn.Sequential(nn.Linear(8, 8, bias=False), nn.LayerNorm(8, bias=False)))
         if as_on_cuda:
@@ -170,7 +170,7 @@ def test_norms_save_what_autocast_on_cuda_gives_them() -> None:
 
 
 def test_the_peak_is_what_torch_allocates() -> None:
-    """For layers that need no workspace of their own; a convolution's is not in the plan."""
+    """For layers that need no workspace; a convolution's workspace is not part of the plan."""
 
     def build() -> nn.Module:
         return nn.Sequential(*(layer for n in (64, 32) for layer in (nn.Linear(64, 64), nn.GELU(), nn.Linear(64, n))))

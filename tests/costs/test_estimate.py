@@ -1,4 +1,4 @@
-"""A plan against the description's numbers, a real step, a real optimiser and a measurement's file."""
+"""A plan, compared with the description's numbers, a real step, a real optimiser and a measurement's file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Compose = Callable[..., dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def track_a(compose: Compose, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The description's run, planned where nothing is: neither weights nor prompts, images or caches."""
+    """The plan of the description's run, made without weights, prompts, images or caches."""
     config = compose("+experiment=track_a", f"data.root={tmp_path_factory.mktemp('empty') / 'nothing'}")
     return plan(config, H200)
 
@@ -126,8 +126,8 @@ def test_evaluations_cost_no_step_and_are_counted_once(compose: Compose, small_r
 
 
 @pytest.mark.slow
-def test_what_is_left_out_of_the_count_changes_none(compose: Compose, small_run: list[str]) -> None:
-    """At zero too, where a term could be thought to fall away."""
+def test_keys_that_are_not_counted_change_no_count(compose: Compose, small_run: list[str]) -> None:
+    """Also with the value 0, at which a term could be expected to be skipped."""
     others = ("loss.lambda_max=0", "loss.warmup_steps=0", "data.cfg_dropout=0", "seed=3")
     own = [o for o in small_run if not o.startswith("loss.")]
     changed = compose(
@@ -197,7 +197,7 @@ def test_a_real_step_of_a_sit_costs_what_is_planned(
 def test_after_the_stop_a_step_costs_what_is_planned(
     trainer_of: Callable[..., Any], compose: Compose, small_sit: list[str]
 ) -> None:
-    """What a real step computes then; an online teacher is paid for until then, and at every validation."""
+    """As a real step after the stop. An online teacher is counted until the stop, and in every validation."""
     overrides = [*small_sit, "schedule.stop_step=4", "trainer.validate_every=3"]
     trainer = trainer_of(*overrides)
     trainer.prepared.train()
@@ -237,7 +237,7 @@ def test_after_the_stop_a_step_costs_what_is_planned(
 def test_a_real_step_of_track_a_in_bf16_saves_what_is_planned(
     compose: Compose, tmp_path: Path, switches: tuple[str, str]
 ) -> None:
-    """On a small U-Net of SD-1.5's kind, real weights and all, under the autocast that accelerate sets."""
+    """A small U-Net of SD-1.5's kind with real weights, under the autocast that accelerate sets."""
     write_unet(tmp_path, **(SMALL | {"cross_attention_dim": 768}))
     torch.save(torch.zeros(1001, 77, 768), tmp_path / "prompts.pt")
     config = compose(
@@ -304,7 +304,7 @@ def test_the_planned_teachers_are_the_published_ones(compose: Compose) -> None:
 
 
 @pytest.mark.slow
-def test_the_unread_network_is_the_one_that_is_read(compose: Compose, small_run: list[str]) -> None:
+def test_a_network_built_without_weights_is_the_real_one(compose: Compose, small_run: list[str]) -> None:
     config = compose(*small_run)
     track, teacher, loss = build_part(config["data"]), build_part(config["teacher"]), build_loss(config)
     model, _ = build_model(config, track, teacher, loss)
@@ -343,7 +343,7 @@ def test_nothing_is_expected_without_a_measurement(track_a: Any) -> None:
 
 
 @pytest.mark.slow
-def test_hours_are_expected_from_our_own_path_at_this_batch_size(compose: Compose, tmp_path: Path) -> None:
+def test_expected_hours_come_from_this_projects_loop_at_this_batch_size(compose: Compose, tmp_path: Path) -> None:
     rows = [row(path="documented", tflops_per_s=90.0), row(batch_size=32, tflops_per_s=200.0), row()]
     planned = plan(compose("+experiment=track_a"), H200, write(tmp_path / "bench.json", rows))
     assert planned.expected_hours == pytest.approx(planned.floor_hours * 790 / 365.4)

@@ -1,4 +1,4 @@
-"""What a plan counts of the manifold loss at token level: matrices [B,N,N] of N = 1,369 tokens, and of its grids.
+"""The plan's counts of the manifold loss at token level: matrices [B,N,N] of N = 1,369 tokens, and their grids.
 
 Shapes: B batch, N tokens, E width of the teacher.
 """
@@ -21,7 +21,8 @@ Compose = Callable[..., dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def planned(compose: Compose, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Plan]:
-    """planned(*overrides): of the quickstart's U-Net, whose middle has 4x4 tokens, with DINOv2-S at 37x37."""
+    """planned(*overrides): the plan of the quickstart's U-Net, whose middle block has 4x4 tokens, with DINOv2-S at
+    37x37."""
     root: Path = tmp_path_factory.mktemp("none")
     fixed = ("teacher=dinov2_s", "teacher.grid=[37,37]", f"data.root={root}", f"trainer.batch_size={B}")
 
@@ -32,7 +33,7 @@ def planned(compose: Compose, tmp_path_factory: pytest.TempPathFactory) -> Calla
 
 
 def loss_flops(one: Plan) -> tuple[int, int]:
-    """Of what follows the model, forward and backward."""
+    """FLOPs of everything after the model, forward and backward."""
     forward, backward = (one.flops(direction)[AFTER_THE_MODEL] for direction in ("forward", "backward"))
     return forward, backward
 
@@ -41,14 +42,16 @@ def loss_flops(one: Plan) -> tuple[int, int]:
 def test_the_products_of_tokens_are_counted_on_the_grid_of_the_comparison(
     planned: Callable[..., Plan], grid: str, tokens: int
 ) -> None:
-    """Two of B·N²·E multiply-adds forward, and as many backward, through the student's alone."""
+    """Two products of B·N²·E multiply-adds forward and as many backward, which go through the student's tokens
+    alone."""
     one = planned(f"loss.grid={grid}")
     assert one.counted.taps["mid"][:2] == (4, 4)
     assert loss_flops(one) == (4 * B * tokens**2 * E, 4 * B * tokens**2 * E)
 
 
-def test_the_peak_holds_the_matrices_of_similarities(planned: Callable[..., Plan]) -> None:
-    """Three at once, and more by the batch, where without them there is none: pooled samples have a B by B matrix."""
+def test_the_peak_contains_the_similarity_matrices(planned: Callable[..., Plan]) -> None:
+    """Three matrices at once, more with a larger batch; without the token level there are none, as pooled samples have
+    a B by B matrix."""
     within, pooled = planned(), planned("loss.level=sample")
     matrix = B * (37 * 37) ** 2 * 4
     assert within.counted.step.peak - pooled.counted.step.peak > 2.5 * matrix

@@ -16,7 +16,7 @@ from urepa.training.assembly import build_part
 
 @pytest.fixture(scope="session")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photos and checkpoints."""
+    """Photographs and small checkpoints."""
     root = tmp_path_factory.mktemp("material")
     write_photos(root / "photos", TRAIN, VAL)
     write_sd(root / "sd")
@@ -38,7 +38,7 @@ def build_of(material: Path, compose: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def built(material: Path, compose: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An undisturbed build."""
+    """A build that was not interrupted."""
     root = tmp_path_factory.mktemp("built") / "cache"
     parts = compose(*overrides(material, root), root="preprocess")
     Build(build_part(parts["data"]), build_part(parts["teacher"]), Part(), batch=8).run("all")
@@ -47,7 +47,7 @@ def built(material: Path, compose: Any, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="session")
 def built_with_flips(built: Path, material: Path, compose: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The undisturbed build, to which flips were added."""
+    """The uninterrupted build, to which flips were added."""
     root = Path(shutil.copytree(built, tmp_path_factory.mktemp("flips") / "cache"))
     parts = compose(*overrides(material, root), "data.flip=true", root="preprocess")
     Build(build_part(parts["data"]), build_part(parts["teacher"]), Part(), batch=8).run("all")

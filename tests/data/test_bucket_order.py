@@ -1,4 +1,4 @@
-"""Which bucket and samples a step has, where there are several buckets."""
+"""The bucket and the samples of each step, with several buckets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def epoch_of(order: SampleOrder, epoch: int) -> list[tuple[int, list[int]]]:
 
 
 def test_one_bucket_is_a_permutation_in_pieces() -> None:
-    """As before there were buckets: the purpose is `order`."""
+    """As in the version before buckets: the purpose of the draw is `order`."""
     order = SampleOrder({"": 21}, 4, seed=7)
     for epoch in (0, 1, 5):
         drawn = random_draws.generator(7, "order", step=epoch).permutation(21)
@@ -88,7 +88,7 @@ def test_a_slot_holds_records_of_every_size_in_one_piece_of_memory() -> None:
 
 
 def test_readers_of_one_bucket_and_of_one_named_bucket_differ_in_their_order_alone() -> None:
-    """A named one has an address of its own, so that buckets may come and go beside it."""
+    """A named bucket has its own address, so that other buckets may be added or removed."""
     plain, named = SampleOrder({"": 9}, 3, 0), SampleOrder({"8x8": 9}, 3, 0)
     assert plain.steps_per_epoch == named.steps_per_epoch == 3
     assert [plain.read(i) for i in range(3)] != [named.read(i) for i in range(3)]

@@ -1,4 +1,5 @@
-"""Caches that are there: what opening them refuses, several teachers, adopting, staging, and asking in their place."""
+"""Existing caches: what is refused when they are opened, several teachers, adopting, staging, and online encoders in
+their place."""
 
 from __future__ import annotations
 
@@ -60,8 +61,10 @@ def test_another_teacher_or_size_refuses_and_names_both(built: Path, build_of: A
         build.track.open(build.teacher)
 
 
-def test_a_store_of_before_goes_on_being_read_as_what_it_holds(built: Path, build_of: Any, tmp_path: Path) -> None:
-    """It does not say how positions were resampled: by transformers, of which the default is another now."""
+def test_a_store_of_an_earlier_version_is_read_with_its_own_rule_of_positions(
+    built: Path, build_of: Any, tmp_path: Path
+) -> None:
+    """Its manifest does not say how positions were resampled: by transformers' rule, which is no longer the default."""
     root = copy_of(built, tmp_path)
     file = root / "dino_tokens_lmdb" / "manifest.json"
     manifest = json.loads(file.read_text())
@@ -97,7 +100,7 @@ def test_two_teachers_tokens_lie_side_by_side(built: Path, build_of: Any, tmp_pa
 def test_several_teachers_have_a_store_each(
     built: Path, material: Path, compose: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Beside the one that a single teacher would have; built in one go, verified, and handed out by name."""
+    """Beside the store that a single teacher would have; built in one command, verified, and returned by name."""
     root = copy_of(built, tmp_path)
     own = [o for o in overrides(material, root) if not o.startswith("teacher.")]
     for name, size in (("near", 112), ("far", 56)):
@@ -180,7 +183,7 @@ def test_caches_of_too_few_images_to_compare_are_not_adopted(built: Path, build_
 
 
 def mirror_tokens(root: Path) -> None:
-    """Each sample's tokens in the place of its mirror image's."""
+    """The tokens of each sample, in place of those of its mirror image."""
     manifest = {"shape": [16, WIDTH], "dtype": "float16"}
     store = Store(root / "dino_tokens_lmdb", manifest)
     keys = list(store.keys())
@@ -192,7 +195,7 @@ def mirror_tokens(root: Path) -> None:
 
 
 def test_caches_of_another_view_are_not_adopted(built: Path, build_of: Any, tmp_path: Path) -> None:
-    """A second command finds as little as the first did."""
+    """A second command finds the same."""
     root = copy_of(built, tmp_path)
     for name in ("vae_latents_lmdb", "dino_tokens_lmdb"):
         (root / name / "manifest.json").unlink()
@@ -208,7 +211,7 @@ def test_caches_of_another_view_are_not_adopted(built: Path, build_of: Any, tmp_
     build.track.open(build.teacher).close()
 
 
-def test_what_did_not_pass_verify_is_not_trained_on(built: Path, build_of: Any, tmp_path: Path) -> None:
+def test_caches_that_did_not_pass_verify_are_not_trained_on(built: Path, build_of: Any, tmp_path: Path) -> None:
     root = copy_of(built, tmp_path)
     build = build_of(root)
     mirror_tokens(root)
@@ -224,10 +227,10 @@ def test_what_did_not_pass_verify_is_not_trained_on(built: Path, build_of: Any, 
     build.track.open(build.teacher).close()
 
 
-def test_tokens_may_lie_elsewhere_and_are_staged_from_there(
+def test_tokens_may_be_in_another_folder_and_are_staged_from_there(
     built: Path, built_with_flips: Path, build_of: Any, tmp_path: Path
 ) -> None:
-    """The document keeps them in /dev/shm."""
+    """The description keeps them in /dev/shm."""
     root, elsewhere = Path(shutil.copytree(built_with_flips, tmp_path / "cache")), tmp_path / "shm"
     elsewhere.mkdir()
     for flip in ("", "_flip"):
@@ -307,7 +310,7 @@ def test_a_teacher_of_the_same_name_with_other_weights_is_found(
 
 
 def test_lost_records_are_found_by_their_number(built: Path, build_of: Any, tmp_path: Path) -> None:
-    """Of a store that holds more than this track's."""
+    """In a store that also contains records of other tracks."""
     root = copy_of(built, tmp_path)
     file = root / "vae_latents_lmdb" / "manifest.json"
     build = build_of(root)

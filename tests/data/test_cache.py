@@ -1,4 +1,4 @@
-"""What a store's manifest must say before it is read, and what an old one's silence means."""
+"""What a store's manifest must contain before the store is read, and what a missing key of an old manifest means."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def test_at_the_native_size_and_in_other_families_old_stores_go_on() -> None:
         read(old(224, family), of(224, None, family))
 
 
-def test_only_what_is_so_is_named() -> None:
-    """A store at 518 px has no rule, nor has another family's."""
+def test_the_rule_of_positions_is_named_only_if_it_applies() -> None:
+    """A store at 518 px has no rule of positions, nor has a store of another family."""
     for manifest in (old(518), of(518, "meta")):
         with pytest.raises(UserError, match=r"image_size: 518 there, 224 here") as refused:
             read(manifest, of(224, "meta"))
@@ -55,11 +55,11 @@ def test_only_what_is_so_is_named() -> None:
     assert "'transformers'" not in str(refused.value)
 
 
-def test_of_an_adopted_store_the_rule_is_unknown() -> None:
+def test_the_rule_of_an_adopted_store_is_unknown() -> None:
     read({"teacher": dict.fromkeys(of(518, "meta")["teacher"], UNKNOWN)}, of(224, "meta"))
 
 
-def test_work_that_was_begun_under_another_rule_is_not_taken_up(tmp_path: Path) -> None:
+def test_a_build_begun_under_another_rule_is_not_continued(tmp_path: Path) -> None:
     write_begun(tmp_path / "tokens", old(224), "make it again")
     write_begun(tmp_path / "tokens", of(224, "transformers"), "make it again")
     with pytest.raises(UserError, match="teacher.positions: 'transformers' there, 'meta' here"):

@@ -1,4 +1,4 @@
-"""A teacher that sees what an autoencoder decodes of the latents, cached and online, against diffusers' decoding."""
+"""A teacher that gets the decoded latents as images, cached and online, compared with diffusers' decoding."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ONLINE = "data.online_teacher=true"
 
 @pytest.fixture(scope="module")
 def tae(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small random Tiny AutoEncoder with constants of its own, as diffusers saves it."""
+    """A small random Tiny AutoEncoder with its own constants, in diffusers' layout."""
     return write_tae(tmp_path_factory.mktemp("tae") / "tiny", 4)
 
 
@@ -39,7 +39,7 @@ def write_tae(folder: Path, latent_channels: int) -> Path:
 
 @pytest.fixture(scope="module")
 def decoded(built_with_flips: Path, material: Path, compose: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The photographs' caches with flips, their tokens made of decoded images."""
+    """The photographs' caches with flips and with tokens of decoded images."""
     from photos import overrides
 
     from urepa.data.stages.build import Build
@@ -55,7 +55,7 @@ def decoded(built_with_flips: Path, material: Path, compose: Any, tmp_path_facto
 
 
 def some(cache: Any) -> list[Sample]:
-    """Training samples, of which half are mirrored, and a validation sample."""
+    """Training samples, half of them mirrored, and a validation sample."""
     from dataclasses import replace
 
     train = [cache.splits["train"][i] for i in range(0, 20, 3)]
@@ -72,7 +72,7 @@ def seen_through_the_vae(material: Path, x0: Tensor) -> Tensor:
 
 
 def test_cached_tokens_are_the_teachers_of_the_decoded_latents(decoded: Path, build_of: Any, material: Path) -> None:
-    """Also of mirror images, whose latents are decoded and not the others mirrored; fp16 takes the rest away."""
+    """Also for mirror images, whose own latents are decoded; differences are those of fp16."""
     build = build_of(decoded, "data.flip=true", DECODED)
     cache = build.track.open(build.teacher)
     samples = some(cache)
@@ -85,7 +85,7 @@ def test_cached_tokens_are_the_teachers_of_the_decoded_latents(decoded: Path, bu
 
 
 def test_online_tokens_need_latents_alone(decoded: Path, build_of: Any, material: Path, tmp_path: Path) -> None:
-    """Neither images nor a cache of tokens; they are the cached ones before these are rounded to fp16."""
+    """Neither images nor a token cache are needed. The tokens equal the cached ones before rounding to fp16."""
     root = Path(shutil.copytree(decoded, tmp_path / "cache", ignore=shutil.ignore_patterns("images", "dino_*")))
     build = build_of(root, "data.flip=true", DECODED, ONLINE)
     assert not build.track.reads_squares(build.teacher)
@@ -127,7 +127,7 @@ def test_a_tiny_autoencoder_takes_x0_by_its_own_constants(
     cached.close()
 
 
-def test_of_moments_the_mean_is_decoded_and_of_online_latents_what_they_are(
+def test_the_mean_of_moments_is_decoded_and_online_latents_are_decoded_directly(
     decoded: Path, build_of: Any, material: Path
 ) -> None:
     build = build_of(decoded, "data.flip=true", DECODED, ONLINE, "data.online_latents=true", "data.moments=true")
@@ -160,7 +160,7 @@ def test_a_run_trains_on_them(trainer_of: Callable[..., Any], material: Path, de
 # --- what is written down -----------------------------------------------------------------------------------
 
 
-def test_a_manifest_says_what_was_seen_and_of_images_nothing(decoded: Path, built_with_flips: Path) -> None:
+def test_a_manifest_records_decoded_images_and_omits_plain_ones(decoded: Path, built_with_flips: Path) -> None:
     for name in ("dino_tokens_lmdb", "dino_tokens_lmdb_flip"):
         known = json.loads((decoded / name / "manifest.json").read_text())["teacher"]
         assert (known["sees"], known["decoder"]) == ("decoded", "sd")
@@ -245,8 +245,8 @@ def test_the_description_and_prefetch_know_the_decoder(compose: Any) -> None:
 
 
 def products(decoder: nn.Module, z: Tensor) -> int:
-    """FLOPs of decoding one latent: two for each weight of a convolution or projection at each place, and the
-    attention in the middle."""
+    """FLOPs of decoding one latent: two per weight of a convolution or projection at each position, and the attention
+    in the middle."""
     total = 0
 
     def count(module: nn.Module, inputs: Any, output: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Mirror images: one draw a sample for image and teacher, in training only, and nothing else moves."""
+"""Mirror images: one draw per sample for image and teacher, in training only, and no other draw changes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def same(one: dict[str, Any], other: dict[str, Any], *names: str) -> bool:
 
 
 def by_orientation(batch: Batch) -> dict[bool, list[int]]:
-    """Places of the plain and of the mirrored samples."""
+    """Positions of the plain and of the mirrored samples."""
     mirrored = [i.endswith("/flip") for i in batch.ids]
     return {m: [i for i, is_m in enumerate(mirrored) if is_m is m] for m in (False, True)}
 
@@ -76,7 +76,7 @@ def both(make_track: Callable[..., Any], teacher: Any) -> Any:
 @pytest.mark.parametrize("unshuffle", [2, 1], ids=["for a U-Net", "for a SiT"])
 @pytest.mark.parametrize("online", [False, True], ids=["cached", "online"])
 def test_a_mirrored_image_comes_with_the_mirrored_images_tokens(both: Any, online: bool, unshuffle: int) -> None:
-    """Mean colours of quarters: what a mirrored image's tokens are can be said beforehand, in closed form."""
+    """With mean colours of quarters as tokens, the mirrored image's tokens are known in closed form."""
     flipped, plain, track = both(online_teacher=online, unshuffle=unshuffle)
     seen = {False: 0, True: 0}
     for batch, usual in zip(flipped, plain, strict=True):
@@ -97,7 +97,7 @@ def test_a_mirrored_image_comes_with_the_mirrored_images_tokens(both: Any, onlin
 def test_latents_and_tokens_are_the_networks_own_of_the_mirrored_photograph(
     built_with_flips: Path, material: Path, build_of: Any, online: str
 ) -> None:
-    """Cached or asked in training, as the loop gets them."""
+    """Cached or computed online, as the training loop gets them."""
     build = build_of(built_with_flips, "data.flip=true", *(f"data.online_{what}=true" for what in online.split()))
     cache = build.track.open(build.teacher)
     (batch,) = next(reader(cache, layout=Layout(16)).stream(0, 1))
@@ -115,7 +115,7 @@ def test_latents_and_tokens_are_the_networks_own_of_the_mirrored_photograph(
 # --- the draw ----------------------------------------------------------------------------------------------
 
 
-def test_flips_move_no_other_draw(both: Any) -> None:
+def test_flips_change_no_other_draw(both: Any) -> None:
     for flipped, plain in zip(*both()[:2], strict=True):
         assert [i.removesuffix("/flip") for i in flipped.ids] == plain.ids
         assert same(joined([flipped]), joined([plain]), "noise", "t_B", "classes")
@@ -200,7 +200,7 @@ def test_without_the_mirror_images_a_run_is_refused_with_the_command_that_makes_
 
 
 def test_mirror_images_of_another_teacher_are_refused(built_with_flips: Path, build_of: Any, tmp_path: Path) -> None:
-    """The same name and size, but other weights: the pairs would be of two teachers."""
+    """The same name and size but other weights: the pairs would come from two teachers."""
     root = Path(shutil.copytree(built_with_flips, tmp_path / "cache", ignore=shutil.ignore_patterns("images")))
     file = root / "dino_tokens_lmdb_flip" / "manifest.json"
     manifest = json.loads(file.read_text())
@@ -216,9 +216,7 @@ def test_mirror_images_of_another_teacher_are_refused(built_with_flips: Path, bu
 
 
 @pytest.mark.parametrize("unmirrored", ["latents", "tokens"])
-def test_mirror_images_that_are_none_are_caught(
-    built_with_flips: Path, build_of: Any, tmp_path: Path, unmirrored: str
-) -> None:
+def test_wrong_mirror_images_are_found(built_with_flips: Path, build_of: Any, tmp_path: Path, unmirrored: str) -> None:
     root = Path(shutil.copytree(built_with_flips, tmp_path / "cache"))
     build = build_of(root, "data.flip=true")
     store = {"latents": build.track.buckets[0].latents, "tokens": build.track.buckets[0].tokens}[unmirrored]

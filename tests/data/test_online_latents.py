@@ -1,4 +1,4 @@
-"""Latents that are encoded while training: the cache's numbers, draws, mirror images and refusals, without it."""
+"""Latents that are encoded in training: the same values, draws, mirror images and refusals as with a cache."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FLOW = FlowMath("linear", "uniform")
 def with_moments(
     built_with_flips: Path, material: Path, compose: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The photographs' moments in the latents' place, of both orientations."""
+    """The photographs' moments in place of latents, in both orientations."""
     from photos import overrides
 
     from urepa.data.stages.build import Build
@@ -51,7 +51,7 @@ def with_moments(
 
 
 def assert_rounded(cached: torch.Tensor, online: torch.Tensor) -> None:
-    """Equal but for what fp16 takes away, and a little of fp32."""
+    """Equal up to the rounding of fp16 and a little of fp32."""
     assert ((cached - online).abs() <= 2**-11 * online.abs() + 1e-6).all()
     assert not torch.equal(cached, online)
 
@@ -61,10 +61,11 @@ def assert_rounded(cached: torch.Tensor, online: torch.Tensor) -> None:
 
 @pytest.mark.fast(1)
 @pytest.mark.parametrize("moments", [False, True], ids=["mode", "moments"])
-def test_steps_are_the_caches_to_its_rounding(
+def test_steps_equal_those_with_a_cache_up_to_rounding(
     built_with_flips: Path, with_moments: Path, build_of: Any, moments: bool
 ) -> None:
-    """Training and validation: the same samples, flips and posterior draws, latents to fp16 rounding, tokens equal."""
+    """Training and validation: the same samples, flips and posterior draws, latents equal to fp16 rounding, tokens
+    equal."""
     root = with_moments if moments else built_with_flips
     read, records = [], []
     for online in ("false", "true"):
@@ -89,7 +90,7 @@ def test_steps_are_the_caches_to_its_rounding(
 
 
 def test_a_sample_of_the_posterior_is_drawn_by_its_address(with_moments: Path, material: Path, build_of: Any) -> None:
-    """mean + std·ε of the mirrored photograph, as diffusers has them, with ε of (seed, step, position)."""
+    """mean + std·ε of the mirrored photograph, as diffusers computes them, with ε drawn by (seed, step, position)."""
     build = build_of(with_moments, "data.flip=true", "data.moments=true", *BOTH)
     cache = build.track.open(build.teacher)
     (batch,) = TrainingReader(cache, FLOW, Layout(16), seed=3).read(2)
@@ -180,7 +181,7 @@ def test_a_run_without_a_cache_resumes_bit_for_bit_and_is_the_cached_one(sit: Ca
 # --- what is there and what is not -------------------------------------------------------------------------
 
 
-def test_nothing_is_cached_that_is_asked_for_in_training(
+def test_outputs_of_online_encoders_are_not_cached(
     build_of: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     build = build_of(tmp_path / "cache", *BOTH, "data.flip=true", "data.text=null")
@@ -218,9 +219,7 @@ def test_the_field_of_view_is_verified_without_a_cache_of_latents(
         build_of(root, "data.flip=true", ONLINE).run("verify")
 
 
-def test_images_that_are_not_those_are_refused(
-    built: Path, build_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_images_are_refused(built: Path, build_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # a hub that is away is asked for 40 s
     root = Path(shutil.copytree(built, tmp_path / "cache", ignore=shutil.ignore_patterns("*_lmdb")))
     build = build_of(root, *BOTH)
@@ -272,8 +271,8 @@ def test_an_image_is_read_past_its_files_list_of_contents(built: Path) -> None:
 
 
 def products(vae: nn.Module, size: int) -> int:
-    """FLOPs of encoding one image: two for each weight of a convolution or projection at each place, and the
-    attention in the middle."""
+    """FLOPs of encoding one image: two per weight of a convolution or projection at each position, and the attention in
+    the middle."""
     total = 0
 
     def count(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
@@ -314,7 +313,7 @@ def test_the_vae_is_part_of_the_step(compose: Callable[..., dict[str, Any]], mat
     assert small.flops("forward")["VAE"] == 4 * products(load_vae(str(material / "sd")), 256)
 
 
-def test_what_is_read_stays_a_store_elsewhere(built: Path, build_of: Any) -> None:
+def test_latents_that_are_cached_are_read_from_an_ordinary_store(built: Path, build_of: Any) -> None:
     cache = build_of(built).track.open(None)
     assert isinstance(cache.latents, Store)
     assert json.loads(cache.latents.mark.read_text()) == cache.latents.manifest

@@ -1,4 +1,4 @@
-"""Batches by address: any layout reads the same step."""
+"""Batches by address: every layout reads the same global batch."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_seeds_change_everything_that_is_drawn(cache: Cache, objective: Any) -> 
 
 
 def test_arms_with_one_seed_are_paired(cache: Cache, objective: Any) -> None:
-    """Dropout is another purpose: with and without it, the rest is the same."""
+    """Dropout has its own purpose: with and without it, all other draws are the same."""
     one, other = (joined(TrainingReader(dropping(cache, p), objective, Layout(8), 0).read(3)) for p in (0.0, 1.0))
     assert same({k: v for k, v in one.items() if k != "classes"}, other)
 
@@ -177,7 +177,7 @@ def test_validation_gives_the_classes_unless_none_was_ever_given(
     assert ids_of(condition.null(), 3).tolist() == [3] * 4
 
 
-def test_validation_groups_are_shuffled_once_and_know_if_they_are_full(cache: Cache, objective: Any) -> None:
+def test_validation_groups_are_shuffled_once_and_marked_if_full(cache: Cache, objective: Any) -> None:
     reader = ValidationReader(cache, objective, 4)
     assert reader.full == [True, False]
     assert [len(group) for group in reader.groups] == [4, 2]
@@ -187,7 +187,7 @@ def test_validation_groups_are_shuffled_once_and_know_if_they_are_full(cache: Ca
     assert again.groups == reader.groups
 
 
-def test_validation_sees_other_noise_for_every_sample(cache: Cache, objective: Any) -> None:
+def test_every_validation_sample_has_its_own_noise(cache: Cache, objective: Any) -> None:
     assert len({str(seen["noise"]) for seen in by_id(cache, objective, 6).values()}) == 6
 
 

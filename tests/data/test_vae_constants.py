@@ -1,5 +1,5 @@
-"""The constants between a VAE's latents and x0: shift, scale and statistics per channel, held to the arithmetic of
-diffusers' own pipelines; and VAEs without a posterior.
+"""The constants between a VAE's latents and x0: shift, scale and statistics per channel, compared with the arithmetic
+of diffusers' own pipelines; and VAEs without a posterior.
 
 Shapes: B images, S image size, CHW latent.
 """
@@ -33,7 +33,7 @@ NAMES = ("shift_factor", "latents_mean", "latents_std")
 
 
 def with_config(material: Path, place: Path, **changes: Any) -> Path:
-    """A copy of the photographs' VAE whose config says something else, under the same name."""
+    """A copy of the photographs' VAE with other config values, under the same name."""
     folder = place / "sd"
     shutil.copytree(material / "sd" / "vae", folder / "vae")
     file = folder / "vae" / "config.json"
@@ -70,8 +70,8 @@ def images_B3SS(built: Path) -> Tensor:
 
 
 def sampled_by_diffusers(vae: Any, pixels_B3SS: Tensor) -> tuple[Tensor, Tensor]:
-    """x0 of a posterior's sample, by `prepare_latents` of the image-to-image pipeline that such a VAE is for, and the
-    standard normal numbers of that sample."""
+    """x0 of a posterior's sample, from `prepare_latents` of the image-to-image pipeline of such a VAE, and the standard
+    normal numbers of that sample."""
     from diffusers import (
         FlowMatchEulerDiscreteScheduler,
         StableDiffusion3Img2ImgPipeline,
@@ -92,7 +92,7 @@ def sampled_by_diffusers(vae: Any, pixels_B3SS: Tensor) -> tuple[Tensor, Tensor]
 
 
 def sampler_of(vae: Any) -> Any:
-    """image_of(output_type) of one step of the pipeline that such a VAE is for, with a small random denoiser."""
+    """image_of(output_type): one step of the pipeline of such a VAE, with a small random denoiser."""
     from diffusers import (
         DDIMScheduler,
         FlowMatchEulerDiscreteScheduler,
@@ -158,7 +158,7 @@ def test_x0_is_decoded_as_diffusers_pipelines_decode_it(folder: Path) -> None:
     torch.testing.assert_close(decode(vae, x0), image_of("pt"), rtol=1e-5, atol=1e-5)
 
 
-def test_without_shift_the_numbers_are_a_factor_to_the_last_bit(material: Path, images_B3SS: Tensor) -> None:
+def test_without_shift_latents_are_scaled_by_a_factor_bit_for_bit(material: Path, images_B3SS: Tensor) -> None:
     vae = load_vae(str(material / "sd"))
     made, facts = vae_encoder(str(material / "sd"), moments=False)
     with torch.inference_mode():
@@ -213,7 +213,8 @@ def test_stored_latents_name_their_constants_and_are_what_is_encoded_in_training
 def test_latents_of_other_constants_are_refused_both_ways(
     material: Path, built: Path, build_of: Any, tmp_path: Path, name: str
 ) -> None:
-    """A store of before, whose manifest has a factor alone, and a VAE with more; and the other way round."""
+    """A store of an earlier version, whose manifest has only a factor, with a VAE that has more constants; and the
+    reverse."""
     plain = material / "sd"
     other = with_config(material, tmp_path, **CONSTANTS[name] | {"scaling_factor": 0.18215})
     key = "shift_factor" if name == "shift" else "latents_mean"
@@ -267,9 +268,7 @@ def test_features_of_decoded_images_are_kept_by_the_constants(material: Path, tm
         ),
     ],
 )
-def test_a_config_that_says_half_of_it_is_refused(
-    material: Path, tmp_path: Path, changes: dict[str, Any], said: str
-) -> None:
+def test_incomplete_constants_are_refused(material: Path, tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     folder = with_config(material, tmp_path, **changes)
     with pytest.raises(UserError, match=f"data.vae={folder} {said}"):
         load_vae(str(folder))
@@ -326,7 +325,7 @@ def test_a_description_says_what_is_done_to_latents(material: Path, tmp_path: Pa
     assert "(which have no posterior, times its scaling factor)" in described(str(write_dc(tmp_path / "dc")))
 
 
-def test_a_config_in_the_hubs_cache_is_known_without_its_weights(
+def test_a_config_in_the_hubs_cache_is_read_without_the_weights(
     material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))

@@ -1,4 +1,4 @@
-"""A small model and its track, as an evaluation gets to see them."""
+"""A small model and its track, as evaluations get them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from urepa.evaluation.context import Context
 
 @pytest.fixture
 def make_context(build_trainer: Callable[..., Any], tmp_path: Path) -> Callable[..., Context]:
-    """make_context(*overrides): of a trainer at step 0."""
+    """make_context(*overrides): the context of a trainer at step 0."""
 
     def make(*overrides: str) -> Context:
         trainer = build_trainer(*overrides)

@@ -1,4 +1,4 @@
-"""A run's folder as an evaluation gets to see it."""
+"""A run's folder, as evaluations get it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from urepa.training.assembly import build_loss
 
 
 def context_of(opened: OpenedRun, cache: Cache, folder: Path, step: int) -> Context:
-    """Its EMA weights on the CPU; what an evaluation writes goes to `folder`."""
+    """The context of a run with its EMA weights on the CPU; evaluations write to `folder`."""
     return Context(
         model=opened.model,
         objective=opened.objective,
@@ -32,7 +32,7 @@ def context_of(opened: OpenedRun, cache: Cache, folder: Path, step: int) -> Cont
 
 @dataclass
 class Built:
-    """A declaration of what is built already."""
+    """A declaration of something that is already built."""
 
     network: Any
 

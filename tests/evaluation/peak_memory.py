@@ -29,7 +29,7 @@ WIDTH, SIZE = 32, 8
 
 
 class Teacher:
-    """What a track asks of one: as many tokens as the latent has pixels."""
+    """What a track needs of a teacher: as many tokens as the latent has pixels."""
 
     width, grid = WIDTH, (SIZE, SIZE)
 

@@ -1,4 +1,4 @@
-"""Attention pooling finds the token that counts, where the mean of all tokens says nothing."""
+"""Attention pooling finds the relevant token where the mean of all tokens has no information."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ CLASSES, WIDTH = 4, 12
 
 
 def marked(n: int, seed: int) -> tuple[torch.Tensor, np.ndarray]:
-    """[n,4,12]: every sample has the direction of each class once, so that its mean token says nothing; its own
-    class's token has a mark in the last feature."""
+    """Tokens [n,4,12]: every sample has the direction of each class once, so that its mean token has no information;
+    the token of its own class is marked in the last feature."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, CLASSES, n)
     tokens = 0.1 * rng.standard_normal((n, CLASSES, WIDTH))
@@ -39,7 +39,7 @@ def stored(x_BND: torch.Tensor, folder: Path) -> TokenFile:
 
 
 @pytest.mark.slow
-def test_it_reads_what_mean_pooling_cannot(tmp_path: Path) -> None:
+def test_attention_pooling_finds_what_mean_pooling_cannot(tmp_path: Path) -> None:
     (fitted, labels), (read, truth) = marked(400, 0), marked(200, 1)
     rows = stored(fitted, tmp_path).rows
     query = train(rows, labels, CPU)
@@ -80,7 +80,7 @@ def test_statistics_are_those_of_all_tokens(tmp_path: Path, monkeypatch: pytest.
     assert pool(Tokens(x_BND, (2, 2))).isfinite().all()
 
 
-def test_the_file_gives_back_what_it_got_and_leaves_nothing(tmp_path: Path) -> None:
+def test_the_temporary_file_returns_its_values_and_is_removed(tmp_path: Path) -> None:
     x_BND = torch.randn(120, 4, 3, generator=torch.Generator().manual_seed(0))
     file = stored(x_BND, tmp_path)
     places = np.array([119, 0, 50, 49, 0])

@@ -24,7 +24,7 @@ from urepa.evaluation.measures.image_distances_math import image_features
 
 @pytest.fixture
 def weights(make_track: Callable[..., Any], tmp_path: Path) -> Path:
-    """Of one epoch on 24 images of 8x8 pixels."""
+    """The weights after one epoch on 24 images of 8x8 pixels."""
     train_classifier(make_track(), epochs=1, seed=0, out=tmp_path / "cnn.safetensors")
     return tmp_path / "cnn.safetensors"
 
@@ -35,7 +35,7 @@ def metadata(file: Path) -> dict[str, str]:
 
 
 def by_hand(file: Path, images_B3SS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pool features and logits, from the file's tensors alone."""
+    """Pooled features and logits, computed from the file's tensors alone."""
     tensors = load_file(file)
     x = images_B3SS * 2 - 1
     for stage, stride in enumerate((1, 2, 1, 2, 1)):
@@ -73,7 +73,7 @@ def test_its_layers_are_what_is_documented() -> None:
     assert network(torch.rand(2, 3, 32, 32)).shape == (2, 10)
 
 
-def test_the_file_says_what_it_is_of(
+def test_the_file_records_its_data_and_settings(
     weights: Path, make_track: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     told = metadata(weights)
@@ -99,7 +99,7 @@ def test_the_file_says_what_it_is_of(
     assert f"accuracy {right:.3f} on 6 test images; weights sha256 {file_sha256(weights)}" in said
 
 
-def test_what_is_there_is_not_trained_again_and_the_same_command_makes_the_same(
+def test_an_existing_classifier_is_not_trained_again_and_training_is_reproducible(
     weights: Path, make_track: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before, age = weights.read_bytes(), weights.stat().st_mtime_ns
@@ -121,7 +121,7 @@ def test_what_is_there_is_not_trained_again_and_the_same_command_makes_the_same(
         ({"limit": 15}, 1, 0, "train_images: 30 there, 15 here"),
     ],
 )
-def test_another_ones_place_is_refused(
+def test_a_path_with_another_classifier_is_refused(
     weights: Path, make_track: Callable[..., Any], changes: dict[str, Any], epochs: int, seed: int, said: str
 ) -> None:
     before = weights.read_bytes()
@@ -131,7 +131,7 @@ def test_another_ones_place_is_refused(
 
 
 def test_the_samples_digest_is_of_pixels_and_classes(make_track: Callable[..., Any], tmp_path: Path) -> None:
-    """Whatever x0 is made of them."""
+    """Whatever x0 is derived from them."""
 
     def digest(**changes: Any) -> str:
         track = make_track(root=str(tmp_path / str(sorted(changes.items()))), **changes)
@@ -146,7 +146,7 @@ def test_the_samples_digest_is_of_pixels_and_classes(make_track: Callable[..., A
 
 
 def test_it_learns(make_track: Callable[..., Any]) -> None:
-    """Thirty images by heart, where chance names ten."""
+    """It memorises thirty images, where chance would classify ten correctly."""
     track = make_track()
     cache = track.open(None)
     train = read_split(track, cache, "train")
@@ -156,7 +156,7 @@ def test_it_learns(make_track: Callable[..., Any]) -> None:
     assert (network(images).argmax(1) == classes).float().mean() > 0.6
 
 
-def test_images_are_moved_by_their_own_address() -> None:
+def test_augmentations_depend_on_the_images_address() -> None:
     images = torch.rand(40, 3, 8, 8)
     moved = augment(images, seed=5, step=7)
     padded = np.pad(images.numpy(), ((0, 0), (0, 0), (3, 3), (3, 3)), constant_values=0.5)

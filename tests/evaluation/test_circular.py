@@ -1,4 +1,4 @@
-"""An encoder that the run is aligned to is recognised under another name."""
+"""An encoder to which the run is aligned is recognised under another name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from urepa.evaluation.measures.image_distances_math import is_circular
 
 
 class Named(PixelsNetwork):
-    """A ViT of some name, as far as its manifest and weights say."""
+    """A ViT with some name, in its manifest and weights."""
 
     def __init__(self, model: str, weights: str, width: int = 768) -> None:
         super().__init__(2)

@@ -1,4 +1,4 @@
-"""CLIP score against transformers' own forward pass, on a small random checkpoint in the real format."""
+"""CLIP score, compared with transformers' own forward pass on a small random checkpoint in the real format."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.2757
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CLIP as transformers saves one, and names of ten classes."""
+    """A CLIP checkpoint in transformers' format, and names of ten classes."""
     from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
     root = tmp_path_factory.mktemp("clip")

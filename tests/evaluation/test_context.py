@@ -1,4 +1,4 @@
-"""What one evaluation raises costs none of the others."""
+"""An exception in one evaluation does not affect the others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def made(evaluation: Any) -> Any:
     return evaluation
 
 
-def test_what_nobody_foresaw_is_a_failure_of_its_own(context: Context, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unexpected_exception_fails_one_evaluation_only(
+    context: Context, capsys: pytest.CaptureFixture[str]
+) -> None:
     asked = {
         "full": raising(OSError(28, "No space left on device")),
         "asked_wrongly": raising(UserError("no such tap")),
@@ -47,6 +49,6 @@ def test_what_nobody_foresaw_is_a_failure_of_its_own(context: Context, capsys: p
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(3), Stopped(143)])
-def test_a_stop_is_no_failure(context: Context, stop: BaseException) -> None:
+def test_a_stop_signal_is_not_a_failure(context: Context, stop: BaseException) -> None:
     with pytest.raises(type(stop)):
         run_each(context, {"stopped": raising(stop), "good": good}, made)

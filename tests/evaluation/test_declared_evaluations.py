@@ -1,4 +1,5 @@
-"""What evaluations, generated images and encoders declare: built tiny, and asked everything that the rest asks them."""
+"""Declarations of evaluations, generated images and encoders: built at a small size, and checked for all methods that
+other code calls."""
 
 from __future__ import annotations
 
@@ -35,12 +36,12 @@ RUN = EvaluatedRun(num_classes=10, sampler="ddim", is_aligned=True)
 
 @pytest.fixture(scope="module")
 def composed(compose: Compose) -> list[dict[str, Any]]:
-    """Every choice of conf/evaluation."""
+    """Every option of conf/evaluation."""
     return [compose(f"evaluation={name}")["evaluation"] for name in OF_FILES]
 
 
 def parts(composed: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
-    """The settings of every part of a kind that conf/evaluation has, by its class."""
+    """The settings of every part of a kind in conf/evaluation, by class."""
     found = {}
     for evaluation in deepcopy(composed):
         for _, part, schema in parts_of(evaluation):
@@ -99,7 +100,7 @@ def seen(context: Context, compose: Compose, small_run: list[str]) -> Context:
 def test_an_evaluation_measures_what_it_declares(
     seen: Context, composed: list[dict[str, Any]], schema: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the small model with very few images; what needs weights or a folder says so."""
+    """On the small model with very few images; evaluations that need weights or a folder report that."""
     from urepa.evaluation import attention
 
     monkeypatch.setattr(attention, "STEPS", 2)
@@ -190,8 +191,8 @@ def test_they_load_without_torch_and_a_run_loads_what_they_measure_with(compose:
         assert all(name in sys.modules for name in networks(PACKAGES[kind]))
 
 
-def test_settings_say_what_they_are_of_a_run(compose: Compose) -> None:
-    """Also of what an evaluation holds, by their whole keys."""
+def test_settings_declare_their_meaning_for_a_run(compose: Compose) -> None:
+    """Also settings of parts inside an evaluation, by their full keys."""
     config = compose("evaluation=[knn,digits,generation]")
 
     def found(is_a: str) -> dict[str, Any]:

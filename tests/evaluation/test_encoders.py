@@ -1,4 +1,4 @@
-"""What encoders make of images."""
+"""The features that encoders compute of images."""
 
 from __future__ import annotations
 

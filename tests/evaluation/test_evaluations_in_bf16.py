@@ -1,5 +1,5 @@
-"""Evaluations run inside the run's autocast. Of bf16 they get the backbone's rounding and nothing else: readers,
-encoders and decoders keep fp32, and none of them fails."""
+"""Evaluations run inside the run's autocast. In bf16 only the backbone's rounding differs: readers, encoders and
+decoders stay in fp32, and none of them fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one walk over samples that every reading of the representation takes."""
+"""The one loop over samples on which all evaluations of the representation are based."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def with_other_labels(samples: list[Any]) -> list[Any]:
     return [replace(s, class_id=(s.class_id + 1) % 10) for s in samples]
 
 
-def test_chunks_hold_what_the_model_says_under_the_null_condition(context: Context) -> None:
+def test_chunks_contain_the_models_output_under_the_null_condition(context: Context) -> None:
     samples = context.cache.splits["train"][:6]
     (chunk,) = chunks(context, samples, ("mid",), 500)
     x0 = context.cache.x0(samples)
@@ -62,7 +62,7 @@ def test_shuffled_labels_change_nothing(context: Context) -> None:
     assert all(np.array_equal(kept[name], other[name]) for name in pools)
 
 
-def test_the_walk_does_not_depend_on_the_chunk(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_do_not_depend_on_the_chunk_size(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = context.cache.splits["train"]
     whole = pool_chunks(context, samples, ("mid",), 500, {"tap": tap_pool("mid")})["tap"]
     monkeypatch.setattr(features, "CHUNK", 7)  # 40 samples: the last chunk has 5
@@ -72,8 +72,8 @@ def test_the_walk_does_not_depend_on_the_chunk(context: Context, monkeypatch: py
     assert np.array_equal(teacher_means(context, samples), context.cache.teacher_BND(samples).float().mean(1).numpy())
 
 
-def test_teacher_tokens_come_to_the_cpu_from_wherever_they_are_asked(context: Context) -> None:
-    """An online teacher's are on the GPU. Here they are on a device that nothing can be copied from."""
+def test_teacher_tokens_are_moved_to_the_cpu(context: Context) -> None:
+    """An online teacher's tokens are on the GPU. Here they are on a device from which nothing can be copied."""
     store: Any = SimpleNamespace(tensor=lambda keys: torch.empty(len(keys), 4, 3, device="meta"))
     online = replace(context, cache=replace(context.cache, tokens={"": store}))
     with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
@@ -85,7 +85,7 @@ def test_masked_tokens_do_not_count() -> None:
     assert mean_token(Tokens(x_BND, (1, 3), torch.tensor([[True, True, False]]))).tolist() == [[2.0]]
 
 
-def test_what_is_not_there_is_a_users_mistake(make_context: Callable[..., Context]) -> None:
+def test_unknown_taps_times_and_heads_are_user_errors(make_context: Callable[..., Context]) -> None:
     context = make_context("loss=none")
     samples = context.cache.splits["train"][:3]
     (chunk,) = chunks(context, samples, ("mid",), 0)  # the tap is

@@ -1,4 +1,4 @@
-"""Distances between sets of features against closed forms and plain loops."""
+"""Distances between sets of features, compared with closed forms and plain loops."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def moments(x_nD: np.ndarray, batch: int = 10**9) -> Moments:
 
 
 def gaussian(mean_D: np.ndarray, covariance_DD: np.ndarray) -> Moments:
-    """Moments that are these exactly."""
+    """Moments with exactly these values."""
     found = Moments(len(mean_D))
     found.count, found.mean_D, found.scatter_DD = 101, mean_D, covariance_DD * 100
     return found
@@ -90,7 +90,7 @@ def test_the_error_of_a_distance_is_its_spread_over_draws(n: int, width: int, sh
 
 
 def test_the_error_of_a_shift_has_a_closed_form() -> None:
-    """In one dimension at equal variances, d = δ² and its derivative by the mean is 2δ: its error is 2δ·σ/√n."""
+    """In one dimension with equal variances, d = δ² has the derivative 2δ by the mean, so its error is 2δ·σ/√n."""
     x = rows(4000, 1, 3) * 0.5 + 2
     real = gaussian(np.zeros(1), np.array([[0.25]]))
     found = [frechet_error(real, part, 4000) for part in (x, x[::-1], np.random.default_rng(0).permutation(x))]
@@ -129,7 +129,7 @@ def test_the_kernel_distance_is_that_of_a_double_loop() -> None:
     assert squared_mmd(x, y) == pytest.approx(expected, rel=1e-12)
 
 
-def test_it_is_unbiased_and_finds_a_shift() -> None:
+def test_the_kernel_distance_is_unbiased_and_finds_a_shift() -> None:
     same = [squared_mmd(rows(60, 5, seed), rows(60, 5, 1000 + seed)) for seed in range(300)]
     assert stats.ttest_1samp(same, 0).pvalue > 0.01
     assert min(same) < 0 < max(same)
@@ -192,7 +192,7 @@ def test_collapsed_samples_are_precise_and_recall_nothing() -> None:
 # --- Inception Score ----------------------------------------------------------------------------------------
 
 
-def test_inception_score_at_its_ends() -> None:
+def test_inception_score_has_its_extreme_values() -> None:
     sure = np.eye(10)[np.arange(200) % 10]
     assert inception_score(sure, 10) == pytest.approx((10, 0))
     assert inception_score(np.full((20, 10), 0.1), 2) == pytest.approx((1, 0))

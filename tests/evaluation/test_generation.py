@@ -1,5 +1,5 @@
-"""Generated images against real ones: the same images as the generate door's, numbers as by hand, features of real
-images that are made once."""
+"""Generated images compared with real ones: the images of the generate command, metrics recomputed by hand, and cached
+features of real images."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def opened(run: Path) -> Any:
 
 @pytest.fixture
 def context(run: Path, opened: Any, tmp_path: Path) -> Any:
-    """The run as evaluations get it, its images in a folder of the test's own."""
+    """The run as evaluations get it, with its images in the test's own folder."""
     cache = opened.track.open(build_part(opened.config["teacher"]))
     yield context_of(opened, cache, tmp_path, 10)
     cache.close()
@@ -63,7 +63,7 @@ def context(run: Path, opened: Any, tmp_path: Path) -> Any:
 
 @pytest.fixture(autouse=True)
 def _features_of_its_own(opened: Any) -> Any:
-    """Tests share a track; what one keeps beside it is not for the next."""
+    """Tests share a track; the features that one stores beside it must not be used by the next."""
     folder = opened.track.folder / "features"
     for file in folder.glob("*"):
         file.unlink()
@@ -89,7 +89,7 @@ def evaluation(**changes: Any) -> Generation:
 # --- images -------------------------------------------------------------------------------------------------
 
 
-def test_the_images_are_those_of_the_generate_door(
+def test_the_images_are_those_of_the_generate_command(
     context: Context, run: Path, compose: Compose, tmp_path: Path
 ) -> None:
     ours: dict[tuple[int, int], np.ndarray] = {}
@@ -105,7 +105,7 @@ def test_the_images_are_those_of_the_generate_door(
         assert np.abs(png.transpose(2, 0, 1) - pixels).max() <= 1  # they are computed beside others
 
 
-def test_what_is_there_is_not_made_again_and_other_weights_make_others(
+def test_existing_images_are_reused_and_other_weights_make_new_ones(
     context: Context, opened: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = torch.cat([rgb for _, rgb in images().rgb(context)])
@@ -134,7 +134,7 @@ def test_what_is_there_is_not_made_again_and_other_weights_make_others(
 
 
 def test_images_of_steps_that_do_not_divide_the_timesteps_have_folders_of_their_own(context: Context) -> None:
-    """Those of before are other images."""
+    """Images of earlier versions were different."""
     for steps, named in ((2, "ddim2,n=4"), (3, "ddim3,timesteps=1000,n=4")):
         before = set((context.folder / "generated").glob("*"))
         list(GeneratedImages(count=4, sampler="ddim", steps=steps, guidance=1.5, batch_size=4).rgb(context))
@@ -202,9 +202,7 @@ def moments_of(x_nD: np.ndarray) -> Moments:
     return found
 
 
-def test_there_is_no_floor_for_more_images_than_are_held_out(
-    context: Context, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_floor_needs_as_many_held_out_images(context: Context, capsys: pytest.CaptureFixture[str]) -> None:
     found = evaluation(images=images(count=41))(context)
     assert "40 held-out images give no floor for 41 generated ones" in capsys.readouterr().out
     assert not [key for key in found if key.startswith("floor/")]
@@ -243,15 +241,13 @@ def test_features_of_the_runs_own_teacher_are_said_to_be_circular(
         ),
     ],
 )
-def test_what_cannot_be_asked_for_is_said_before_anything_is_made(
-    context: Context, changes: dict[str, Any], said: str
-) -> None:
+def test_impossible_requests_are_reported_before_sampling(context: Context, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         evaluation(**changes)(context)
     assert not (context.folder / "generated").exists()
 
 
-def test_an_encoder_that_cannot_be_had_costs_no_other(context: Context) -> None:
+def test_a_missing_encoder_does_not_affect_the_others(context: Context) -> None:
     asked = {"generation": {"pixels": Pixels(grid=2), "inception": Inception(weights="nowhere.pth")}}
     found = run_each(context, asked, lambda encoders: evaluation(encoders=encoders))
     assert found.metrics == evaluation(encoders={"pixels": Pixels(grid=2)})(context)
@@ -260,7 +256,7 @@ def test_an_encoder_that_cannot_be_had_costs_no_other(context: Context) -> None:
 
 
 class BrightestPixel(InceptionNetwork):
-    """Ten classes: the place of the brightest among an image's first pixels."""
+    """Ten classes: the position of the brightest of an image's first pixels."""
 
     def weights_sha256(self) -> str:
         return "none"
@@ -381,7 +377,7 @@ def _remove(context: Context) -> None:
         file.unlink()
 
 
-def test_a_track_that_is_read_only_costs_the_keeping_alone(
+def test_features_are_not_cached_if_the_folder_cannot_be_written(
     context: Context, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = context.cache.latents.folder.parent / "features"

@@ -1,4 +1,4 @@
-"""Evaluations guide in the interval that the generate door takes too."""
+"""Evaluations use the same guidance interval as the generate command."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ Compose = Callable[..., dict[str, Any]]
 TEN: dict[str, Any] = {"count": 10, "sampler": "euler", "steps": 4, "guidance": 1.8, "batch_size": 10}
 
 
-def test_guidance_in_an_interval_is_the_generate_doors(tmp_path: Path, compose: Compose, small_sit: list[str]) -> None:
+def test_guidance_in_an_interval_equals_the_generate_commands(
+    tmp_path: Path, compose: Compose, small_sit: list[str]
+) -> None:
     run = write_run(tmp_path / "outputs" / "sit" / "seed0", compose(*small_sit), 10)
     flow = load(run, "cpu")
     cache: Any = SimpleNamespace(condition=flow.condition, conditions=flow.track.conditions)

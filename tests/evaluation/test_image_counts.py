@@ -1,4 +1,4 @@
-"""How many images: more than there are are refused before anything is computed, classes have equal shares."""
+"""Numbers of images: more than there are are refused before any computation; classes have equal shares."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def refusal(evaluations: dict[str, Any], there: ImageCounts) -> str:
     return str(error.value)
 
 
-def test_what_fits_is_not_refused(compose: Compose) -> None:
+def test_possible_numbers_are_not_refused(compose: Compose) -> None:
     check_evaluations(
         compose("+experiment=cifar10", "data.source=folder", EVERY)["evaluation"], ImageCounts(9000, 99, 4)
     )
@@ -79,8 +79,8 @@ def test_what_fits_is_not_refused(compose: Compose) -> None:
         ),
     ],
 )
-def test_one_line_says_all_that_is_to_change(compose: Compose, overrides: list[str], said: str) -> None:
-    """And what it says to give is enough."""
+def test_one_message_lists_all_settings_to_change(compose: Compose, overrides: list[str], said: str) -> None:
+    """The values that the message proposes are accepted."""
     if "~evaluation.inception" in overrides:
         evaluations = compose(*overrides[:-1])["evaluation"]
         del evaluations["inception"]
@@ -99,7 +99,7 @@ def test_one_line_says_all_that_is_to_change(compose: Compose, overrides: list[s
     check_evaluations(evaluations, FEW)
 
 
-def test_a_single_class_is_no_probes(compose: Compose) -> None:
+def test_probes_need_more_than_one_class(compose: Compose) -> None:
     said = refusal(compose("evaluation=linear_probe")["evaluation"], ImageCounts(320, 15, 1))
     assert said.startswith("evaluation.linear_probe: a linear probe needs two classes or more")
 
@@ -114,7 +114,8 @@ def test_readers_are_scored_on_the_test_split_or_the_validation_split() -> None:
 def test_a_run_is_refused_before_step_0_and_before_its_caches(
     compose: Compose, small_run: list[str], tmp_path: Path
 ) -> None:
-    """40 digits to train: without caches the settings say so, with them the caches do. A run that goes on is not."""
+    """40 digits to train: without caches the settings tell, with caches the caches do. A run that continues is not
+    refused."""
     asked = ["evaluation=knn", "evaluation.knn.k=41"]
     said = "evaluation.knn: 40 training images are too few for k=41: give evaluation.knn.k=40"
     without_caches = compose(*small_run, *asked, f"data.root={tmp_path / 'none'}")

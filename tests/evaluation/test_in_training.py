@@ -1,4 +1,4 @@
-"""Evaluations inside of training: training does not notice them, and they keep to their budget."""
+"""Evaluations during training: they do not change the training, and they keep to their time budget."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def trained(trainer: Any) -> Any:
 
 
 @pytest.mark.slow
-def test_training_does_not_notice(build_trainer: Build) -> None:
+def test_training_is_unchanged_by_evaluations(build_trainer: Build) -> None:
     plain = trained(build_trainer(*STEPS))
     parameters = {n: p.detach().clone() for n, p in plain.model.named_parameters()}
     rows, shadow = rows_of(plain), plain.ema.shadow
@@ -66,7 +66,7 @@ def test_the_values_are_those_of_an_evaluation_of_that_checkpoint(build_trainer:
 
 
 @pytest.mark.slow
-def test_what_an_evaluation_takes_is_not_the_trainings_time(build_trainer: Build) -> None:
+def test_the_time_of_evaluations_is_not_counted_as_training(build_trainer: Build) -> None:
     trainer = build_trainer(*STEPS, *SMALL, "trainer.evaluate_every=2", "trainer.evaluation_share=1000")
     spent = 1000.0  # of seconds, as far as the trainer's clock says
 
@@ -105,7 +105,7 @@ def test_what_an_evaluation_takes_is_not_the_trainings_time(build_trainer: Build
     ],
 )
 def test_the_budget(share: float, costs: float, turns: list[int]) -> None:
-    """A hundred seconds of training before each turn."""
+    """A hundred seconds of training before each evaluation."""
     done: list[int] = []
 
     def evaluate(step: int) -> Evaluated:

@@ -1,4 +1,5 @@
-"""FID's Inception-v3: its architecture against published figures, its weights' files, what the encoder feeds it."""
+"""FID's Inception-v3: its architecture compared with published figures, its weights files, and the encoder's
+preprocessing."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ def on_meta() -> InceptionV3:
 
 
 def random_value(name: str, like: Tensor) -> Tensor:
-    """Such that activations neither vanish nor explode."""
+    """Random values with which activations neither vanish nor explode."""
     if name.endswith("num_batches_tracked"):
         return torch.tensor(7)
     if name.endswith(("running_var", "bn.weight")):
@@ -46,7 +47,7 @@ def network() -> InceptionV3:
 
 @pytest.fixture(scope="module")
 def published(network: InceptionV3, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its weights as a torch file that has an auxiliary head and, as files of old have, no counters."""
+    """Its weights as a torch file with an auxiliary head and, as in old files, without counters."""
     state = {name: value for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")}
     file = tmp_path_factory.mktemp("inception") / "inception.pth"
     torch.save(state | {"AuxLogits.fc.bias": torch.zeros(1000)}, file)

@@ -1,4 +1,4 @@
-"""Readers against scikit-learn asked directly, and against a loop over all pairs."""
+"""k-NN and linear probe, compared with scikit-learn and with a loop over all pairs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def clusters(classes: int, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def naive(fitted: np.ndarray, read: np.ndarray, labels: np.ndarray, k: int) -> list[list[int]]:
-    """Each read vector's classes by votes, ties to the smaller id."""
+    """Each vector's class by votes; the smaller id wins a tie."""
     named = []
     for x in read:
         cosines = [float(x @ y / np.linalg.norm(x) / np.linalg.norm(y)) for y in fitted]

@@ -1,4 +1,4 @@
-"""Evaluations of many samples hold vectors and blocks: neither all tokens nor a similarity matrix."""
+"""Evaluations of many samples keep vectors and blocks in memory: neither all tokens nor a similarity matrix."""
 
 from __future__ import annotations
 

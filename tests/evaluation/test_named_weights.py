@@ -1,4 +1,4 @@
-"""A summary says which weights lay at the paths that an evaluation's settings name."""
+"""A summary records which weights were at the paths that an evaluation's settings name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urepa.evaluation.classifier_file import as_metadata
 from urepa.evaluation.encoder_weights import with_digests
 
 
-def test_digests_stand_beside_paths(tmp_path: Path) -> None:
+def test_digests_are_recorded_with_paths(tmp_path: Path) -> None:
     cnn, inception = tmp_path / "cnn.safetensors", tmp_path / "inception.pth"
     save_file({"a": torch.zeros(3)}, cnn, metadata=as_metadata({"accuracy": 0.7031}))
     inception.write_bytes(b"weights")

@@ -1,4 +1,4 @@
-"""What a run's own figure shows."""
+"""The contents of a run's own figure."""
 
 from __future__ import annotations
 

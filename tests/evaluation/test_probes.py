@@ -1,4 +1,4 @@
-"""What the tap says is read under the null condition: a class prompt would tell it the label."""
+"""The tap is read under the null condition: a class condition would leak the label."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_shuffled_labels_change_no_feature(context: Context) -> None:
     assert np.array_equal(mid_taps(context, samples), mid_taps(context, shuffled))
 
 
-def test_wrong_labels_cost_the_probe_its_score(context: Context) -> None:
+def test_wrong_labels_lower_the_probes_score(context: Context) -> None:
     probe = TapProbe(tap="mid", timestep=100, knn=1, train_images=40, test_images=20)
     right = probe(context)
     test = [replace(s, class_id=(s.class_id + 1) % 10) for s in context.cache.splits["test"]]
@@ -73,7 +73,7 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rotated(context: Context) -> Context:
-    """The same with other labels for everybody."""
+    """The same samples with other labels for all."""
     splits = {
         name: [replace(s, class_id=(s.class_id * 7 + 3) % 10) for s in part]
         for name, part in context.cache.splits.items()
@@ -81,7 +81,7 @@ def rotated(context: Context) -> Context:
     return replace(context, cache=replace(context.cache, splits=splits))
 
 
-def test_the_quick_look_is_scikit_learns(context: Context) -> None:
+def test_the_quick_probe_equals_scikit_learns(context: Context) -> None:
     found = TapProbe(tap="mid", timestep=100, knn=3, train_images=30, test_images=15)(context)
     parts = subset(context.cache.splits["train"], 30), subset(context.cache.splits["test"], 15)
     train, test = (by_hand(context, part, [context.cache.num_classes] * len(part)) for part in parts)
@@ -149,13 +149,13 @@ def test_a_run_without_a_teacher_has_the_tap_and_its_floor(make_context: Callabl
 
 
 @pytest.mark.usefixtures("few_steps")
-def test_labels_reach_the_readers_alone(context: Context) -> None:
-    """Labels that are shuffled alike everywhere change no neighbour, so no mean-pooled score."""
+def test_only_the_readers_use_labels(context: Context) -> None:
+    """A permutation of labels that is the same everywhere changes no neighbour, and so no mean-pooled score."""
     found, other = Knn(**READ, k=1)(context), Knn(**READ, k=1)(rotated(context))
     for what in ("tap", "head", "teacher"):
         assert found[f"final/knn/{what}"] == other[f"final/knn/{what}"]
 
 
-def test_more_neighbours_than_images_is_a_mistake(context: Context) -> None:
+def test_more_neighbours_than_images_are_refused(context: Context) -> None:
     with pytest.raises(UserError, match="40 training images are too few for k=41: give k=40$"):
         Knn(**READ | {"train_images": 1000}, k=41)(context)

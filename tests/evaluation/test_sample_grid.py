@@ -1,4 +1,4 @@
-"""The grid of samples: its rows are classes, named where the track has names."""
+"""The grid of samples: one row per class, with names if the track has them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The segmentation probe against scikit-learn, on a problem with a known answer, and folders that are not right."""
+"""The segmentation probe, compared with scikit-learn on a problem with a known answer; and invalid folders."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DARK, LIGHT = 3, 7  # class ids
 
 
 class Brightness:
-    """An encoder that says how bright each place of a 4x4 grid is."""
+    """An encoder whose tokens are the brightness of each cell of a 4x4 grid."""
 
     grid = (4, 4)
 
@@ -56,7 +56,7 @@ def write(folder: Path, name: str, image_HW: np.ndarray, mask_HW: np.ndarray, pa
 
 @pytest.fixture
 def halves(tmp_path: Path) -> Path:
-    """40 pictures of 48x32 whose left or right, upper or lower half is light, with some noise."""
+    """40 pictures of 48x32 with a light left or right, upper or lower half and some noise."""
     rng = np.random.default_rng(0)
     for i in range(40):
         mask = np.full((32, 48), DARK)
@@ -71,7 +71,7 @@ def probe(folder: Path | None, **changes: Any) -> Dense:
     return Dense(folder=None if folder is None else str(folder), **(settings | changes))
 
 
-def test_where_the_answer_is_in_the_tokens_it_is_found(halves: Path, seen: Context) -> None:
+def test_the_probe_finds_an_answer_that_the_tokens_contain(halves: Path, seen: Context) -> None:
     found = probe(halves, teacher=Built(Brightness()))(seen)
     assert found.keys() == {f"final/dense/{what}" for what in ("tap", "head", "untrained_tap", "teacher")}
     assert found["final/dense/teacher"] > 0.99  # halves end where tokens do: enlarged logits cross there
@@ -153,7 +153,7 @@ def test_more_classes_than_two(tmp_path: Path, seen: Context) -> None:
     assert probe(tmp_path / "three", teacher=Built(Brightness()))(seen)["final/dense/teacher"] > 0.7
 
 
-def test_a_token_counts_for_what_it_covers() -> None:
+def test_a_token_is_weighted_by_the_pixels_that_it_covers() -> None:
     mask = np.array([[1, 1, 2, 255], [1, 2, 2, 255]])
     shares = _shares(mask, (1, 2))
     assert shares.shape == (2, 256)
@@ -173,7 +173,7 @@ def test_a_mask_is_cut_as_its_picture_and_no_more(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_mask(two), mask.T[5:25])
 
 
-def test_the_split_hangs_on_names_alone_or_on_sub_folders(halves: Path, tmp_path: Path) -> None:
+def test_the_split_depends_on_names_alone_or_on_sub_folders(halves: Path, tmp_path: Path) -> None:
     train, test = read_folder(halves)
     names = {s.sample_id for s in test}
     assert 3 <= len(names) <= 15
@@ -200,7 +200,7 @@ def test_pictures_of_one_name_in_both_splits_are_two(tmp_path: Path, seen: Conte
     assert {sample.sample_id for sample in both} == {"a"}, "their noise stays what it is"
 
 
-def test_folders_that_are_not_right(halves: Path, tmp_path: Path, seen: Context) -> None:
+def test_invalid_folders_are_reported(halves: Path, tmp_path: Path, seen: Context) -> None:
     def said(folder: Path | None) -> str:
         with pytest.raises(UserError) as raised:
             probe(folder)(seen)

@@ -1,4 +1,4 @@
-"""Similarities of features against closed forms and against loops over all pairs."""
+"""Similarities of features, compared with closed forms and with loops over all pairs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def naive_cknna(x_ND: Tensor, y_NE: Tensor, k: int) -> float:
 
 
 def two_neighbourhoods() -> tuple[Tensor, Tensor]:
-    """Sixteen samples in four clusters of four, twice, so that no two share a cluster in both."""
+    """Sixteen samples in four clusters of four, in two ways, so that no two samples share a cluster in both."""
     centres, near = torch.eye(16, dtype=torch.float64), 0.01 * normal(16, 16)
     i = torch.arange(16)
     return centres[i // 4] + near, centres[i % 4] + near
@@ -62,7 +62,7 @@ def two_neighbourhoods() -> tuple[Tensor, Tensor]:
 
 @pytest.fixture(params=[5, 1024])
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five rows at a time, so that the last block is a smaller one; or all at once."""
+    """Blocks of five rows, so that the last one is smaller; or all rows at once."""
     monkeypatch.setattr(similarity, "ENTRIES", 24 * request.param)
     monkeypatch.setattr(similarity, "ROWS", request.param)
 
@@ -79,13 +79,13 @@ def test_mae_and_recall_are_those_of_all_pairs() -> None:
 
 
 def test_mae_in_closed_form() -> None:
-    """Orthogonal against parallel vectors: 0 against 1 off the diagonal."""
+    """Orthogonal and parallel vectors: 0 and 1 off the diagonal."""
     assert similarity_mae(torch.eye(4), torch.ones(4, 2)) == pytest.approx(1.0)
     assert similarity_mae(torch.eye(4), 3 * torch.eye(4)) == 0.0
 
 
 @pytest.mark.parametrize("measure", [lambda x, y: linear_cka(x, y), lambda x, y: cknna(x, y, 10)])
-def test_alignment_is_one_with_oneself_turned_and_scaled(measure: Callable[[Tensor, Tensor], float]) -> None:
+def test_alignment_with_a_rotated_and_scaled_copy_is_one(measure: Callable[[Tensor, Tensor], float]) -> None:
     x = normal(60, 8)
     assert measure(x, x) == pytest.approx(1.0)
     assert measure(x, 7 * x @ rotation(8)) == pytest.approx(1.0)
@@ -112,7 +112,7 @@ def test_cka_is_that_of_the_unbiased_kernels() -> None:
 
 
 def test_cka_of_independent_wide_features_is_near_zero() -> None:
-    """The plain estimate is not: as many features as samples are enough for any two sets."""
+    """The plain estimate is not: with as many features as samples, any two sets are similar."""
     x, y = normal(200, 400), normal(200, 400, seed=1)
     centred = [v - v.mean(0) for v in (x, y)]
     plain = (centred[0].mT @ centred[1]).norm() ** 2
@@ -136,7 +136,7 @@ def test_cknna_of_constructed_neighbours() -> None:
     assert naive_cknna(x, y, 3) == 0.0
 
 
-def test_samples_that_do_not_differ_have_no_cka() -> None:
+def test_cka_of_equal_samples_is_undefined() -> None:
     x_ND = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
     assert math.isnan(linear_cka(torch.ones(12, 3), x_ND))
     assert math.isnan(linear_cka(x_ND, torch.zeros(12, 3)))

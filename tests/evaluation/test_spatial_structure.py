@@ -1,4 +1,4 @@
-"""Spatial self-similarity on tokens whose answer is known, and against plain loops."""
+"""Spatial self-similarity of tokens with a known answer, and compared with plain loops."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SPATIAL = Spatial(tap="mid", timestep=100, images=15, far=0.2, decay=0.27)
 
 
 def by_hand(tokens: Tokens, far: int, upto: int) -> list[list[float]]:
-    """LDS, CDS, RMSC of each image, pair by pair; far and upto in steps."""
+    """LDS, CDS and RMSC of each image, pair by pair; `far` and `upto` in steps."""
     h, w = tokens.grid
     answers = []
     for x_ND in tokens.x_BND.double().numpy():
@@ -51,7 +51,7 @@ def test_the_measures_are_those_of_plain_loops(grid: tuple[int, int], far: int, 
 
 
 def test_tokens_that_turn_evenly_along_a_line_have_a_closed_form() -> None:
-    """A ramp of angles: two tokens d apart have the cosine of d times the angle."""
+    """Angles that increase linearly: the similarity of two tokens d apart is the cosine of d times the angle."""
     angle, n = pi / 60, 31
     ramp = torch.arange(n) * angle
     tokens = Tokens(torch.stack([ramp.cos(), ramp.sin()], dim=1)[None].float(), (1, n))
@@ -64,8 +64,8 @@ def test_tokens_that_turn_evenly_along_a_line_have_a_closed_form() -> None:
 
 @pytest.mark.parametrize(("h", "w"), [(3, 7), (6, 4)])
 def test_stripes_on_a_rectangle_have_a_closed_form(h: int, w: int) -> None:
-    """Columns of opposite tokens in turn: a step down keeps the token, a step to the right turns it. At the largest
-    distance there are opposite corners alone."""
+    """Columns of alternately opposite tokens: a step down keeps the token, a step to the right negates it. Only
+    opposite corners have the largest distance."""
     sign = torch.tensor([(-1.0) ** (i % w) for i in range(h * w)])
     tokens = Tokens(torch.stack([sign, 0 * sign], dim=1)[None], (h, w))
     down, right = (h - 1) * w, h * (w - 1)
@@ -92,14 +92,14 @@ def test_shuffled_tokens_lose_their_place_and_keep_their_contrast() -> None:
     torch.testing.assert_close(contrast(shuffled), contrast(smooth).expand(50))
 
 
-def test_a_checkerboard_is_less_alike_nearby() -> None:
+def test_neighbours_on_a_checkerboard_are_less_similar() -> None:
     sign = torch.tensor([(-1.0) ** (i // 8 + i % 8) for i in range(64)])
     tokens = Tokens(torch.stack([sign, torch.zeros(64)], dim=1)[None], (8, 8))
     assert float(local_distant(tokens, 0.2)) < -0.9  # neighbours are opposite; distant ones cancel
     assert float(contrast(tokens)) == 1
 
 
-def test_of_a_run_tap_head_teacher_and_untrained_tap(context: Context) -> None:
+def test_a_run_reports_tap_head_teacher_and_untrained_tap(context: Context) -> None:
     found = SPATIAL(context)
     samples = subset(held_out_samples(context), 15)
     (chunk,) = chunks(context, samples, ("mid",), 100)

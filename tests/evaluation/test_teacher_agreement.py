@@ -1,4 +1,4 @@
-"""The `alignment` evaluation against the same numbers taken by hand from the model's own output."""
+"""The `alignment` evaluation, compared with values computed by hand from the model's own output."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SETTINGS: dict[str, Any] = {"tap": "mid", "timestep": 500, "timesteps": [900], "
 
 
 def off_diagonal(x_ND: Tensor) -> np.ndarray:
-    """Cosines of all pairs of different rows, from numpy."""
+    """Cosines of all pairs of different rows, with numpy."""
     unit = x_ND.double().numpy() / np.linalg.norm(x_ND.double().numpy(), axis=1, keepdims=True)
     return (unit @ unit.T)[~np.eye(len(unit), dtype=bool)]
 

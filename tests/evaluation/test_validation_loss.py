@@ -1,4 +1,4 @@
-"""Validation against a plain recomputation, whatever the groups and their remainder."""
+"""Validation, compared with a plain recomputation for all sizes of groups and their remainder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Build = Callable[..., Any]
 
 
 def by_hand(trainer: Any, group: int, lam: float) -> dict[str, float]:
-    """The same numbers sample by sample."""
+    """The same values, sample by sample."""
     reader, objective = trainer.validation.reader, trainer.objective
     batches = [reader.read(i) for i in range(len(reader.groups))]
     diffusion, token, x0_error, manifold, zero = [], [], [], [], []
@@ -63,7 +63,7 @@ def test_a_group_larger_than_the_split_is_an_error(build_trainer: Build) -> None
         build_trainer("trainer.validation_group=21")
 
 
-def test_a_probe_of_a_tap_that_is_not_there_is_refused_before_training(build_trainer: Build) -> None:
+def test_a_probe_of_a_missing_tap_is_refused_before_training(build_trainer: Build) -> None:
     with pytest.raises(UserError, match="no tap 'midd'"):
         build_trainer("evaluation=cifar10", "evaluation.probe.tap=midd")
 

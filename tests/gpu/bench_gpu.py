@@ -1,9 +1,11 @@
-"""A training step on one H100 or H200, in under 8 minutes: `python tests/gpu/bench_gpu.py [--dry-run] [FOLDER]`.
+"""Benchmarks of a training step on one H100 or H200, in under 8 minutes: `python tests/gpu/bench_gpu.py [--dry-run]
+[FOLDER]`.
 
-Random weights and data; nothing is fetched. Track A's step: alone, beside the description's loop, beside one that asks
-its teacher, and with each speed switch turned over; SiT-XL/2 with REPA beside a step that asks DINOv2-B; peak memory
-beside the plan's; does a step wait for the device, and do tokens come fast enough? FOLDER gets bench.json, which
-`python -m urepa.plan measured=FILE` takes, and bench.md. --dry-run: the same with tiny sizes on a CPU.
+Random weights and data; nothing is downloaded. Track A's step: alone, beside the description's loop, beside one with an
+online teacher, and with each speed switch changed; SiT-XL/2 with REPA beside a step with an online DINOv2-B; peak
+memory beside the plan's; whether a step waits for the device, and whether tokens are read fast enough. FOLDER gets
+bench.json, which `python -m urepa.plan measured=FILE` reads, and bench.md. --dry-run: the same with tiny sizes on a
+CPU.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ TINY_SIT = (
 
 @dataclass(frozen=True)
 class Run:
-    """One figure or several of one process. `of`: the runs whose rows of our own loop it is told."""
+    """One result or several of one process. `of`: the runs whose rows of this project's loop are passed to it."""
 
     name: str
     more: tuple[str, ...] = ()
@@ -85,8 +87,8 @@ RUNS = (  # the most important ones first
 
 
 class Worker:
-    """A process that runs one thing after the other, so that libraries are loaded once. One that is killed, fails or
-    takes too long loses that run alone: the next gets another process."""
+    """A process that does one run after the other, so that libraries are loaded once. If it is killed, fails or takes
+    too long, only that run is lost: the next run gets another process."""
 
     def __init__(self) -> None:
         self.process: Any = None
@@ -118,7 +120,7 @@ class Worker:
         theirs.close()
 
     def stop(self) -> None:
-        """Ends the process, whatever it does."""
+        """Ends the process, whatever it is doing."""
         if self.process is not None:
             self.process.kill()
             self.process.join()
@@ -133,7 +135,7 @@ def _serve(connection: Any) -> None:
 
 
 def main(folder: Path, dry: bool = False) -> None:
-    """Runs all, and writes both files after every run: what was measured is kept whatever happens next."""
+    """Does all runs, and writes both files after each, so that results are kept if a later run fails."""
     folder.mkdir(parents=True, exist_ok=True)
     begin, done, worker = time.monotonic(), {}, Worker()
     with tempfile.TemporaryDirectory(dir=folder, prefix=".stores-") as stores:

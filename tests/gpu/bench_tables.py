@@ -14,7 +14,7 @@ Results = dict[str, dict[str, Any]]
 
 
 def markdown(done: Results) -> str:
-    """What was measured, and for what was not, why."""
+    """The measurements; and for what was not measured, why."""
     parts = [_head(done), _goals(done), _steps(done), _memory(done), _others(done)]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -1,7 +1,7 @@
-"""What `bench_gpu.py` runs, in a process of its own that goes from one run to the next.
+"""The runs of `bench_gpu.py`, in a separate process that does one run after the other.
 
-A run is a kind and the overrides of a config; its result is plain data. "why" in it says that something was not
-measured, and for what reason.
+A run is a kind and the overrides of a config; its result is plain data. "why" in it gives the reason why something was
+not measured.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def serve(connection: Any) -> None:
 
 
 def result(kind: str, overrides: list[str], rows: Rows) -> tuple[dict[str, Any], bool]:
-    """What a run of this kind gives, and whether the process is good for another: after a failure nobody knows."""
+    """The result of a run of this kind, and whether the process can be used for another run: after a failure its state
+    is unknown."""
     begin = time.monotonic()
     lives = True
     try:
@@ -72,7 +73,7 @@ def steps(config: dict[str, Any], rows: Rows) -> dict[str, Any]:
 
 
 def memory(config: dict[str, Any], rows: Rows) -> dict[str, Any]:
-    """The peak that `python -m urepa.plan` predicts for the config, beside the one of an earlier run of it."""
+    """The peak that `python -m urepa.plan` predicts for the config, beside the measured one of an earlier run of it."""
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     planned = plan(config, Device(kind, kind, None, None)).peak_bytes
     predicted: dict[str, Any] = {"planned_peak_bytes": planned}
@@ -86,7 +87,7 @@ def memory(config: dict[str, Any], rows: Rows) -> dict[str, Any]:
 
 
 def waits(config: dict[str, Any], rows: Rows) -> dict[str, Any]:
-    """Does an update wait for the device?"""
+    """Whether an update waits for the device."""
     accelerator = accelerate_for(config["trainer"])
     with tempfile.TemporaryDirectory(dir=config["bench"]["folder"]) as place:
         trainer = BenchLoops(config, Path(place), accelerator).trainer
@@ -104,7 +105,7 @@ def waits(config: dict[str, Any], rows: Rows) -> dict[str, Any]:
 
 
 def where(error: BaseException) -> str:
-    """The line of this project, or else of any code, that an error came through last."""
+    """The last line of this project, or else of any code, in an error's traceback."""
     frames = list(traceback.extract_tb(error.__traceback__))
     own = [frame for frame in frames if PACKAGE in Path(frame.filename).parents]
     last = (own or frames)[-1]
@@ -112,9 +113,9 @@ def where(error: BaseException) -> str:
 
 
 def tokens(config: dict[str, Any], rows: Rows) -> dict[str, Any]:
-    """How many samples a second go from the stores to the device: their tokens alone, read by one thread, and whole
-    batches as the reader makes them, beside what earlier runs' steps need. The stores were just written, so they lie in
-    the page cache."""
+    """Samples per second from the stores to the device: only tokens, read by one thread, and whole batches as the
+    reader makes them, beside the rates that the steps of earlier runs need. The stores were just written, so they are
+    in the page cache."""
     device = accelerate_for(config["trainer"]).device
     settings, size = config["bench"], config["trainer"]["batch_size"]
     track, teacher = build_part(config["data"]), build_part(config["teacher"])

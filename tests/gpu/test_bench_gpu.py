@@ -1,4 +1,4 @@
-"""The bench for a GPU goes from its first run to its last on a CPU, and what fails in it is lost alone."""
+"""The GPU benchmark does all its runs on a CPU, and a failure affects only its own run."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def worker() -> Iterator[Worker]:
 
 
 @pytest.mark.slow
-def test_a_dry_run_measures_all_that_a_cpu_can_and_plan_takes_it(
+def test_a_dry_run_measures_what_a_cpu_can_and_plan_reads_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compose: Callable[..., dict[str, Any]]
 ) -> None:
     starts: list[Worker] = []
@@ -88,7 +88,7 @@ def test_a_dry_run_measures_all_that_a_cpu_can_and_plan_takes_it(
 
 
 def is_planned(compose: Callable[..., dict[str, Any]], file: Path, done: dict[str, dict[str, Any]]) -> None:
-    """`plan` finds the run of each config in the file by FLOPs and switches, and predicts its bytes."""
+    """`plan` finds each config's run in the file by FLOPs and switches, and predicts its bytes."""
     for overrides, name in ((TINY_TRACK_A, FULL), (TINY_SIT, SIT_XL)):
         planned = plan(compose(*overrides, root="plan"), CPU, file)
         row = planned.reference
@@ -110,7 +110,7 @@ def is_planned(compose: Callable[..., dict[str, Any]], file: Path, done: dict[st
 
 @pytest.mark.slow
 def test_the_runs_for_a_gpu_compose_and_fit_together(compose: Callable[..., dict[str, Any]]) -> None:
-    """At the sizes that the goals and tables name."""
+    """With the sizes that the goals and tables name."""
     for run in RUNS:
         config = compose(*run.overrides(dry=False), root="bench")
         check(config, [])
@@ -121,8 +121,8 @@ def test_the_runs_for_a_gpu_compose_and_fit_together(compose: Callable[..., dict
         assert set(run.of) <= {other.name for other in RUNS[: RUNS.index(run)]}
 
 
-def test_a_wait_is_told_by_its_line_in_this_project() -> None:
-    """Not by the line of torch that it came through last."""
+def test_a_wait_is_reported_with_its_line_in_this_project() -> None:
+    """Not by the line of torch that is last in the traceback."""
     import torch
     from gpu_runs import where
 
@@ -135,7 +135,7 @@ def test_a_wait_is_told_by_its_line_in_this_project() -> None:
     assert "F.group_norm(" in where(caught.value)
 
 
-def test_a_run_that_takes_too_long_or_is_killed_is_lost_alone(worker: Worker) -> None:
+def test_a_slow_or_killed_run_does_not_affect_the_others(worker: Worker) -> None:
     request = {"kind": "steps", "overrides": [], "rows": {}}
     assert worker.ask(request, 0.01) == {"why": "it took longer than 0 s"}
     assert worker.process is None
@@ -145,7 +145,7 @@ def test_a_run_that_takes_too_long_or_is_killed_is_lost_alone(worker: Worker) ->
     assert worker.process is None
 
 
-def test_what_no_time_is_left_for_is_said_in_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_without_remaining_time_are_reported_in_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_gpu, "BUDGET", 0.0)
     bench_gpu.main(tmp_path)
     done = json.loads((tmp_path / "bench.json").read_text())

@@ -1,4 +1,4 @@
-"""What only a GPU can show: a step never waits for the device, and says what a CPU says."""
+"""Properties that only a GPU can show: a step never waits for the device, and gives the results of a CPU."""
 
 from __future__ import annotations
 

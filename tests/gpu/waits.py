@@ -1,4 +1,5 @@
-"""A run's first steps, where waiting for the device is an error: `python tests/gpu/waits.py FOLDER [KEY=VALUE...]`."""
+"""A run's first steps, in which waiting for the device is an error: `python tests/gpu/waits.py FOLDER
+[KEY=VALUE...]`."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ WARM_UP = 2  # steps in which kernels are chosen and memory is taken
 
 
 def losses_without_waiting(trainer: Any, steps: int) -> list[float]:
-    """The total losses of the first `steps` updates. RuntimeError where an update after WARM_UP waits for the GPU; on a
-    CPU there is nothing to wait for."""
+    """The total losses of the first `steps` updates. RuntimeError if an update after WARM_UP waits for the GPU; a CPU
+    never waits."""
     totals = []
     with contextlib.closing(trainer.reader.stream(0, steps)) as stream:
         for step, batches in enumerate(stream):
@@ -38,7 +39,7 @@ def _waiting_is_an_error(watched: bool) -> Iterator[None]:
 
 
 def main(folder: Path, overrides: list[str]) -> None:
-    """Prints the totals of eight steps of the quickstart or of what `overrides` make of it."""
+    """Prints the totals of eight steps of the quickstart, changed by `overrides`."""
     import hydra
 
     from urepa.cli import CONF, prepare

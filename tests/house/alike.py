@@ -1,5 +1,5 @@
-"""Whether two folders of files hold the same: tensors, rows, records and pixels bit by bit, texts word by word, but for
-times, rates, and the commit that wrote them."""
+"""Whether two folders of files are the same: tensors, rows, records and pixels bit by bit, texts word by word, except
+for times, rates, and the commit that wrote them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ WORDS = (
 
 
 def differences(one: Path, other: Path) -> Iterator[str]:
-    """A line for each file that only one has, and for each part of a file that differs."""
+    """A line for each file that only one folder has, and for each part of a file that differs."""
     ours, theirs = (
         {
             MADE.sub("", str(p.relative_to(folder))): p
@@ -60,20 +60,20 @@ def differences(one: Path, other: Path) -> Iterator[str]:
 
 
 def content(file: Path) -> Content:
-    """What a file holds, in parts that can be named."""
+    """A file's content, in named parts."""
     reader = READERS.get("data.mdb" if file.name == "data.mdb" else file.suffix, _as_text)
     return reader(file)
 
 
 def words(text: str) -> str:
-    """A text without what differs from run to run."""
+    """A text without the words that differ between runs."""
     for pattern, instead in WORDS:
         text = pattern.sub(instead, text)
     return text
 
 
 def plain(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values, without those of time and code; a class by its own name alone, wherever it lies."""
+    """Dotted keys and values, without those about time and code; a class by its name alone, whatever its module."""
     if TIMES.search(key):
         return
     if isinstance(value, dict):
@@ -94,12 +94,12 @@ def _as_text(file: Path) -> Content:
 
 
 def _as_json(file: Path) -> Content:
-    """A report's numbers to twelve digits: its statistics are a library's."""
+    """A report's numbers to twelve digits, because a library computes its statistics."""
     return dict(plain(json.loads(file.read_text(), parse_float=lambda digits: float(f"{float(digits):.12g}"))))
 
 
 def _as_table(file: Path) -> Content:
-    """The same of a table."""
+    """As `_as_json`, for a table."""
     text = re.sub(r"-?\d+\.\d+(e[-+]?\d+)?", lambda number: f"{float(number[0]):.12g}", file.read_text())
     return {f"line {i}": words(line) for i, line in enumerate(text.splitlines(), 1)}
 
@@ -147,7 +147,7 @@ def _as_pdf(file: Path) -> Content:
 
 
 def _as_database(file: Path) -> Content:
-    """MLflow's: the runs by name, their parameters, tags and metrics."""
+    """MLflow's content: the runs by name, with their parameters, tags and metrics."""
     query = {
         "param": "SELECT r.name, p.key, p.value FROM params p JOIN runs r USING (run_uuid)",
         "tag": "SELECT r.name, t.key, t.value FROM tags t JOIN runs r USING (run_uuid)",

@@ -1,9 +1,9 @@
-"""Do two commits compute the same? Every scene is played by both, in one folder after the other, on one machine:
+"""Whether two commits compute the same. Both run every scene, one after the other in the same folder on one machine:
 
     python tests/house/record.py COMMIT OTHER --place DIR [--scenes quickstart,sit]
 
-prints, scene by scene, what differs, and ends with 1 where anything does. The same commit twice says what the
-comparison itself lets pass.
+prints the differences of each scene, and ends with exit code 1 if there are any. Given the same commit twice, it shows
+what the comparison itself tolerates.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ VARIABLES = ("MLFLOW_", "HYDRA_", "OMP_", "SLURM_", "RANK", "WORLD_SIZE", "LOCAL
 
 
 def write_material(folder: Path) -> None:
-    """Photographs and small random networks in the real formats, once for both."""
+    """Writes photographs and small random networks in the real formats, once for both."""
     sys.path.insert(0, str(ROOT / "tests"))
     sys.path.insert(0, str(ROOT))
     from photos import TRAIN, VAL, write_dinov2, write_photos, write_sd
@@ -39,7 +39,7 @@ def write_material(folder: Path) -> None:
 
 
 def checkout(commit: str, place: Path, which: int) -> Path:
-    """A worktree of its own for each of the two, also where both are of one commit."""
+    """A separate worktree for each of the two, also if both are of one commit."""
     folder = place / f"code_{which}_{commit}"
     if not folder.exists():
         git("worktree", "add", "--detach", str(folder), commit)
@@ -52,7 +52,7 @@ def git(*arguments: str) -> str:
 
 
 def play(scene: str, code: Path, place: Path) -> None:
-    """A scene's commands by the code of a checkout; what each prints stands in said/."""
+    """Runs a scene's commands with the code of a checkout; their output is in said/."""
     here = place / "now"
     here.mkdir(parents=True)
     (here / "said").mkdir()

@@ -1,5 +1,5 @@
-"""Short runs that between them use every room of the house. A scene is a folder with a training run in it and what
-other commands make of that run; `{run}` in a command is the folder of its first run, `{material}` what scenes share."""
+"""Short runs that together use every package. A scene is a folder with a training run and the results of other commands
+on that run. In a command `{run}` is the folder of its first run, `{material}` the data that scenes share."""
 
 from __future__ import annotations
 

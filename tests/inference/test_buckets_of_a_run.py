@@ -56,20 +56,20 @@ def opened(run: Path) -> OpenedRun:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory, compose: Compose) -> Path:
-    """The same without buckets."""
+    """The same run without buckets."""
     overrides = [one for one in SMALL if not one.startswith("data.buckets")]
     return write_run(tmp_path_factory.mktemp("outputs") / "plain" / "seed0", compose(*overrides), 10)
 
 
 def record_buckets(run: Path, *names: str) -> Path:
-    """What training records: which buckets have images."""
+    """Records which buckets have images, as training does."""
     data = provenance.data_facts({"buckets": {name: {"train": 8} for name in names}}, {})
     file = run / "provenance.json"
     file.write_text(json.dumps({"data": data}))
     return file
 
 
-def test_which_bucket_is_asked_for(run: Path, plain: Path, ask: Any) -> None:
+def test_the_bucket_of_a_request(run: Path, plain: Path, ask: Any) -> None:
     assert ask(f"run='{run}'")["bucket"] == "16x16"
     assert ask(f"run='{run}'", "bucket=24x16")["bucket"] == "24x16"
     with pytest.raises(UserError, match="bucket=64x64: this run has no such bucket; give one of 16x16, 16x24, 24x16$"):
@@ -79,7 +79,7 @@ def test_which_bucket_is_asked_for(run: Path, plain: Path, ask: Any) -> None:
         ask(f"run='{plain}'", "bucket=16x16")
 
 
-def test_a_bucket_without_images_is_none_of_the_run(run: Path, ask: Any) -> None:
+def test_a_bucket_without_images_does_not_belong_to_the_run(run: Path, ask: Any) -> None:
     file = record_buckets(run, "24x16", "16x24")
     try:
         assert ask(f"run='{run}'")["bucket"] == "16x24"
@@ -103,7 +103,7 @@ def test_auto_is_stored_and_read_again(tmp_path: Path, compose: Compose) -> None
 
 @pytest.mark.slow
 def test_images_have_the_shape_of_the_bucket(run: Path, plain: Path, ask: Any, opened: OpenedRun) -> None:
-    """As the sampler makes them of that shape."""
+    """Equal to the sampler's output for that shape."""
     generate(ask(f"run='{run}'", "bucket=16x24", *QUICK))
     folder = run / "generated" / "step_00000010,ddim2,n=1,guidance=2,seed=0,bucket=16x24"
     assert json.loads((folder / "request.json").read_text())["bucket"] == "16x24"
@@ -176,8 +176,8 @@ def test_images_of_no_buckets_shape_are_refused(opened: OpenedRun) -> None:
         opened.features(torch.rand(1, 3, 16, 24), noise=torch.zeros(1, 12, 8, 8))
 
 
-def test_the_folder_of_one_bucket_is_there_for_its_evaluations(tmp_path: Path) -> None:
-    """Also where data.buckets=auto found images of one shape alone."""
+def test_evaluations_find_the_folder_of_a_single_bucket(tmp_path: Path) -> None:
+    """Also if data.buckets=auto found images of only one shape."""
     context: Any = SimpleNamespace(cache=SimpleNamespace(bucket="16x24"), folder=tmp_path / "buckets" / "16x24")
 
     def evaluate(here: Any) -> dict[str, float]:

@@ -45,12 +45,12 @@ def test_ids_and_names(asked: Any, ids: list[int]) -> None:
         ({"a": 1}, NAMES, "is neither an id nor a name"),
     ],
 )
-def test_what_is_no_class_is_one_sentence(asked: Any, names: list[str], words: str) -> None:
+def test_unknown_classes_are_reported_in_one_sentence(asked: Any, names: list[str], words: str) -> None:
     with pytest.raises(UserError, match=words):
         choose_classes(asked, 5, names, "this run")
 
 
-def test_names_that_the_config_says_come_first(
+def test_names_of_the_config_take_precedence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], compose: Callable[..., Any]
 ) -> None:
     (tmp_path / "names.txt").write_text("one\ntwo\n")

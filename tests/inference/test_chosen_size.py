@@ -1,4 +1,4 @@
-"""`size=HxW`: images of other rows and columns than those that were trained on."""
+"""`size=HxW`: images with other rows and columns than those of the training."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def buckets(outputs: Path, compose: Compose) -> Path:
 
 
 def test_images_have_the_size(run: Path, ask: Any) -> None:
-    """As the sampler makes them of that shape, from noise of that shape."""
+    """Equal to the sampler's output for that shape, from noise of that shape."""
     generate(ask(f"run='{run}'", "size=32x24", *QUICK))
     folder = run / "generated" / "step_00000010,ddim2,n=1,guidance=2,seed=0,size=32x24"
     assert json.loads((folder / "request.json").read_text())["size"] == "32x24"
@@ -73,7 +73,7 @@ def test_images_have_the_size(run: Path, ask: Any) -> None:
     assert {name for name in before if after[name] != before[name]} == {"c0001_00000.png"}
 
 
-def test_a_size_that_the_model_has_is_no_other_request(run: Path, buckets: Path, ask: Any) -> None:
+def test_the_models_own_size_is_the_same_request(run: Path, buckets: Path, ask: Any) -> None:
     assert ask(f"run='{run}'", "size=16x16") == ask(f"run='{run}'")
     assert ask(f"run='{buckets}'", "size=24x16") == ask(f"run='{buckets}'", "bucket=24x16")
     other = ask(f"run='{buckets}'", "size=32x32")
@@ -83,7 +83,7 @@ def test_a_size_that_the_model_has_is_no_other_request(run: Path, buckets: Path,
 
 
 def test_latents_whose_first_bucket_is_no_square(compose: Compose) -> None:
-    """Pixels per row of a latent are those of that bucket, not of the square that data.latent_shape is."""
+    """The number of pixels per latent row is that of the first bucket, not of the square in data.latent_shape."""
     config = compose(
         *("data=sd15_captions", "data.images=DIR", "data.num_classes=1", "backbone=sd15_text"),
         "data.buckets=[[448,576],[512,512]]",
@@ -93,12 +93,12 @@ def test_latents_whose_first_bucket_is_no_square(compose: Compose) -> None:
 
 
 @pytest.mark.parametrize("size", ["32", "0x16", "16x", "16x16x3", "ax16", "99999x16", "-16x16"])
-def test_what_is_no_size_is_said(run: Path, ask: Any, size: str) -> None:
+def test_invalid_sizes_are_reported(run: Path, ask: Any, size: str) -> None:
     with pytest.raises(UserError, match=f"size={size}: give rows and columns in pixels, as size=512x768"):
         ask(f"run='{run}'", f"size={size}")
 
 
-def test_a_size_that_does_not_fit_is_said_with_one_that_does(
+def test_an_unsupported_size_is_reported_with_a_supported_multiple(
     run: Path, outputs: Path, ask: Any, compose: Compose, small_sit: list[str]
 ) -> None:
     """The U-Net halves x0 once, and two pixels are one of x0."""
@@ -108,7 +108,7 @@ def test_a_size_that_does_not_fit_is_said_with_one_that_does(
     ask(f"run='{run}'", "size=20x16")
     sit = write_run(outputs / "sit" / "seed0", compose(*small_sit), 2)
     learned = write_run(outputs / "learned" / "seed0", compose(*small_sit, "backbone.positions=learned"), 2)
-    said = "size=48x32: the backbone of this run takes the one shape that it was trained on; drop it"
+    said = "size=48x32: the backbone of this run supports only the shape that it was trained on; drop it"
     with pytest.raises(UserError, match=said):
         ask(f"run='{learned}'", "size=48x32")
     generate(ask(f"run='{sit}'", "size=48x32", "classes=[0]", "n=1", "steps=1"))
@@ -117,7 +117,7 @@ def test_a_size_that_does_not_fit_is_said_with_one_that_does(
 
 
 def test_latents_of_a_size_are_decoded(outputs: Path, ask: Any, compose: Compose) -> None:
-    """And the base weights' images of the same noise beside them."""
+    """With the base weights' images of the same noise beside them."""
     run = write_run(outputs / "track_a" / "seed42", compose(*small_sd(outputs)), 3)
     with pytest.raises(UserError, match="size=70x64 does not fit this run: give multiples of 8 pixels"):
         ask(f"run='{run}'", "size=70x64")

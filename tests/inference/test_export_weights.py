@@ -1,4 +1,5 @@
-"""Exports through diffusers' own loaders: the same pixels as `generate`; and a card that names cannot break."""
+"""Exports, loaded with diffusers' own loaders: the same pixels as `generate`; and a model card that no name can
+break."""
 
 from __future__ import annotations
 
@@ -53,7 +54,7 @@ def asked_of(run: Path, **more: Any) -> dict[str, Any]:
 
 
 def generated(run: Path, **more: Any) -> dict[str, np.ndarray]:
-    """Pixels of what generate makes, by variant."""
+    """The pixels of `generate`, by variant."""
     out = run / f"images{len(list(run.iterdir()))}"
     request = {"classes": CLASSES, "n": 2, "sampler": "dpmsolver", "steps": 4, "guidance": 3.0, "seed": 5}
     request |= {
@@ -78,7 +79,7 @@ def generated(run: Path, **more: Any) -> dict[str, np.ndarray]:
 
 
 def through(pipe: Any, root: Path) -> np.ndarray:
-    """The same images by a pipeline."""
+    """The same images, made by a pipeline."""
     prompts = torch.load(root / "data" / "clip_embeddings_1001.pt", weights_only=True).float()
     images = [(c, i) for c in CLASSES for i in range(2)]
     made = pipe(
@@ -184,7 +185,7 @@ def test_a_small_unets_card_says_how_to_sample(
     folder = export(asked_of(run, out=str(tmp_path / "given" / "there")))
     card = (folder / "README.md").read_text()
     assert "The run was not finished" in card
-    assert "Choose a number of steps that divides 1000: for others diffusers' DDIMScheduler goes to wrong" in card
+    assert "Choose a number of steps that divides 1000: with others diffusers' DDIMScheduler uses wrong" in card
     code = card.split("```python\n")[1].split("```")[0].replace("set_timesteps(50)", "set_timesteps(4)")
     monkeypatch.chdir(folder)
     torch.manual_seed(0)
@@ -203,7 +204,7 @@ def test_a_cards_steps_divide_the_timesteps(compose: Compose, small_run: list[st
     assert "scheduler.set_timesteps(30)\n" in (export(asked_of(run)) / "README.md").read_text()
 
 
-def test_an_export_is_there_whole_or_not_at_all(
+def test_an_export_is_written_whole_or_not_at_all(
     compose: Compose, small_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = write_run(tmp_path / "outputs" / "quickstart" / "seed0", compose(*small_run), 3)
@@ -220,7 +221,7 @@ def test_an_export_is_there_whole_or_not_at_all(
     assert list((run / "export").iterdir()) == []
     folder = export(asked_of(run))
     assert not (folder / "rest").exists()
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         export(asked_of(run))
 
 

@@ -1,4 +1,5 @@
-"""Negative prompts: what images are guided away from. Against diffusers' own pipeline, and as `generate` takes them.
+"""Negative prompts, from which images are guided away: compared with diffusers' own pipeline, and as `generate` takes
+them.
 
 Shapes: B images, CHW latent.
 """
@@ -42,7 +43,7 @@ Ask = Callable[..., dict[str, Any]]
 
 
 class OfTokens(nn.Module):
-    """diffusers' U-Net that takes a text's tokens as they are handed along."""
+    """diffusers' U-Net, which takes a text's tokens directly."""
 
     def __init__(self, unet: Any) -> None:
         super().__init__()
@@ -54,9 +55,9 @@ class OfTokens(nn.Module):
 
 @pytest.mark.parametrize("negative", [None, "blue"])
 @torch.no_grad()
-def test_it_is_the_pipelines(tmp_path: Path, negative: str | None) -> None:
-    """Latents of SD-1.5's pipeline, with and without a negative prompt: without one the empty prompt's record stands
-    for it."""
+def test_latents_equal_the_pipelines(tmp_path: Path, negative: str | None) -> None:
+    """The latents of SD-1.5's pipeline with and without a negative prompt. Without one, the empty prompt's record is
+    used."""
     from diffusers import DDIMScheduler
 
     place = write_sd(tmp_path / "sd")
@@ -87,7 +88,7 @@ def test_it_is_the_pipelines(tmp_path: Path, negative: str | None) -> None:
 
 
 def pipeline_of(place: Path, scheduler: Any) -> Any:
-    """SD-1.5's of the parts in a folder."""
+    """SD-1.5's pipeline with the parts in a folder."""
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -103,8 +104,9 @@ def pipeline_of(place: Path, scheduler: Any) -> Any:
     )
 
 
-def test_passes_take_what_is_guided_from_the_negative_and_the_rest_from_the_condition() -> None:
-    """u has the negative's guided parts; each c_k its own part, and the negative's of the others."""
+def test_guided_parts_come_from_the_negative_condition_and_the_rest_from_the_condition() -> None:
+    """u has the negative condition's guided parts; each c_k has its own part, and the negative condition's for the
+    others."""
 
     def of(*values: float) -> Condition:
         return Condition({name: Part.of(torch.full((2, 1), float(v))) for name, v in zip("abc", values, strict=True)})
@@ -123,7 +125,8 @@ def test_passes_take_what_is_guided_from_the_negative_and_the_rest_from_the_cond
 
 @pytest.fixture(scope="module", params=["sd15", "before"])
 def run(request: Any, tmp_path_factory: pytest.TempPathFactory, compose: Callable[..., dict[str, Any]]) -> Path:
-    """Of captions, with a null that its backbone learns; the text encoder of SD-1.5, and as it was of before."""
+    """A run on captions whose backbone learns its null, with SD-1.5's text encoder; and the same run stored by an
+    earlier version."""
     root = tmp_path_factory.mktemp(f"negatives_{request.param}")
     write_captioned(root / "images", 2)
     write_clip_text(root / "clip", seed=0)
@@ -145,8 +148,9 @@ def image(folder: Path) -> np.ndarray:
     return np.asarray(Image.open(file)).astype(int)
 
 
-def test_images_are_guided_away_from_it(run: Path, ask: Ask, tmp_path: Path) -> None:
-    """With the scale 0 they are the negative prompt's own; the request is recorded and another one refused."""
+def test_images_are_guided_away_from_a_negative_prompt(run: Path, ask: Ask, tmp_path: Path) -> None:
+    """With a scale of 0, images are those of the negative prompt. It is recorded in the request, and another one is
+    refused."""
     for name, *given in (
         ("away", "prompt=red", "guidance=3", "negative=zz"),
         ("null", "prompt=red", "guidance=3"),
@@ -163,7 +167,7 @@ def test_images_are_guided_away_from_it(run: Path, ask: Ask, tmp_path: Path) -> 
             generate(ask(run, "prompt=red", "guidance=3", f"out={tmp_path}/away", *other))
 
 
-def test_its_folder_is_its_own(run: Path, ask: Ask) -> None:
+def test_a_negative_prompt_has_its_own_folder(run: Path, ask: Ask) -> None:
     names = []
     for given in ([], ["negative=blue"], ["negative=zz"]):
         asked = ask(run, "prompt=red", "guidance=3", *given)
@@ -175,23 +179,25 @@ def test_its_folder_is_its_own(run: Path, ask: Ask) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["guidance=1"], "negative has no effect with guidance=1, which is none; give guidance=4 or so, or drop it"),
-        (["guidance=2", "negative=' '"], "negative is empty, and images are guided away from the null condition"),
+        (["guidance=1"], "negative has no effect with guidance=1, which is no guidance; give guidance=4 or drop it"),
+        (["guidance=2", "negative=' '"], "negative is empty; drop it: without it images are guided away"),
     ],
 )
-def test_where_it_has_no_effect(run: Path, ask: Ask, given: list[str], said: str) -> None:
+def test_a_negative_prompt_without_effect_is_refused(run: Path, ask: Ask, given: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         ask(run, "prompt=red", "negative=blue", *given)
 
 
-def test_a_run_of_classes_takes_none(compose: Any, ask: Ask, small_run: list[str], tmp_path: Path) -> None:
+def test_a_run_of_classes_takes_no_negative_prompt(
+    compose: Any, ask: Ask, small_run: list[str], tmp_path: Path
+) -> None:
     of_classes = write_run(tmp_path / "quickstart" / "seed0", compose(*small_run), 10)
     with pytest.raises(UserError, match="negative has no effect on this run, whose conditions are classes; drop it"):
         ask(of_classes, "negative=blue", "guidance=3")
 
 
-def test_features_are_read_without_a_caption_as_training_had_it(run: Path) -> None:
-    """With the text encoder of the training alone, where its record stands for no caption."""
+def test_features_use_the_null_condition_of_the_training(run: Path) -> None:
+    """With the training's text encoder alone, if its record stands for no caption."""
     opened = load(run, "cpu")
     images = torch.rand(2, 3, 64, 64)
     tokens = opened.features(images, tap="mid")
@@ -205,8 +211,8 @@ def test_features_are_read_without_a_caption_as_training_had_it(run: Path) -> No
         opened.features(images, tap="mid")
 
 
-def test_a_run_of_before_opens_as_what_it_was(run: Path, tmp_path: Path) -> None:
-    """Its stored config has neither setting: padding was masked, and zeros stood for no caption."""
+def test_a_run_of_an_earlier_version_keeps_its_settings(run: Path, tmp_path: Path) -> None:
+    """Its stored config lacks both settings: padding was masked, and zeros stood for no caption."""
     shutil.copytree(run, tmp_path / "seed0")
     file = tmp_path / "seed0" / "config.yaml"
     stored = yaml.safe_load(file.read_text())

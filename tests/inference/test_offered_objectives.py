@@ -1,4 +1,4 @@
-"""The choice that an error about published weights offers, for objectives that nothing of urepa names."""
+"""The objective that an error about published weights proposes, among objectives that urepa does not name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "linear", "t
 
 @dataclass
 class Clean(DDPMEpsilon):
-    """x0 itself is predicted. How many images count is a matter of the training."""
+    """The backbone predicts x0 itself. `share` is a setting of the training only."""
 
     _target_: str = "test_offered_objectives.Clean"
     share: float = setting("of the images that count", 1.0, ge=0, le=1)
@@ -34,7 +34,7 @@ class Clean(DDPMEpsilon):
 
 @dataclass
 class Squared:
-    """One schedule, which is no setting."""
+    """A fixed beta schedule, which is not a setting."""
 
     _target_: str = "test_offered_objectives.Squared"
     timesteps: int = setting("number of timesteps", ge=1, le=SIZE)
@@ -47,7 +47,7 @@ class Squared:
     training_only: ClassVar[tuple[str, ...]] = ()
 
     def check(self) -> None:
-        """Any number of timesteps does."""
+        """Any number of timesteps is valid."""
 
     def build(self) -> Any:
         raise AssertionError("nothing is built")
@@ -55,7 +55,7 @@ class Squared:
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compose: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
-    """compose, with a folder of these objectives beside conf/, and one that cannot be chosen."""
+    """`compose`, with a folder of these objectives beside conf/ and one that cannot be chosen."""
     monkeypatch.setitem(KINDS, "objective", dict(KINDS["objective"]))
     for cls in (Clean, Squared):
         monkeypatch.setitem(SCHEMAS, cls._target_, cls)
@@ -75,7 +75,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compose: Callable[..., 
     conf_options.ADDED.remove(folder)
 
 
-def test_the_objective_of_a_scheduler_is_offered(own: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_objective_of_a_scheduler_is_proposed(own: Callable[..., Any], tmp_path: Path) -> None:
     file = tmp_path / "scheduler_config.json"
     flow = own("objective=flow")["objective"]
     named = {"beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
@@ -87,8 +87,11 @@ def test_the_objective_of_a_scheduler_is_offered(own: Callable[..., Any], tmp_pa
             {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 500},
             "give objective=squared objective.timesteps=500",
         ),
-        ({"beta_schedule": "squaredcos_cap_v2", "beta_end": 0.03}, "no objective here has that"),
-        (named | {"prediction_type": "sample", "beta_end": 0.0001}, "no objective here has that"),  # below beta_start
+        ({"beta_schedule": "squaredcos_cap_v2", "beta_end": 0.03}, "no available objective has these settings"),
+        (
+            named | {"prediction_type": "sample", "beta_end": 0.0001},
+            "no available objective has these settings",
+        ),  # below beta_start
     ):
         file.write_text(json.dumps(said))
         with pytest.raises(UserError, match=f": {offered}$"):
@@ -97,8 +100,8 @@ def test_the_objective_of_a_scheduler_is_offered(own: Callable[..., Any], tmp_pa
     check_scheduler(file, own("objective=squared")["objective"])
 
 
-def test_the_objective_of_an_exports_config_is_offered(own: Callable[..., Any], tmp_path: Path) -> None:
-    """Whatever its settings of the training alone are."""
+def test_the_objective_of_an_exports_config_is_proposed(own: Callable[..., Any], tmp_path: Path) -> None:
+    """Whatever the settings of its training alone are."""
     file = tmp_path / "config.yaml"
     stored = own("objective=clean", "objective.timesteps=500", "objective.share=0.75")
     file.write_text(yaml.safe_dump({"objective": stored["objective"]}))

@@ -1,4 +1,4 @@
-"""`urepa.load`: the right weights, features without a class, and what does not fit said in one sentence."""
+"""`urepa.load`: the right weights, features without a class, and mismatches reported in one sentence."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def sd_run(sd_root: Path, compose: Compose) -> Path:
 
 
 @pytest.mark.slow
-def test_importing_stays_light() -> None:
+def test_importing_urepa_loads_no_heavy_package() -> None:
     heavy = "{'torch', 'diffusers', 'hydra', 'numpy'}"
     code = f"import sys, urepa; assert not {heavy} & set(sys.modules); urepa.load"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -95,17 +95,19 @@ def test_features_are_the_taps_under_the_null_condition(opened: OpenedRun, image
 
 
 def assert_same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    """Up to rounding, which depends on how many are computed at once."""
+    """Equal up to rounding, which depends on the number of images computed at once."""
     assert float((ours - theirs).norm() / theirs.norm()) < 1e-5
 
 
-def test_images_are_made_under_what_was_learnt(opened: OpenedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_made_under_the_condition_of_the_training(
+    opened: OpenedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert ids_of(opened.condition([1, 3]), 10).tolist() == [1, 3]
     monkeypatch.setattr(opened.track, "conditions", ClassConditions.withheld_with(1.0))  # no sample ever had a class
     assert ids_of(opened.condition([1, 3]), 10).tolist() == [10, 10]
 
 
-def test_an_images_features_depend_on_nothing_beside_it(opened: OpenedRun, images: torch.Tensor) -> None:
+def test_an_images_features_do_not_depend_on_the_other_images(opened: OpenedRun, images: torch.Tensor) -> None:
     together = opened.features(images, 500).x_BND
     for i in range(3):
         assert_same(opened.features(images[i : i + 1], 500).x_BND[0], together[i])
@@ -115,7 +117,7 @@ def test_an_images_features_depend_on_nothing_beside_it(opened: OpenedRun, image
 
 
 @pytest.mark.slow
-def test_a_flow_has_whole_times_too(tmp_path: Path, compose: Compose, small_sit: list[str]) -> None:
+def test_whole_numbers_are_valid_times_of_a_flow(tmp_path: Path, compose: Compose, small_sit: list[str]) -> None:
     flow = urepa.load(write_run(tmp_path / "sit" / "seed0", compose(*small_sit), 3), device="cpu")
     images = torch.rand(2, *flow.track.image_shape)
     for t, as_float in ((1, 1.0), (torch.tensor([0, 1]), torch.tensor([0.0, 1.0]))):
@@ -145,7 +147,7 @@ def test_latents_come_from_the_tracks_vae(sd_run: Path, sd_root: Path) -> None:
 
 @pytest.mark.slow
 def test_a_vae_of_other_constants_than_a_finished_run_records_is_refused(sd_run: Path, tmp_path: Path) -> None:
-    """Without its caches: what summary.json has of their manifest."""
+    """Without its caches: summary.json records their manifest."""
     run = Path(shutil.copytree(sd_run, tmp_path / "sd" / "seed0"))
     images = torch.rand(1, 3, 64, 64)
     facts = {"experiment": "x", "ablation": "", "seed": 0, "step": 3, "metrics": {}, "seconds": {}}
@@ -177,12 +179,14 @@ def test_a_vae_of_other_constants_than_a_finished_run_records_is_refused(sd_run:
         ({"noise": torch.zeros(1, 4, 8, 8)}, r"noise is \[1, 4, 8, 8\]; give \[2, 4, 8, 8\]"),
     ],
 )
-def test_what_does_not_fit_is_said(opened: OpenedRun, change: dict[str, Any], said: str) -> None:
+def test_unsuitable_inputs_are_reported(opened: OpenedRun, change: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         opened.features(**({"images": torch.rand(2, 1, 16, 16)} | change))
 
 
-def test_a_run_that_cannot_be_opened_is_said(sd_run: Path, digits_run: Path, opened: OpenedRun, tmp_path: Path) -> None:
+def test_a_run_that_cannot_be_opened_is_reported(
+    sd_run: Path, digits_run: Path, opened: OpenedRun, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match="is not a run's folder: it has no config.yaml"):
         urepa.load(tmp_path)
     (tmp_path / "config.yaml").write_text("seed: 0\n")
@@ -195,7 +199,7 @@ def test_a_run_that_cannot_be_opened_is_said(sd_run: Path, digits_run: Path, ope
         opened.aligned(torch.rand(1, 1, 16, 16), tap="enc_last")
     with pytest.raises(UserError, match=r"data\.vae has no effect"):
         urepa.load(digits_run, places={"data.vae": "x"})
-    with pytest.raises(UserError, match="trainer.threads is no place"):
+    with pytest.raises(UserError, match="trainer.threads is not a path"):
         urepa.load(digits_run, places={"trainer.threads": "2"})
     moved = urepa.load(sd_run, device="cpu", places={"data.vae": str(tmp_path)})
     with pytest.raises(UserError, match=r"data\.vae=.* could not be loaded .*give a local diffusers folder"):

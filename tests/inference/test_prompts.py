@@ -1,4 +1,5 @@
-"""Images of prompts: which are asked for, which are refused, and that they are what their captions' records give."""
+"""Images of prompts: which prompts are requested, which are refused, and that the images follow from the captions'
+records."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ Ask = Callable[..., dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, compose: Callable[..., dict[str, Any]]) -> Path:
-    """Of captions; its caches were never made."""
+    """A run on captions; its caches were never made."""
     root = tmp_path_factory.mktemp("prompts")
     write_captioned(root / "images", 2)
     write_clip_text(root / "clip", seed=0)
@@ -42,7 +43,7 @@ def of_classes(tmp_path_factory: pytest.TempPathFactory, compose: Any, small_run
 
 @pytest.fixture(scope="module")
 def ask(compose: Callable[..., dict[str, Any]]) -> Ask:
-    """ask(run, *overrides): the request as the door makes it."""
+    """ask(run, *overrides): the request as the command makes it."""
 
     def ask(run: Path, *overrides: str) -> dict[str, Any]:
         return check_run_request(compose(f"run='{run}'", "steps=2", *overrides, root="generate"))
@@ -55,13 +56,13 @@ def pixels(folder: Path) -> dict[str, np.ndarray]:
 
 
 def nearly_same(one: np.ndarray, other: np.ndarray) -> bool:
-    """But for rounding, as batches of other sizes give it."""
+    """Equal up to rounding, which depends on the batch size."""
     return int(np.abs(one.astype(int) - other.astype(int)).max()) <= 1
 
 
 @pytest.mark.slow
 def test_prompts_of_a_file(run: Path, ask: Ask, tmp_path: Path) -> None:
-    """A line each, each made whatever is beside it."""
+    """One prompt per line; each image is independent of the others."""
     (tmp_path / "prompts.txt").write_text("\ufeffa red cat\r\n\r\n  قطة \nblue", encoding="utf-8")
     asked = ask(run, f"prompts={tmp_path}/prompts.txt", "n=2", f"out={tmp_path}/all", "batch_size=4")
     assert asked["prompts"] == ["a red cat", "قطة", "blue"]
@@ -78,10 +79,10 @@ def test_prompts_of_a_file(run: Path, ask: Ask, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_prompt_moves_the_image_and_guidance_moves_it_away_from_the_null(
+def test_the_prompt_changes_the_image_and_guidance_moves_it_away_from_the_null(
     run: Path, ask: Ask, tmp_path: Path
 ) -> None:
-    """With the scale 0 it is the null condition's, which the empty prompt asks for."""
+    """With a scale of 0 it is the null condition's image, which the empty prompt gives too."""
     images = {}
     for name, prompt, guidance in (
         ("red", "red", 1),
@@ -99,10 +100,10 @@ def test_the_prompt_moves_the_image_and_guidance_moves_it_away_from_the_null(
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ((), r"say what the images of this run are to show by one of the two: prompt=TEXT, or prompts=FILE"),
-        (("prompt=a", "prompts=b.txt"), r"by one of the two"),
+        ((), r"the conditions of this run are captions; give one of prompt=TEXT, or prompts=FILE"),
+        (("prompt=a", "prompts=b.txt"), r"give one of prompt=TEXT"),
         (("classes=[0]",), "classes has no effect on this run, whose conditions are captions; give prompt=TEXT"),
-        (("prompts=nowhere.txt",), r"prompts=nowhere\.txt is no file"),
+        (("prompts=nowhere.txt",), r"prompts=nowhere\.txt is not a file"),
     ],
 )
 def test_requests_that_a_run_of_captions_cannot_answer(
@@ -114,7 +115,7 @@ def test_requests_that_a_run_of_captions_cannot_answer(
 
 def test_a_file_without_a_prompt(run: Path, ask: Ask, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text(" \n\n")
-    with pytest.raises(UserError, match=r"empty\.txt has no text; write a prompt a line"):
+    with pytest.raises(UserError, match=r"empty\.txt has no text; write one prompt per line"):
         ask(run, f"prompts={tmp_path}/empty.txt")
 
 
@@ -126,7 +127,7 @@ def test_a_run_of_classes_takes_no_prompts(of_classes: Path, ask: Ask, key: str)
         load(of_classes, "cpu").prompt_condition(["a"])
 
 
-def test_a_run_is_asked_with_the_text_encoder_of_its_training(run: Path) -> None:
+def test_prompts_are_encoded_with_the_text_encoder_of_the_training(run: Path) -> None:
     opened = load(run, "cpu")
     assert opened.prompt_condition(["red", ""])[TEXT].given_B.tolist() == [True, False]
     opened.made_text = {"encoder": {"weights_sha256": "0" * 64}}
@@ -136,7 +137,7 @@ def test_a_run_is_asked_with_the_text_encoder_of_its_training(run: Path) -> None
 
 
 def test_the_text_encoder_may_have_moved(run: Path, ask: Ask, tmp_path: Path) -> None:
-    """For a run that was trained elsewhere; one of another kind has no such place."""
+    """For a run that was trained elsewhere; a run without a text encoder has no such path."""
     place = write_clip_text(tmp_path / "moved", seed=0)
     opened = load(run, "cpu", {"data.text_encoder.model": str(place)})
     assert opened.track.conditions.encoder.model == str(place)
@@ -154,7 +155,7 @@ def test_features_are_read_without_a_caption(run: Path) -> None:
 
 
 def test_an_export_makes_the_same_images(run: Path, ask: Ask, tmp_path: Path) -> None:
-    """With diffusers alone: the null's tensors lie beside the U-Net."""
+    """With diffusers alone: the null's tensors are beside the U-Net."""
     from diffusers import UNet2DConditionModel
     from safetensors.torch import load_file
 

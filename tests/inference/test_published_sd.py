@@ -1,4 +1,4 @@
-"""Published weights without a run, of diffusers' layouts: the pixels of the run that they were exported from."""
+"""Published weights without a run, in diffusers' layouts: the same pixels as the run from which they were exported."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def lora_export(lora_run: Path, compose: Compose) -> Path:
 def test_a_lora_on_the_experiments_base_weights_gives_the_runs_pixels(
     lora_run: Path, lora_export: Path, sd_parts: list[str], ask: Any, folder: Path, compose: Compose
 ) -> None:
-    """The seed is 0 for both, though the experiment's own is 42."""
+    """Both have the seed 0, although the experiment's own is 42."""
     request = [*REQUEST, "against=base"]
     generate(ask(f"run='{lora_run}'", *request, f"out={folder / 'lora_run'}"))
     alone = folder / "alone" / "pytorch_lora_weights.safetensors"
@@ -75,7 +75,7 @@ def test_a_lora_on_the_experiments_base_weights_gives_the_runs_pixels(
 
 
 @pytest.mark.slow
-def test_a_scheduler_beside_the_weights_is_heard(
+def test_a_scheduler_beside_the_weights_is_checked(
     lora_export: Path, sd_parts: list[str], ask: Any, compose: Compose
 ) -> None:
     with pytest.raises(UserError, match=r"prediction_type v_prediction, here epsilon: give objective=ddpm_v$"):
@@ -95,7 +95,7 @@ def test_a_scheduler_beside_the_weights_is_heard(
         check_scheduler(file, compose("objective=ddpm_v")["objective"])
     for other in ({"prediction_type": "sample"}, {"beta_schedule": "squaredcos_cap_v2"}, {"beta_end": 2.0}):
         file.write_text(json.dumps(other))
-        with pytest.raises(UserError, match="no objective here has that"):
+        with pytest.raises(UserError, match="no available objective has these settings"):
             check_scheduler(file, compose("objective=flow")["objective"])
     file.unlink()
 
@@ -137,7 +137,7 @@ def test_a_small_unet_comes_with_its_classes(folder: Path, compose: Compose, sma
 
 
 def adapted(folder: Path, sd_folder: Path, file: Path) -> torch.Tensor:
-    """What a U-Net of the small pipeline predicts under a LoRA file."""
+    """The prediction of the small pipeline's U-Net under a LoRA file."""
     prompts = folder / "data" / "clip_embeddings_1001.pt"
     backbone = sd15(str(sd_folder), str(prompts), False, latent_shape=(4, 8, 8), num_classes=1000)
     load_pipeline_lora(backbone.unet, file, backbone.adapter_files)

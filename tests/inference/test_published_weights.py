@@ -1,4 +1,5 @@
-"""Published weights without a run, a SiT's: the pixels of the run that they were exported from, and what is refused."""
+"""Published weights of a SiT without a run: the same pixels as the run from which they were exported, and what is
+refused."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sit_parts(small_sit: list[str]) -> list[str]:
-    """What of a small SiT's composition its weights depend on; there is nothing in data.root."""
+    """The parts of a small SiT's config on which its weights depend; data.root is empty."""
     kept = [o for o in small_sit if o.startswith(("+experiment", "data=", "data.image_size", "data.unsh", "backbone."))]
     return [*kept, "data.root=nowhere"]
 
@@ -98,7 +99,7 @@ def sit_config(compose: Compose, small_sit: list[str]) -> dict[str, Any]:
 def test_a_sits_export_of_another_objective_is_refused(
     tmp_path: Path, compose: Compose, sit_config: dict[str, Any], option: str, more: dict[str, Any], says: str
 ) -> None:
-    """Of the folder and of the file in it; with the objective that is named it is taken."""
+    """For the folder and for the file in it; with the objective that the message names it is accepted."""
     trained = sit_config | {"objective": compose(f"objective={option}")["objective"] | more}
     run = write_run(tmp_path / "outputs" / "other" / "seed0", trained, 10)
     elsewhere: dict[str, Any] = {"data": {"root": None, "vae": None}, "backbone": {"weights": None}}
@@ -117,21 +118,21 @@ def test_a_sits_export_of_another_objective_is_refused(
 
 
 def before_rooms(config: str) -> str:
-    """As an earlier version exported it."""
+    """The config as an earlier version exported it."""
     return re.sub(r"urepa\.method\.objectives\.\w+\.", "urepa.objectives.", config)
 
 
-def test_how_times_were_drawn_is_nothing_to_images(
+def test_the_distribution_of_training_times_does_not_matter_to_images(
     sit_export: Path, sit_config: dict[str, Any], compose: Compose, tmp_path: Path
 ) -> None:
-    """And a config.yaml of others says nothing of an objective here."""
+    """And another program's config.yaml has no effect on the objective."""
     find(str(sit_export), sit_config | {"objective": compose("objective=flow_lognormal")["objective"]})
     (tmp_path / "model.safetensors").touch()
     for text in ("objective: ddpm", "objective: {_target_: theirs.Flow, path: cosine}", "[1, 2]", ""):
         (tmp_path / "config.yaml").write_text(text)
         find(str(tmp_path), sit_config)
     (tmp_path / "config.yaml").write_text("a: [1")
-    with pytest.raises(UserError, match=r"config\.yaml is damaged, or not YAML.*; it lies beside the weights"):
+    with pytest.raises(UserError, match=r"config\.yaml is damaged, or not YAML.*; it is beside the weights"):
         find(str(tmp_path), sit_config)
 
 
@@ -152,8 +153,9 @@ def test_a_sits_lora_is_added_to_its_weights(
 
 
 @pytest.mark.slow
-def test_the_door_without_a_run(sit_export: Path, sit_parts: list[str], folder: Path) -> None:
-    """The command itself: where the images go, again without work, and refused for other weights."""
+def test_the_command_without_a_run(sit_export: Path, sit_parts: list[str], folder: Path) -> None:
+    """The command itself: where the images are written, that they are not made again, and that other weights are
+    refused."""
     here = folder / "here"
     here.mkdir()
     shutil.copy(sit_export / "model.safetensors", here / "sit.safetensors")
@@ -219,15 +221,15 @@ def test_what_is_refused_before_torch(ask: Any, overrides: list[str], said: str)
 
 
 @pytest.mark.slow
-def test_a_sit_that_is_not_what_is_composed_is_said(
+def test_a_sit_unlike_the_composed_one_is_reported(
     sit_export: Path, sit_parts: list[str], ask: Any, folder: Path
 ) -> None:
     whole = [f"checkpoint='{sit_export}'", *sit_parts]
     for change, said in (
-        ("against=base", "against=base: these are all of the backbone's weights"),
+        ("against=base", "against=base: the checkpoint has all weights of the backbone"),
         (f"backbone.weights='{sit_export}'", "backbone.weights has no effect beside all weights of a backbone"),
         ("backbone.depth=5", "does not fit this backbone"),
-        ("sampler=ddim", "sampler=ddim is not for this run's objective, which has euler, heun, sde"),
+        ("sampler=ddim", "sampler=ddim cannot sample this run's objective; give one of euler, heun, sde"),
     ):
         with pytest.raises(UserError, match=said):
             generate(ask(*whole, change, *REQUEST, f"out={folder / 'refused'}"))
@@ -236,7 +238,7 @@ def test_a_sit_that_is_not_what_is_composed_is_said(
         generate(ask(f"checkpoint='{folder}'", *sit_parts))
 
 
-def test_weights_behind_a_link_bear_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_behind_a_link_have_the_links_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "xl.pt").symlink_to(tmp_path / "0f3a")
     assert Published(WeightsKind.backbone, tmp_path / "xl.pt", (), "").name == "xl.pt"
     monkeypatch.chdir(tmp_path)
@@ -247,7 +249,7 @@ def test_weights_behind_a_link_bear_its_name(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_file_on_the_hub(tmp_path: Path) -> None:
-    """In the hub's own cache, as a download leaves it; and not there, with the hub switched off."""
+    """In the hub's own cache, as a download leaves it; and missing there with the hub switched off."""
     revision = "ab" * 20
     repository = tmp_path / "hub" / "models--owner--name"
     (repository / "snapshots" / revision / "sit").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The folder of a run with REPA: its images, its features, and what is not exported."""
+"""The folder of a run with REPA: its images, its features, and what cannot be exported."""
 
 from __future__ import annotations
 
@@ -47,14 +47,16 @@ def test_a_flow_is_generated_by_its_own_samplers(run: Path, compose: Compose) ->
         generate(ask(compose, run, "sampler=heun", f"out={run / 'null'}"))
     with pytest.raises(UserError, match=r"guidance_interval: None there, \[0.2, 1.0\] here"):
         generate(ask(compose, run, "guidance_interval=[0.2,1]", f"out={run / 'null'}"))
-    with pytest.raises(UserError, match="sampler=ddim is not for this run's objective, which has euler, heun, sde"):
+    with pytest.raises(
+        UserError, match="sampler=ddim cannot sample this run's objective; give one of euler, heun, sde"
+    ):
         generate(ask(compose, run, "sampler=ddim"))
     for interval in ("[0.5]", "[0.5,0.2]", "[0,2]"):
         with pytest.raises(UserError, match=r"guidance_interval=.*: give two times"):
             ask(compose, run, f"guidance_interval={interval}")
 
 
-def test_a_runs_features_are_asked_for_at_its_own_times(run: Path) -> None:
+def test_features_are_computed_at_times_of_the_runs_objective(run: Path) -> None:
     opened = urepa.load(run, device="cpu")
     images = torch.rand(2, 1, 16, 16)
     half = opened.features(images, tap="block_3")
@@ -74,5 +76,5 @@ def test_a_unet_on_a_flow_is_not_exported(tmp_path: Path, compose: Compose, smal
     from urepa.inference.export_weights import export
 
     run = write_run(tmp_path / "unet" / "seed0", compose(*small_run, "objective=flow", "evaluation=none"), 3)
-    with pytest.raises(UserError, match="which diffusers' layout has no place for"):
+    with pytest.raises(UserError, match="which diffusers' layout cannot represent"):
         export(compose(f"run='{run}'", root="export"))

@@ -1,4 +1,4 @@
-"""Studies of conf/study: what their arms compose, what makes their caches, and what is compared with what."""
+"""The studies of conf/study: the configs of their arms, the commands for their caches, and the comparisons."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SMALL: dict[str, Any] = {
 
 @pytest.fixture(autouse=True, scope="module")
 def _prepared(compose: Callable[..., Any]) -> None:
-    """Schema and resolvers are known to Hydra."""
+    """Hydra knows the schema and the resolvers."""
 
 
 def small(
@@ -51,7 +51,7 @@ def commands(stages: list[JobGroup], name: str) -> list[str]:
 
 @functools.cache
 def composed(name: str) -> tuple[dict[str, Any], list[PlannedRun], list[tuple[str, ...]]]:
-    """Of a file of conf/study: the settings of a study, its runs and the comparisons. It takes a second an arm."""
+    """For a file of conf/study: the study's settings, its runs and the comparisons. It takes a second per arm."""
     own, rest = split_arguments([f"study={name}", "seeds=0,1", *GIVEN, *COUNTED.get(name, [])])
     settings = settings_of(own)
     runs, compared = select_runs(settings, name, rest, 1)
@@ -88,7 +88,7 @@ EXCHANGED = {
 @pytest.mark.slow  # twenty arms and more are composed
 @pytest.mark.parametrize("name", NAMES)
 def test_every_study_composes_and_compares(name: str) -> None:
-    """Each row of each file, before anything is started; the comparison's names are those of the runs' folders."""
+    """Each arm of each file, before anything starts; the comparison's names are those of the runs' folders."""
     settings, runs, (all_of_them, *of_controls) = composed(name)
     table = settings["study"]
     assert [run.arm for run in runs] == [arm for arm in table["arms"] for _ in (0, 1)]
@@ -132,7 +132,8 @@ def test_which_choice_changes_one_thing_an_arm() -> None:
 
 @pytest.mark.slow
 def test_each_teachers_tokens_are_made_once_of_the_same_images() -> None:
-    """Below one root, where their folders have names of their own; heads, taps and losses share the baseline's."""
+    """Below one root, in folders with names of their own; arms with other heads, taps and losses share the baseline's
+    tokens."""
     settings, runs, compared = composed("which_choice")
     stages = stages_of(runs, settings, 1, compared)
     made = commands(stages, "preprocess")
@@ -159,7 +160,7 @@ def test_the_same_run_by_hand_is_the_same_run() -> None:
     assert len({run.name for run in runs}) == len(runs) == 6
 
 
-def test_the_command_wins_over_what_the_study_gives_all_and_an_arm_over_both() -> None:
+def test_the_command_overrides_the_study_and_an_arm_overrides_both() -> None:
     table = {"arms": {"base": [], "wide": ["head.hidden=99"]}}
     base, wide = small(table, given=[*GIVEN, "trainer.max_steps=50", "head.hidden=44"])
     assert [run.config["trainer"]["max_steps"] for run in (base, wide)] == [50, 50]
@@ -168,7 +169,7 @@ def test_the_command_wins_over_what_the_study_gives_all_and_an_arm_over_both() -
 
 
 @pytest.mark.slow
-def test_arms_are_picked_in_the_tables_order() -> None:
+def test_chosen_arms_have_the_tables_order() -> None:
     runs = small(arms=["late", "base"])
     assert [run.arm for run in runs] == ["base", "late"]
     assert rows_of(SMALL, runs) == "  base\n  late  ~loss.taps.block_1 +loss.taps.block_3=1"
@@ -211,7 +212,9 @@ def test_arms_are_picked_in_the_tables_order() -> None:
         ),
     ],
 )
-def test_mistakes_in_one_sentence(table: dict[str, Any], arms: list[str] | None, given: list[str], words: str) -> None:
+def test_mistakes_are_reported_in_one_sentence(
+    table: dict[str, Any], arms: list[str] | None, given: list[str], words: str
+) -> None:
     with pytest.raises(UserError, match=re.escape(words)) as refused:
         small(table, arms, given)
     assert "\n" not in str(refused.value)

@@ -1,4 +1,4 @@
-"""Where jobs are, as far as their files can be read."""
+"""The states of jobs, as far as their files can be read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from urepa.runs.run_folder import RunFolder
 def run(
     tmp_path: Path, compose: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[Path, BinaryIO]]:
-    """A run at step 20 that is in the book, on a machine without SLURM; and the log that its process has open."""
+    """A run at step 20 that is in the book, on a machine without SLURM, and the log that its process has open."""
     monkeypatch.setenv("PATH", str(tmp_path))
     folder = tmp_path / "quickstart" / "seed0"
     folder.mkdir(parents=True)
@@ -36,7 +36,7 @@ def run(
         yield folder, log
 
 
-def test_a_run_and_how_far_it_is(run: tuple[Path, BinaryIO], tmp_path: Path) -> None:
+def test_a_run_is_listed_with_its_progress(run: tuple[Path, BinaryIO], tmp_path: Path) -> None:
     first, second, log = lines(tmp_path)
     assert first.split() == ["local-1", "running", "quickstart"]
     assert second.strip() == "step 20/60  total 0.5"
@@ -44,7 +44,7 @@ def test_a_run_and_how_far_it_is(run: tuple[Path, BinaryIO], tmp_path: Path) -> 
 
 
 def test_a_run_whose_launcher_was_killed(run: tuple[Path, BinaryIO], tmp_path: Path) -> None:
-    """Its process has ended since, short of its last step or at it; nobody has noted so."""
+    """Its process has ended since, before its last step or at it, and this is not recorded."""
     folder, log = run
     log.write(b"Killed\n")
     log.close()
@@ -62,14 +62,14 @@ def test_a_run_whose_launcher_was_killed(run: tuple[Path, BinaryIO], tmp_path: P
     assert lines(tmp_path)[0].split() == ["local-1", "done", "quickstart"]
 
 
-def test_of_a_run_the_last_job_alone(run: tuple[Path, BinaryIO], tmp_path: Path) -> None:
-    """A sweep whose conf/ was changed gives another command for the same run."""
+def test_only_the_last_job_of_a_run_is_listed(run: tuple[Path, BinaryIO], tmp_path: Path) -> None:
+    """A sweep with a changed conf/ gives another command for the same run."""
     again = Job("again", (("urepa.train", "seed=0", "--config-path", "elsewhere"),), str(run[0]))
     Book(tmp_path).add([Entry(again, "local-2", str(tmp_path / "log"), state="done")])
     assert [line.split()[0] for line in lines(tmp_path) if not line.startswith(" ")] == ["local-2"]
 
 
-def test_what_is_damaged_is_said_beside_what_is_not(run: tuple[Path, BinaryIO], tmp_path: Path) -> None:
+def test_damaged_entries_are_listed_beside_valid_ones(run: tuple[Path, BinaryIO], tmp_path: Path) -> None:
     metrics, book = run[0] / "metrics.jsonl", tmp_path / "jobs.jsonl"
     metrics.write_text("#" + metrics.read_text()[1:])
     book.write_text("#\n" + book.read_text())
@@ -79,7 +79,7 @@ def test_what_is_damaged_is_said_beside_what_is_not(run: tuple[Path, BinaryIO], 
 
 
 def test_local_jobs_need_no_slurm(run: tuple[Path, BinaryIO], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A squeue whose SLURM is down matters to jobs of SLURM alone."""
+    """A squeue that fails affects only jobs of SLURM."""
     squeue = tmp_path / "squeue"
     squeue.write_text("#!/bin/sh\necho 'Unable to contact slurm controller' >&2\nexit 1\n")
     squeue.chmod(0o755)

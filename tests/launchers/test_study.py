@@ -1,4 +1,4 @@
-"""A study's jobs: which commands, on how many GPUs, and what waits for what."""
+"""A study's jobs: their commands, their numbers of GPUs and their dependencies."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TRACK_A = ["+experiment=track_a", "data.root=/data"]
 
 @pytest.fixture(autouse=True)
 def _prepared(compose: Callable[..., Any]) -> None:
-    """Schema and resolvers are known to Hydra."""
+    """Hydra knows the schema and the resolvers."""
 
 
 def composed(*arms: str, rest: list[str] = TRACK_A, gpus: int = 8, seeds: tuple[int, ...] = (0, 1)) -> list[PlannedRun]:
@@ -63,7 +63,7 @@ def test_a_latent_track_from_images_to_the_table() -> None:
 
 
 def test_arms_over_captioned_photographs_share_images_and_latents() -> None:
-    """Their classes are counted in images, which the track's own settings do not have."""
+    """Their classes are counted from the images; the track's own settings have no number."""
     given = ["+experiment=urepa_sdxl", "data.images=/photos", "data.num_classes=1"]
     runs = composed("baseline", "lora_64", "urepa_tae_sdxl", rest=given, seeds=(0,))
     made = [commands(s) for s in stages(runs) if s.name == "preprocess"]
@@ -80,8 +80,8 @@ def test_arms_over_captioned_photographs_share_images_and_latents() -> None:
 
 
 @pytest.mark.slow
-def test_what_is_asked_in_training_is_not_made_before(compose: Callable[..., Any]) -> None:
-    """Nor are prompts of a track whose backbones take class ids."""
+def test_outputs_of_online_encoders_are_not_cached_before(compose: Callable[..., Any]) -> None:
+    """Nor are prompts of a track whose backbones are conditioned on class ids."""
     sit = ["+experiment=repa_cifar10", "data.root=/data"]
     for more, expected in (
         ([], ["images", "latents", "tokens"]),
@@ -94,14 +94,14 @@ def test_what_is_asked_in_training_is_not_made_before(compose: Callable[..., Any
         assert all(key.replace("=true", "=true ") in commands(verify)[0] for key in more)
 
 
-def test_a_small_track_is_made_in_one_go() -> None:
+def test_a_small_track_is_made_by_one_command() -> None:
     made, verify, train, _evaluate, _compare = stages(composed("baseline", rest=[], gpus=1), gpus=1)
     assert commands(made) == ["urepa.preprocess data=digits teacher=efficientnet_lite0 stage=all"]
     assert (verify.after, train.after) == (made, verify)
 
 
-def test_caches_that_lie_together_are_made_one_after_the_other() -> None:
-    """The larger track first; of the others what is their own."""
+def test_caches_in_one_folder_are_made_one_after_the_other() -> None:
+    """The larger track first; for the others only what is missing."""
     runs = composed("samples_100k", "baseline", "teacher_224", seeds=(0,))
     first, shards, tokens_list, tokens, smaller = (s for s in stages(runs) if s.name == "preprocess")
     assert "data=track_a teacher" in commands(first)[0]
@@ -119,7 +119,7 @@ def test_caches_that_lie_together_are_made_one_after_the_other() -> None:
     ]
 
 
-def test_what_changes_nothing_in_the_caches_makes_no_others() -> None:
+def test_arms_with_equal_caches_share_them() -> None:
     assert len({run.caches for run in composed("baseline", "no_cfg_dropout", "lora_32", "lambda_0")}) == 1
 
 
@@ -148,7 +148,7 @@ def test_all_arms_that_are_for_the_backbone(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_a_run_is_what_its_command_composes() -> None:
-    """Each arm is composed once, whatever the seeds."""
+    """Each arm is composed once for all seeds."""
     (baseline,) = composed("baseline", rest=[], gpus=1, seeds=(0,))
     _, seventh = composed("lambda_0", rest=["trainer.max_steps=9"], gpus=1, seeds=(0, 7))
     assert seventh == compose_run(["trainer.max_steps=9", "+ablation=lambda_0", "seed=7"], 1)
@@ -177,8 +177,8 @@ def test_a_dry_run_is_short_and_whole_in_a_folder(
 
 
 @pytest.mark.slow
-def test_a_sits_arms_are_its_own_even_where_others_do_not_compose(capsys: pytest.CaptureFixture[str]) -> None:
-    """full_data puts a track in place of this one, which has no data.limit."""
+def test_the_arms_of_a_sit_even_if_other_arms_do_not_compose(capsys: pytest.CaptureFixture[str]) -> None:
+    """full_data replaces this track by one without data.limit."""
     overrides = ["+experiment=repa_cifar10_pixels", "data.limit=100"]
     runs = runs_of(None, (0, 1), overrides, 1)
     of_all = {"baseline", "cfg_dropout_20", "lambda_0", "lambda_08", "no_cfg_dropout", "quarter_diffusion"}
@@ -213,7 +213,7 @@ def test_arguments_are_the_study_s_or_its_runs() -> None:
 
 @pytest.mark.slow
 def test_hours_are_those_of_the_plan() -> None:
-    """Of each arm once for each seed."""
+    """Of each arm, once for each seed."""
     runs = composed("baseline", "lambda_0", rest=[], gpus=1)
     with initialize_config_dir(CONF, version_base="1.3"):
         parts = to_plain(compose_hydra("plan"))
@@ -240,7 +240,7 @@ def test_the_batch_divides_over_the_gpus() -> None:
         ("arms=baseline shard=3", "there is no key 'shard'"),
     ],
 )
-def test_mistakes_in_one_line(tmp_path: Path, arguments: str, error: str) -> None:
+def test_mistakes_of_a_study_are_reported_in_one_line(tmp_path: Path, arguments: str, error: str) -> None:
     command = [sys.executable, "-m", "launchers.ablation_grid", *arguments.split(), "dry_run=true"]
     environment = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)

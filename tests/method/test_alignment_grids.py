@@ -1,4 +1,5 @@
-"""On which grid a tap and a teacher are compared: against maps that are resized by hand, rectangular and several.
+"""The grid on which a tap and a teacher are compared: compared with maps that are resized by hand, rectangular and with
+several teachers.
 
 Shapes: B samples, N tokens, D width of the teacher, h/w rows and columns.
 """
@@ -47,7 +48,7 @@ def batch_of(teachers: dict[str, Tokens]) -> Batch:
 
 
 def map_of(tokens_BND: Tensor, grid: tuple[int, int]) -> Tensor:
-    """[B,D,h,w], token by token."""
+    """The map [B,D,h,w], filled token by token."""
     map_BDhw = torch.empty(len(tokens_BND), tokens_BND.shape[2], *grid, dtype=tokens_BND.dtype)
     for n in range(tokens_BND.shape[1]):
         map_BDhw[:, :, n // grid[1], n % grid[1]] = tokens_BND[:, n]
@@ -55,7 +56,7 @@ def map_of(tokens_BND: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def by_hand(student_BND: Tensor, teacher_BDhw: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """1 − cosine and the squared difference of similarities of all pairs of two tokens, token by token, in float64."""
+    """1 − cosine, and the squared difference of the similarities of all pairs of tokens, token by token, in float64."""
     teacher = F.interpolate(teacher_BDhw.double(), size=grid, mode="bilinear", align_corners=False)
     places = [(i, j) for i in range(grid[0]) for j in range(grid[1])]
     theirs = F.normalize(torch.stack([teacher[:, :, i, j] for i, j in places], dim=1), dim=-1)
@@ -86,12 +87,14 @@ def by_hand(student_BND: Tensor, teacher_BDhw: Tensor, grid: tuple[int, int]) ->
         ([3, 5], (8, 8), (16, 16), (3, 5)),
     ],
 )
-def test_which_grid_it_is(policy: Any, tap: tuple[int, int], teacher: tuple[int, int], grid: tuple[int, int]) -> None:
+def test_the_grid_of_each_policy(
+    policy: Any, tap: tuple[int, int], teacher: tuple[int, int], grid: tuple[int, int]
+) -> None:
     assert compared_on(policy, tap, teacher) == grid
 
 
 @pytest.mark.parametrize("policy", ["tap", "", [4], [4, 4, 4], [0, 4], [4, 2.5], [True, 4], None, 4, "[4,4]"])
-def test_what_is_no_grid_is_refused(policy: Any) -> None:
+def test_invalid_grids_are_refused(policy: Any) -> None:
     with pytest.raises(UserError, match=r"^loss.grid=.*: give teacher, student, smaller, or rows and columns"):
         declared(grid=policy).check()
 
@@ -101,7 +104,7 @@ def test_a_loss_without_the_setting_compares_on_the_teachers_grid() -> None:
     assert (policy_of(declared()), policy_of(loss_of(grid=[2, 3]))) == ("teacher", [2, 3])
 
 
-def test_losses_on_two_grids_are_two_quantities_and_diffusion_losses_are_one() -> None:
+def test_alignment_losses_on_two_grids_are_not_comparable_and_diffusion_losses_are() -> None:
     config = {"loss._target_": "urepa.method.losses.urepa_loss.URepaLoss", "loss.grid": "student"}
     config |= {"loss.manifold_diagonal": "True"}
     assert alters("loss.grid", config, config) == set(ALIGNMENT)
@@ -119,7 +122,7 @@ def test_losses_on_two_grids_are_two_quantities_and_diffusion_losses_are_one() -
 def test_the_teachers_tokens_are_resized_as_a_map_and_compared_at_unit_length(
     student_grid: tuple[int, int], teacher_grid: tuple[int, int]
 ) -> None:
-    """Values and the student's gradient, with tokens as a store has them, in fp16."""
+    """Values and the student's gradient, with fp16 tokens as in a store."""
     torch.manual_seed(0)
     n, count = student_grid[0] * student_grid[1], teacher_grid[0] * teacher_grid[1]
     student = torch.randn(2, n, 7, requires_grad=True)
@@ -151,8 +154,9 @@ def test_on_the_teachers_grid_nothing_is_resized_bit_for_bit() -> None:
         assert torch.equal(terms.total, plain)
 
 
-def test_a_resized_target_counts_where_all_that_it_is_made_of_counts() -> None:
-    """The last of three columns is masked: of six columns the last three see it, of which nothing reaches the loss."""
+def test_a_resized_target_counts_if_all_its_sources_count() -> None:
+    """The last of three columns is masked. The last three of six resized columns depend on it and do not affect the
+    loss."""
     torch.manual_seed(0)
     mask = torch.tensor([[1, 1, 0, 1, 1, 0]] * 2, dtype=torch.bool)
     teacher = torch.randn(2, 6, 7)
@@ -173,7 +177,7 @@ def test_a_resized_target_counts_where_all_that_it_is_made_of_counts() -> None:
     assert gradient.abs().sum(-1)[0].nonzero().flatten().tolist() == counts
 
 
-def test_targets_are_normalised_over_the_teachers_own_places_before_they_are_resized() -> None:
+def test_targets_are_normalised_over_the_teachers_own_positions_before_resizing() -> None:
     torch.manual_seed(0)
     student, teacher = torch.randn(2, 6, 7), torch.randn(2, 8, 7)
     output = Aligned(PIXELS, {}, {"mid": Tokens(student, (2, 3))})
@@ -193,8 +197,8 @@ def unet(**sizes: Any) -> Any:
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
-def test_each_tap_meets_each_teacher_on_a_grid_of_its_own(policy: Any) -> None:
-    """A rectangular image, two taps of two grids, two teachers of two more; heads project first."""
+def test_each_tap_is_compared_with_each_teacher_on_its_own_grid(policy: Any) -> None:
+    """A rectangular image, two taps with two grids, two teachers with two other grids; heads project first."""
     teachers = {"a": (4, 2), "b": (9, 6)}
     own = {"mid": (4, 6), "dec_first": (8, 12)}
     heads = {f"{tap}/{name}": ConvHead(2, "after", in_width=64, out_width=7) for tap in own for name in teachers}
@@ -232,10 +236,10 @@ def test_a_batch_without_a_teacher_keeps_the_heads_in_the_graph_on_the_taps_own_
 # --- words --------------------------------------------------------------------------------------------------
 
 
-def test_the_default_says_nothing_and_others_say_where() -> None:
+def test_the_description_states_the_grid_unless_it_is_the_teachers() -> None:
     said = {str(policy): " ".join(description(policy)) for policy in POLICIES}
     assert said.pop("teacher") == ""
-    assert "on the tap's grid: where the teacher has another one" in said["student"]
+    assert "on the tap's grid. If the teacher's own grid differs" in said["student"]
     assert "on the smaller of the tap's and the teacher's grid" in said["smaller"]
     assert "on a grid of 3×5" in said["[3, 5]"]
     text = [str(part) for part in declared(grid="student").description(schedule=Constant(), max_steps=10)]
@@ -247,8 +251,9 @@ def test_the_default_says_nothing_and_others_say_where() -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (5, 2), (7, 7)])
-def test_with_its_diagonal_the_manifold_loss_is_its_closed_share_of_the_other(shape: tuple[int, int]) -> None:
-    """(N − 1)/N at token level, (G − 1)/G at sample level, as the diagonals of both sides are 1; gradients too."""
+def test_with_its_diagonal_the_manifold_loss_is_n_minus_1_over_n_of_the_other(shape: tuple[int, int]) -> None:
+    """(N − 1)/N at token level and (G − 1)/G at sample level, because the diagonals of both sides are 1; gradients
+    too."""
     torch.manual_seed(0)
     samples, count = 4, shape[0] * shape[1]
     student = torch.randn(samples, count, 6, dtype=torch.float64, requires_grad=True)

@@ -1,4 +1,5 @@
-"""Samplers against diffusers' own pipeline, bit for bit, and against closed forms for a point and for Gaussian data."""
+"""Samplers, compared with diffusers' own pipeline bit for bit, and with closed forms for a point and for Gaussian
+data."""
 
 from __future__ import annotations
 
@@ -104,7 +105,7 @@ def test_where_steps_divide_the_timesteps_diffusers_scheduler_gives_the_same_bit
 
 
 class Knows(nn.Module):
-    """Predicts exactly for data that is one point, by the objective's own definitions."""
+    """Predicts exactly for data that consists of one point, by the objective's own definitions."""
 
     def __init__(self, objective: DDPMMath, x0: Tensor) -> None:
         super().__init__()
@@ -119,7 +120,7 @@ class Knows(nn.Module):
 
 @pytest.mark.parametrize("objective", [VelocityMath(*LINEAR), EpsilonMath(*SCALED)])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_model_that_knows_the_answer_is_brought_to_it(sampler: str, objective: DDPMMath) -> None:
+def test_with_a_perfect_model_samplers_reach_the_data(sampler: str, objective: DDPMMath) -> None:
     x0 = torch.linspace(-1.5, 1.5, 256).view(1, *SHAPE)
     for steps in (8, 7, 61):
         found = sample(Knows(objective, x0), objective, noise_of(3), NOBODY, sampler, steps, {})
@@ -132,7 +133,7 @@ STD = 0.5  # of the data
 
 
 class Gaussian(nn.Module):
-    """Predicts E[x0 | x_t] of x0 ~ N(0, STD²), and the ε that goes with it. Keeps the timesteps that it was asked."""
+    """Predicts E[x0 | x_t] of x0 ~ N(0, STD²) and the matching ε. Records the timesteps at which it was called."""
 
     def __init__(self, objective: DDPMMath) -> None:
         super().__init__()
@@ -202,7 +203,9 @@ DIVIDED = [
 @pytest.mark.fast(4)
 @pytest.mark.parametrize(("objective", "numbers"), DIVIDED)
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_number_of_steps_is_the_papers(sampler: str, objective: DDPMMath, numbers: list[int]) -> None:
+def test_every_number_of_steps_follows_the_papers_formula(
+    sampler: str, objective: DDPMMath, numbers: list[int]
+) -> None:
     one, condition = torch.ones(1, 1, 1, 1), of_ids(torch.zeros(1).long(), 1)
     for steps in numbers:
         model = Gaussian(objective)
@@ -215,7 +218,7 @@ def test_every_number_of_steps_is_the_papers(sampler: str, objective: DDPMMath, 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_more_steps_are_nearer_to_the_data(sampler: str) -> None:
-    """Whether they divide the timesteps or not."""
+    """For numbers of steps that divide the timesteps and for others."""
     one, condition = torch.ones(1, 1, 1, 1), of_ids(torch.zeros(1).long(), 1)
     objective = VelocityMath(*LINEAR)
     errors = [
@@ -255,7 +258,7 @@ def test_folders_state_timesteps_that_steps_do_not_divide() -> None:
     assert uneven_timesteps(FlowMath("linear", "uniform"), 7) == {}
 
 
-def test_noise_has_an_address() -> None:
+def test_noise_depends_on_seed_class_and_index_alone() -> None:
     one = image_noise(0, 207, 3, SHAPE)
     assert torch.equal(one, image_noise(0, 207, 3, SHAPE))
     others = [(1, 207, 3), (0, 208, 3), (0, 207, 4), (0, 3, 207)]

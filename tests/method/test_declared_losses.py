@@ -1,4 +1,4 @@
-"""Losses as the protocol of `urepa.core.protocols` describes them, and what they say of λ over a run."""
+"""Losses, compared with the protocol of `urepa.core.protocols`, and their descriptions of λ over a run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def changed(**settings: Any) -> URepaLoss:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_declared_loss_is_what_the_protocol_says(name: str) -> None:
-    """It answers as the mathematics that it builds, which a check before torch cannot ask."""
+    """A declaration agrees with the mathematics that it builds, which checks before torch cannot use."""
     own = LOSSES[name]
     own.check()
     own.check_teachers([])
@@ -63,7 +63,7 @@ def test_every_file_declares_one_and_loads_without_torch() -> None:
     subprocess.run([sys.executable, "-c", f"{code}assert 'torch' not in sys.modules"], check=True)
 
 
-def test_what_is_said_of_lambda_over_the_run() -> None:
+def test_the_description_of_lambda_over_the_run() -> None:
     def sentence(schedule: Schedule, **settings: Any) -> str:
         words = changed(**settings).description(schedule=schedule, max_steps=20)
         return next(text for text in words if isinstance(text, str) and text.startswith("λ"))
@@ -87,7 +87,7 @@ def test_what_is_said_of_lambda_over_the_run() -> None:
 def test_the_best_checkpoint_is_chosen_at_the_peak_under_a_falling_lambda(
     compose: Callable[..., dict[str, Any]], build_trainer: Callable[..., Any]
 ) -> None:
-    """L_diff + λ_max·L_align from the warm-up's end on, as under a constant λ, whose total is the same to the bit."""
+    """L_diff + λ_max·L_align from the warm-up's end on, as under a constant λ, whose total is the same bit for bit."""
     by_schedule = {}
     for name in ("constant", "cosine"):
         trainer = build_trainer(f"schedule={name}", "loss.warmup_steps=2", "trainer.max_steps=8")
@@ -107,7 +107,7 @@ def test_the_best_checkpoint_is_chosen_at_the_peak_under_a_falling_lambda(
 
 
 def test_a_loss_of_another_package_may_have_a_field_without_a_default() -> None:
-    """`taps` that is {} unless given has no value in its class."""
+    """For example `taps` with a default factory, which has no value in the class."""
     from urepa.config.own_package import _check_declaration
     from urepa.core.declared_keys import setting
 
@@ -124,5 +124,5 @@ def test_a_loss_of_another_package_may_have_a_field_without_a_default() -> None:
         _check_declaration(Mine, "schedule", "mine.Mine")
 
 
-def test_kinds_that_may_be_silent_are_kinds() -> None:
+def test_every_key_of_silent_is_a_kind() -> None:
     assert SILENT.keys() <= KINDS.keys()

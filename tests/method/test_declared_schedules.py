@@ -1,4 +1,4 @@
-"""Schedules of λ: their formulas at every step, and what a cut-off by similarity decides from what it measured."""
+"""Schedules of λ: their formulas at every step, and the decisions of a cut-off by measured similarities."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ PEAK = 0.3
 
 
 def by_hand(name: str, step: int, warmup: int, last: int, end: float) -> float:
-    """λ as the formulas have it, with the last value `end` and not a share of the peak."""
+    """λ by its formula, where the decay ends at the value `end` instead of a share of the peak."""
     if step < warmup:
         return PEAK * step / warmup
     p = min((step - warmup) / max(last - warmup, 1), 1)
@@ -103,8 +103,8 @@ def test_lambda_is_the_formula_at_every_step(
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 7, 40])
-def test_what_there_was_is_the_same_to_the_bit(warmup: int) -> None:
-    """Constant and cosine, written as the version before decays had ends of their own computed them."""
+def test_constant_and_cosine_equal_the_earlier_version_bit_for_bit(warmup: int) -> None:
+    """Constant and cosine schedules, computed as in the version before decays had their own ends."""
     for step in range(60):
         since, of = max(0, step - warmup), max(1, 50 - warmup)
         cosine = 0.2 if since >= of else 0.2 + (1.0 - 0.2) * 0.5 * (1.0 + math.cos(math.pi * since / of))
@@ -126,12 +126,12 @@ def test_settings_without_an_effect_are_refused() -> None:
         (Linear(final=0.0, decay_steps=10), r"schedule\.decay_steps=10 is counted from the run's first update"),
         (cutoff(stop_step=50), r"schedule\.stop_step=50 has no effect"),
         (cutoff(shape=Constant(stop_step=5)), r"give schedule\.stop_step instead"),
-        (cutoff(shape=cutoff()), r"schedule\.shape: a cut-off in a cut-off"),
+        (cutoff(shape=cutoff()), r"schedule\.shape: a cut-off inside a cut-off"),
         (cutoff(shape=Linear(final=0.0, decay_steps=10)), r"schedule\.decay_steps=10 is counted"),
     ):
         with pytest.raises(UserError, match=text):
             loss(schedule, 50, warmup_steps=10)
-    with pytest.raises(UserError, match="what an update measures acts 8 updates later"):
+    with pytest.raises(UserError, match="a measurement takes effect 8 updates later"):
         loss(cutoff(), DELAY)
     for schedule in (Constant(stop_step=20), Linear(final=0.0, decay_steps=20), cutoff()):
         with pytest.raises(UserError, match=r"give loss\.diffusion_fraction=1 with it"):
@@ -160,8 +160,8 @@ def averages(similarities: list[float | None], decay: float) -> list[float | Non
 def drive(
     schedule: ScheduleMath, similarities: list[float], first: int = 0, last: int | None = None, ahead: int = AHEAD
 ) -> list[tuple[float, bool]]:
-    """λ's share and whether tokens are read, for the updates from `first` on, as a trainer and its reader ask: tokens
-    are asked about `ahead` updates before, and an update that has none measures nothing."""
+    """λ's share and whether tokens are read, for the updates from `first` on, as a trainer and its reader query the
+    schedule: tokens are requested `ahead` updates in advance, and an update without tokens measures nothing."""
     last = len(similarities) if last is None else last
     asked = {step: schedule.asks_teacher(step) for step in range(first, min(first + ahead, last))}
     found = []
@@ -176,7 +176,7 @@ def drive(
 
 @pytest.mark.parametrize("recoverable", [False, True])
 @pytest.mark.parametrize("seed", range(4))
-def test_it_acts_as_many_updates_later_as_it_says(recoverable: bool, seed: int) -> None:
+def test_a_cutoff_takes_effect_after_the_documented_delay(recoverable: bool, seed: int) -> None:
     rng = random.Random(seed)
     similarities = [0.5 + 0.3 * math.sin(step / 9) + rng.gauss(0, 0.1) for step in range(120)]
     similarities[17] = math.nan  # a skipped update
@@ -193,8 +193,8 @@ def test_it_acts_as_many_updates_later_as_it_says(recoverable: bool, seed: int) 
         assert asked == (recoverable or not closed)
 
 
-def test_one_update_above_the_threshold_is_enough_for_good() -> None:
-    """What the next ones measure, before it acts, does not undo it."""
+def test_one_update_above_the_threshold_ends_the_alignment_permanently() -> None:
+    """Later measurements, made before the cut-off takes effect, do not undo it."""
     similarities = [0.1] * 5 + [0.9] + [0.1] * 30
     first = 5 + DELAY
     for recoverable, after in ((False, (0.0, False)), (True, (1.0, True))):
@@ -205,7 +205,7 @@ def test_one_update_above_the_threshold_is_enough_for_good() -> None:
         assert found[first + 1 :] == [after] * (36 - first - 1)
 
 
-def test_the_logged_average_has_all_that_is_measured() -> None:
+def test_the_logged_average_includes_all_measurements() -> None:
     similarities = [0.1, 0.4, 0.2, 0.9, 0.3, 0.6, 0.1, 0.2, 0.5, 0.7, 0.4]
     built = cutoff(recoverable=True).build(warmup_steps=0, max_steps=100)
     for step, similarity in enumerate(similarities):
@@ -233,7 +233,7 @@ def test_its_state_is_the_same_after_a_resume(recoverable: bool, at: int) -> Non
     assert after.state(100) == whole.state(100)
 
 
-def test_the_shape_and_the_stop_end_it_too() -> None:
+def test_the_shape_and_stop_step_end_the_alignment_too() -> None:
     low = [0.0] * 40
     stopped = cutoff(stop_step=20).build(warmup_steps=0, max_steps=40)
     assert drive(stopped, low) == [(1.0, True)] * 20 + [(0.0, False)] * 20
@@ -242,14 +242,14 @@ def test_the_shape_and_the_stop_end_it_too() -> None:
     assert [asked for _, asked in drive(ended, low)] == [True] * 25 + [False] * 15
 
 
-def test_a_decision_before_its_measurement_is_a_bug() -> None:
+def test_a_decision_before_its_measurement_fails() -> None:
     built = cutoff().build(warmup_steps=0, max_steps=100)
     assert built.value(DELAY - 1) == 1
     with pytest.raises(AssertionError, match="update 8 depends on what update 0 measures"):
         built.value(DELAY)
 
 
-def test_a_cut_off_that_acts_before_the_reading_is_a_bug(cache: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_delay_shorter_than_the_read_ahead_fails(cache: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def reader(delay: int) -> TrainingReader:
         monkeypatch.setattr(SimilarityCutoff, "delay", delay)
         return TrainingReader(cache, None, Layout(8), 0, 1.0, cutoff().build(warmup_steps=0, max_steps=100))
@@ -260,7 +260,7 @@ def test_a_cut_off_that_acts_before_the_reading_is_a_bug(cache: Any, monkeypatch
 
 
 @pytest.mark.slow
-def test_what_it_measures_is_the_logged_cosine_and_no_token_is_read_after_it(
+def test_the_measurement_is_the_logged_cosine_and_no_token_is_read_after_a_cutoff(
     build_trainer: Callable[..., Any],
 ) -> None:
     """A trainer's own updates: the first similarity is above the threshold, so λ is 0 from update 8 on."""
@@ -293,7 +293,7 @@ CLOSES = (
 def test_at_a_lambda_of_0_the_tokens_are_measured_and_the_head_is_in_the_graph(
     build_trainer: Callable[..., Any],
 ) -> None:
-    """As with loss.lambda_max=0: gradients are 0 and not None, which DDP asks for."""
+    """As with loss.lambda_max=0: gradients are 0 and not None, which DDP requires."""
     trainer = build_trainer(*CLOSES, "schedule.recoverable=true", "trainer.max_steps=16")
     for step in range(DELAY):
         trainer.update(step, trainer.reader.read(step), with_tap_gradients=False)

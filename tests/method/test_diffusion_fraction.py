@@ -1,4 +1,5 @@
-"""A part of the batch through the decoder: unbiased, paired with the whole, and nothing at all at 0."""
+"""A part of the batch goes through the decoder: the estimate is unbiased, draws are paired with those of the whole
+batch, and a fraction of 0 skips it."""
 
 from __future__ import annotations
 
@@ -87,7 +88,7 @@ def test_rows_have_the_predictions_they_have_in_the_whole_batch(batch: Batch, ta
 
 
 def modules_run(backbone: Any, taps: tuple[str, ...], batch: Batch) -> set[str]:
-    """The U-Net's parts that a forward without rows enters."""
+    """The U-Net's parts that a forward pass without rows enters."""
     seen: set[str] = set()
     handles = [
         module.register_forward_hook(lambda *_, name=name: seen.add(name))
@@ -130,7 +131,7 @@ def test_stopping_early_gives_the_whole_forwards_alignment_gradients_bit_for_bit
 
 
 def test_the_estimate_is_unbiased_and_all_tokens_are_aligned(batch: Batch) -> None:
-    """Over all ways to take 1 of 2 neighbours twice, mean loss and mean gradient are the whole batch's."""
+    """Over all ways to take 1 of 2 neighbours twice, the mean loss and the mean gradient equal the whole batch's."""
     model = model_with(("mid",))
     whole, _ = step_terms(model, OBJECTIVE, loss_with(1.0), batch, 5, alone)
     reference = gradients(model, whole.total)
@@ -160,7 +161,7 @@ def test_the_terms_of_rows_name_the_samples_that_are_not_finite(batch: Batch) ->
     assert terms.finite_B().tolist() == [True, True, False, False]
 
 
-def test_without_a_diffusion_term_none_is_logged_and_none_compared(batch: Batch) -> None:
+def test_without_a_diffusion_term_none_is_logged_or_compared(batch: Batch) -> None:
     off = replace(batch, rows_R=no_rows(torch.device("cpu")))
     terms, output = step_terms(model_with(("mid",)), OBJECTIVE, loss_with(0.0), off, 5, alone)
     assert set(terms.means()) == {"total", "token", "manifold", "cosine"}
@@ -169,7 +170,7 @@ def test_without_a_diffusion_term_none_is_logged_and_none_compared(batch: Batch)
     assert terms.finite_B().tolist() == [True] * 4
 
 
-def test_freezing_leaves_only_what_a_tap_depends_on(batch: Batch) -> None:
+def test_only_weights_before_a_tap_stay_trainable(batch: Batch) -> None:
     model = model_with(("mid",))
     model.backbone.freeze_after(("mid",))
     off = replace(batch, rows_R=no_rows(torch.device("cpu")))
@@ -185,7 +186,7 @@ def test_freezing_leaves_only_what_a_tap_depends_on(batch: Batch) -> None:
 
 
 def rows_of(cache: Any, fraction: float, step: int, world: int = 1, accumulation: int = 1, seed: int = 0) -> list[int]:
-    """Global positions."""
+    """The rows as global positions."""
     chosen: list[int] = []
     for rank in range(world):
         layout = Layout(8, accumulation, rank, world)
@@ -237,7 +238,7 @@ def test_strata(fraction: float, pq: tuple[int, int]) -> None:
     assert strata(fraction) == pq
 
 
-def test_fractions_that_cannot_be_are_user_errors() -> None:
+def test_impossible_fractions_are_user_errors() -> None:
     with pytest.raises(UserError, match="give p/q"):
         strata(0.2503)
     loss = {"_target_": "urepa.method.losses.urepa_loss.URepaLoss", "diffusion_fraction": 0.25}

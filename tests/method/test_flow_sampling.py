@@ -1,4 +1,4 @@
-"""Samplers of a flow against closed forms: for Gaussian data every step is linear, so its variance is known."""
+"""Samplers of a flow, compared with closed forms: for Gaussian data every step is linear, so its variance is known."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STD = 0.5  # of the data
 
 
 class Gaussian(nn.Module):
-    """E[α̇·x0 + σ̇·ε | x_t] for x0 ~ N(0, STD²). Keeps what it was asked."""
+    """E[α̇·x0 + σ̇·ε | x_t] for x0 ~ N(0, STD²). Records its calls."""
 
     def __init__(self, flow: FlowMath) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Gaussian(nn.Module):
 
 
 class OneHot:
-    """Stands where an image's generator does: noise that is 0, but for the draw of one number."""
+    """Replaces an image's generator: its noise is 0, except for the draw of one number."""
 
     def __init__(self, at: int | None) -> None:
         self.at, self.drawn = at, 0
@@ -53,8 +53,8 @@ class OneHot:
 
 
 def final_std(flow: FlowMath, sampler: str, steps: int) -> float:
-    """What a sampler makes of unit-variance noise: the response to each of its independent noises, squared and added.
-    Image 0 answers to the first noise, image i + 1 to the one of step i."""
+    """The standard deviation that a sampler makes of unit-variance noise: the responses to its independent noises,
+    squared and added. Image 0 responds to the initial noise, image i + 1 to the noise of step i."""
     first = torch.zeros(steps + 1, 1, 1, 1)
     first[0] = 1.0
     rngs: list[Any] = [OneHot(None), *(OneHot(i) for i in range(steps))]
@@ -72,7 +72,7 @@ Slope = Callable[[float], float]  # a(t) of dx/dt = a(t)·x
 
 
 def on_paper(path: str) -> tuple[Slope, Slope]:
-    """Of Gaussian data: the velocity and the score, by which x is multiplied, with α and σ written out."""
+    """For Gaussian data: the factors of x in the velocity and in the score, with α and σ written out."""
 
     def of(t: float) -> tuple[float, float, float, float]:
         if path == "linear":
@@ -93,7 +93,7 @@ def on_paper(path: str) -> tuple[Slope, Slope]:
 
 
 def ode_by_hand(velocity: Slope, sampler: str, steps: int) -> float:
-    """What x = 1 becomes: a product of one number a step."""
+    """The result of x = 1: a product of one factor per step."""
     x = 1.0
     for i in range(steps):
         t, after = 1 - i / steps, 1 - (i + 1) / steps
@@ -117,7 +117,7 @@ def sde_by_hand(velocity: Slope, score: Slope, steps: int) -> float:
 
 @pytest.mark.parametrize("path", ["linear", "cosine"])
 @pytest.mark.parametrize("sampler", ["euler", "heun"])
-def test_the_odes_steps_are_those_on_paper(sampler: str, path: str) -> None:
+def test_the_odes_steps_follow_the_formula(sampler: str, path: str) -> None:
     velocity, _ = on_paper(path)
     for steps in (1, 2, 7, 30, 333, 999):
         found = final_std(FlowMath(path, "uniform"), sampler, steps)
@@ -127,7 +127,7 @@ def test_the_odes_steps_are_those_on_paper(sampler: str, path: str) -> None:
 @pytest.mark.fast(4)
 @pytest.mark.parametrize("path", ["linear", "cosine"])
 @pytest.mark.parametrize("steps", [1, 2, 7, 30, 333, pytest.param(999, marks=pytest.mark.slow)])
-def test_the_sdes_steps_are_those_on_paper(steps: int, path: str) -> None:
+def test_the_sdes_steps_follow_the_formula(steps: int, path: str) -> None:
     expected = sde_by_hand(*on_paper(path), steps)
     assert final_std(FlowMath(path, "uniform"), "sde", steps) == pytest.approx(expected, abs=2e-6)
 
@@ -141,7 +141,7 @@ def test_the_error_falls_with_the_order_of_the_method(sampler: str, order: int, 
 
 
 @pytest.mark.slow
-def test_the_cosine_paths_sde_arrives_too() -> None:
+def test_the_sde_reaches_the_data_on_the_cosine_path_too() -> None:
     assert final_std(FlowMath("cosine", "uniform"), "sde", 400) == pytest.approx(STD, abs=0.01)
 
 
@@ -173,8 +173,8 @@ class ByClass(nn.Module):
 @pytest.mark.parametrize(
     ("interval", "guided_steps"), [((0.0, 1.0), 4), ((0.0, 0.7), 2), ((0.4, 0.8), 2), ((0.9, 0.95), 0)]
 )
-def test_guidance_holds_within_its_interval(interval: tuple[float, float], guided_steps: int) -> None:
-    """Each quarter step adds a quarter of v: 1 + id, or 1 + 3·id where it is guided."""
+def test_guidance_applies_within_its_interval(interval: tuple[float, float], guided_steps: int) -> None:
+    """Each quarter step adds a quarter of v: 1 + id, or 1 + 3·id with guidance."""
     model, ids = ByClass(), torch.tensor([1, 2])
     x0 = sample_by(model, LINEAR, torch.zeros(2, 1, 1, 1), of_ids(ids, 9), [], "euler", 4, 3.0, interval)
     expected = [-sum(1 + (3 if i < guided_steps else 1) * c for i in range(4)) / 4 for c in (1, 2)]
@@ -201,7 +201,7 @@ def test_the_state_is_kept_in_double_precision() -> None:
 
 
 @pytest.mark.parametrize("sampler", ["euler", "sde"])
-def test_an_image_is_its_own_whatever_it_is_made_beside(sampler: str) -> None:
+def test_an_image_does_not_depend_on_the_others_of_its_batch(sampler: str) -> None:
     how: dict[str, Any] = {"sampler": sampler, "steps": 5, "guidance": 1.0}
 
     def made(images: list[tuple[int, int]], seed: int) -> Tensor:
@@ -214,7 +214,7 @@ def test_an_image_is_its_own_whatever_it_is_made_beside(sampler: str) -> None:
     assert not torch.allclose(made([(1, 5)], 3), alone, atol=1e-2)
 
 
-def test_the_sdes_noise_is_not_the_noise_it_begins_with() -> None:
+def test_the_sdes_noise_differs_from_the_initial_noise() -> None:
     drawn: list[Tensor] = []
     own, keep = random_draws.normal, lambda shape, rng: drawn.append(own(shape, rng)) or drawn[-1]
     with pytest.MonkeyPatch.context() as patch:
@@ -231,7 +231,9 @@ def test_an_objective_has_its_own_samplers() -> None:
     ddpm = VelocityMath(0.00085, 0.012, "linear", 1000)
     assert (choose_sampler(ddpm, None), choose_sampler(LINEAR, None)) == ("ddim", "euler")
     assert choose_sampler(LINEAR, "sde") == "sde"
-    with pytest.raises(UserError, match="sampler=ddim is not for this run's objective, which has euler, heun, sde"):
+    with pytest.raises(
+        UserError, match="sampler=ddim cannot sample this run's objective; give one of euler, heun, sde"
+    ):
         choose_sampler(LINEAR, "ddim")
-    with pytest.raises(UserError, match="sampler=sde is not for this run's objective, which has ddim, dpm"):
+    with pytest.raises(UserError, match="sampler=sde cannot sample this run's objective; give one of ddim, dpm"):
         choose_sampler(ddpm, "sde")

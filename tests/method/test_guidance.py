@@ -1,5 +1,5 @@
-"""Guidance against its formula, written out: classifier-free guidance of one part, several parts, parts that are not
-guided."""
+"""Guidance, compared with its formula: classifier-free guidance of one part, guidance of several parts, and parts that
+are not guided."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NULL = 3
 
 
 class Classes(nn.Module):
-    """A small network of a class: rows for three classes and none. `plain` takes ids as they are."""
+    """A small network conditioned on a class, with rows for three classes and none. `plain` takes ids directly."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Classes(nn.Module):
 @pytest.mark.parametrize("guidance", [0.0, 1.8, 4.0])
 @torch.no_grad()
 def test_one_part_is_classifier_free_guidance_bit_for_bit(guidance: float) -> None:
-    """One batch of both, the null pass first; DDPM combines in fp32, flow in fp64."""
+    """One batch for both passes, the null pass first; DDPM combines them in fp32, flow in fp64."""
     model, x, t, ids = Classes(), torch.randn(2, 4, 5, 5), torch.tensor(0.4), torch.tensor([2, 0])
     both = torch.cat([torch.tensor([NULL, NULL]), ids])
     u, c = model.plain(torch.cat([x, x]), t.expand(4), both).chunk(2)
@@ -66,7 +66,8 @@ def test_a_scale_of_one_is_one_pass() -> None:
 
 
 class Parts(nn.Module):
-    """A class, a vector and tokens, each of which alters what the others do. Keeps which parts each sample had."""
+    """A class, a vector and tokens, each of which changes the effect of the others. Records which parts each sample
+    had."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,7 +96,7 @@ A, B, C = torch.tensor([2.0, 5.0]), torch.tensor([3.0, -1.0]), torch.tensor([1.0
 
 
 def test_several_parts_follow_the_formula_and_the_others_are_given_throughout() -> None:
-    """u + s_1(c_1 − u) + s_2(c_2 − u) of a class and a vector; the text is not guided."""
+    """u + s_1(c_1 − u) + s_2(c_2 − u) for a class and a vector; the text is not guided."""
     model, x, t = Parts(), torch.randn(2, 1, 1, 1), torch.tensor(0.3)
     u, by_class, by_pose = by_hand(-1.0, 0.5, C), by_hand(A, 0.5, C), by_hand(-1.0, B, C)
     expected = u + 3 * (by_class - u) + 2.5 * (by_pose - u)
@@ -107,7 +108,7 @@ def test_several_parts_follow_the_formula_and_the_others_are_given_throughout() 
     assert given[2] == [True] * 6
 
 
-def test_scales_of_one_are_no_single_pass_of_several_parts() -> None:
+def test_scales_of_one_for_several_parts_are_not_a_single_pass() -> None:
     model, x, t = Parts(), torch.zeros(2, 1, 1, 1), torch.tensor(0.3)
     u, by_class, by_pose = by_hand(-1.0, 0.5, C), by_hand(A, 0.5, C), by_hand(-1.0, B, C)
     found = guided_predictor(model, three(), {"class": 1.0, "pose": 1.0}, torch.float32)(x, t)
@@ -125,7 +126,7 @@ def test_a_number_guides_all_parts_together() -> None:
     torch.testing.assert_close(joint.flatten(), u + 2 * (by_hand(A, B, C) - u))
 
 
-def test_what_the_condition_lacks_is_in_no_pass() -> None:
+def test_parts_that_the_condition_lacks_are_in_no_pass() -> None:
     model = Parts()
     lacking = three().drop({"pose": torch.tensor([True, False])})
     guided_predictor(model, lacking, {"class": 3.0, "pose": 2.0}, torch.float32)(

@@ -1,4 +1,4 @@
-"""The loss terms against the description's worked numbers and against slow references."""
+"""The loss terms, compared with the description's worked numbers and with slow references."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def unit_tokens(*shape: int, seed: int = 0) -> Tensor:
 
 
 def documents_manifold_loss(pred: Tensor, target: Tensor, upper_only: bool = True) -> Tensor:
-    """The formula line by line, with the diagonal masked."""
+    """The description's formula line by line, with the diagonal masked."""
     pred_norm = F.normalize(pred.mean(dim=1), dim=-1)
     target_norm = F.normalize(target.mean(dim=1), dim=-1)
     diff = pred_norm @ pred_norm.T - target_norm @ target_norm.T
@@ -39,7 +39,7 @@ def documents_manifold_loss(pred: Tensor, target: Tensor, upper_only: bool = Tru
 
 
 def documents_token_loss(pred: Tensor, target: Tensor) -> Tensor:
-    """1 - cos, token by token."""
+    """The description's formula: 1 - cos, token by token."""
     return (1.0 - (F.normalize(pred, dim=-1) * F.normalize(target, dim=-1)).sum(-1)).mean()
 
 
@@ -138,7 +138,7 @@ def test_token_manifold_is_the_naive_loop() -> None:
 
 
 def test_token_manifold_does_not_compare_samples() -> None:
-    """Turning one sample as a whole changes no similarity within it."""
+    """A rotation of one whole sample changes no similarity within it."""
     student, teacher = unit_tokens(3, 4, 5), unit_tokens(3, 4, 5, seed=1)
     rotation = torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(2)))[0]
     turned = torch.cat([student[:1] @ rotation, student[1:]])
@@ -194,8 +194,8 @@ def test_total_loss_is_the_documents_sum() -> None:
     assert loss_math.total_loss(diffusion, token, manifold, 0.0, 3.0).item() == 2.0
 
 
-def test_spatially_normalised_tokens_tell_places_apart() -> None:
-    """On paper: channel 0 is 1, 3, 5 over the image (mean 3, deviation 2), channel 1 is 4 everywhere."""
+def test_spatial_normalisation_in_closed_form() -> None:
+    """By hand: channel 0 is 1, 3, 5 over the image (mean 3, deviation 2), channel 1 is 4 everywhere."""
     tokens = torch.tensor([[[1.0, 4.0], [3.0, 4.0], [5.0, 4.0]]], dtype=torch.float64)
     whole = loss_math.normalise_spatially(tokens, 1.0)
     torch.testing.assert_close(whole, torch.tensor([[[-1.0, 0.0], [0.0, 0.0], [1.0, 0.0]]]), atol=1e-5, rtol=0)

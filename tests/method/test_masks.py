@@ -1,4 +1,4 @@
-"""Tokens that do not count: every term is the one of the others alone, and asks nothing of them."""
+"""Masked tokens: every term equals the one of the other tokens alone, and masked tokens have no gradient."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ T = torch.tensor([0.1, 0.5, 0.9])
 
 
 def made_up(seed: int) -> Tensor:
-    """[3,6,5], with values at masked places that would show."""
+    """Values [3,6,5], with values at masked places that would be noticed."""
     tokens_BND = torch.randn(3, 6, 5, generator=torch.Generator().manual_seed(seed))
     return tokens_BND.masked_fill(~BOTH[..., None], torch.inf if seed else -1e30)
 
 
-def kept(tokens_BND: Tensor) -> list[Tensor]:
-    """The tokens that count of each sample, fp64."""
+def counted_tokens(tokens_BND: Tensor) -> list[Tensor]:
+    """The tokens that count of each sample, in fp64."""
     return [x_ND[mask_N].double() for x_ND, mask_N in zip(tokens_BND, BOTH, strict=True)]
 
 
@@ -45,19 +45,19 @@ def unit(x: Tensor) -> Tensor:
 
 
 def token_by_hand(student: Tensor, teacher: Tensor) -> Tensor:
-    pairs = zip(kept(student), kept(teacher), strict=True)
+    pairs = zip(counted_tokens(student), counted_tokens(teacher), strict=True)
     return torch.stack([1 - (unit(s) * unit(t)).sum(-1).mean() for s, t in pairs])
 
 
 def sample_by_hand(student: Tensor, teacher: Tensor) -> Tensor:
-    s_BD, t_BD = (torch.stack([unit(unit(x).mean(0)) for x in kept(side)]) for side in (student, teacher))
+    s_BD, t_BD = (torch.stack([unit(unit(x).mean(0)) for x in counted_tokens(side)]) for side in (student, teacher))
     difference = s_BD @ s_BD.T - t_BD @ t_BD.T
     return torch.stack([difference[i, j] ** 2 for i in range(3) for j in range(3) if i != j]).mean()
 
 
 def within_by_hand(student: Tensor, teacher: Tensor) -> Tensor:
     means = []
-    for s, t in zip(kept(student), kept(teacher), strict=True):
+    for s, t in zip(counted_tokens(student), counted_tokens(teacher), strict=True):
         difference = unit(s) @ unit(s).T - unit(t) @ unit(t).T
         squares = [difference[i, j] ** 2 for i in range(len(s)) for j in range(len(s)) if i != j]
         means.append(torch.stack(squares).mean())
@@ -88,7 +88,7 @@ def test_a_term_is_that_of_the_tokens_that_count(term: Callable[..., Tensor], ex
 def test_spatial_norm_is_that_of_the_tokens_that_count() -> None:
     tokens = made_up(1).requires_grad_()
     found = loss_math.normalise_spatially(tokens, 0.6, BOTH)
-    for own, x, mask in zip(found, kept(tokens), BOTH, strict=True):
+    for own, x, mask in zip(found, counted_tokens(tokens), BOTH, strict=True):
         expected = (x - 0.6 * x.mean(0)) / (x.std(0) + 1e-6)
         torch.testing.assert_close(own[mask].double(), expected, rtol=1e-5, atol=1e-6)
         assert torch.equal(own[~mask], torch.zeros_like(own[~mask]))
@@ -119,7 +119,7 @@ def urepa_loss(**changes: Any) -> Any:
 
 
 @pytest.mark.parametrize("masks", [(STUDENT, TEACHER), (BOTH, None), (None, BOTH)])
-def test_a_token_counts_where_neither_mask_hides_it(masks: tuple[Tensor | None, Tensor | None]) -> None:
+def test_a_token_counts_if_neither_mask_excludes_it(masks: tuple[Tensor | None, Tensor | None]) -> None:
     student, teacher, x0 = made_up(0).requires_grad_(), made_up(1), torch.zeros(3, 1, 2, 2)
     batch = Batch([], x0, x0, T, of_ids(torch.zeros(3, dtype=torch.long), 3), {"": Tokens(teacher, GRID, masks[1])})
     output = Aligned(x0, {}, {"mid": Tokens(student, GRID, masks[0])})
@@ -148,7 +148,9 @@ def test_the_best_constant_is_measured_where_tokens_count() -> None:
     validation = Validation(loss=urepa_loss(), constants={"": [ConstantToken("mid", 1.0, mean_D)]}, **settings)
     output = Aligned(x0, {}, {"mid": Tokens(teacher, GRID)})
     found = validation._constant(batch, output)["constant_token"]
-    expected = [1 - F.cosine_similarity(x, mean_D.double().expand_as(x), dim=-1).mean() for x in kept(teacher)]
+    expected = [
+        1 - F.cosine_similarity(x, mean_D.double().expand_as(x), dim=-1).mean() for x in counted_tokens(teacher)
+    ]
     torch.testing.assert_close(found.double(), torch.stack(expected), rtol=0, atol=1e-6)
 
 
@@ -162,8 +164,9 @@ def test_a_head_carries_the_mask_to_an_equal_grid() -> None:
 
 
 @pytest.mark.parametrize("upsample", ["before", "after"])
-def test_a_resized_token_counts_where_all_that_it_is_made_of_counts(upsample: str) -> None:
-    """One column of three is masked: of six, columns 0 and 1 see the first alone, 4 and 5 the last too."""
+def test_a_resized_token_counts_if_all_its_sources_count(upsample: str) -> None:
+    """One of three columns is masked. Of six resized columns, 0 and 1 depend on the first alone, 4 and 5 on the last
+    too."""
     mask = torch.tensor([[1, 1, 0, 1, 1, 0]], dtype=torch.bool)
     head = ConvHead(1, upsample, in_width=5, out_width=7)
     x_BND = torch.randn(1, 6, 5, requires_grad=True)
@@ -174,7 +177,7 @@ def test_a_resized_token_counts_where_all_that_it_is_made_of_counts(upsample: st
     assert gradient[mask].abs().sum() > 0
 
 
-def test_a_convolution_sees_masked_tokens_as_it_sees_the_border() -> None:
+def test_a_convolution_treats_masked_tokens_as_padding() -> None:
     head = SpatialHead(in_width=5, out_width=7)
     whole = torch.randn(1, 6, 5)
     masked = head(Tokens(whole, GRID, torch.tensor([[1, 1, 0, 1, 1, 0]], dtype=torch.bool)), T[:1], GRID)

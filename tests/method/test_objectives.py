@@ -1,4 +1,4 @@
-"""The two targets against diffusers and against closed forms."""
+"""The objectives' targets, compared with diffusers and with closed forms."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def objective(kind: type[DDPMMath], schedule: str) -> DDPMMath:
 
 
 def at_every_timestep(variance: float) -> tuple[Tensor, Tensor, Tensor]:
-    """x0 of this variance, noise and t: 256 numbers at each of the 1,000 timesteps."""
+    """x0 with a given variance, noise and t: 256 numbers at each of the 1,000 timesteps."""
     random = torch.Generator().manual_seed(0)
     x0, noise = (torch.randn(T, 4, 8, 8, generator=random) for _ in range(2))
     return x0 * variance**0.5, noise, torch.arange(T)
@@ -102,7 +102,7 @@ def test_zero_predictors_loss_under_v(schedule: str, variance: float) -> None:
 @pytest.mark.parametrize("variance", [0.8, 1.0])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_perfect_epsilon_scored_as_v(schedule: str, variance: float) -> None:
-    """E‖ε − v‖² = (1−√ᾱ)² + (1−ᾱ)·Var(x0): between 0.82 and 1.09 (ERRATA), so 1.67 is no healthy loss."""
+    """E‖ε − v‖² = (1−√ᾱ)² + (1−ᾱ)·Var(x0): between 0.82 and 1.09 (docs/errata.md), so 1.67 is not a healthy loss."""
     bar = alpha_bar(schedule)
     closed_form = ((1 - np.sqrt(bar)) ** 2 + (1 - bar) * variance).mean()
     x0, noise, t = at_every_timestep(variance)
@@ -144,7 +144,7 @@ def flow_pair() -> tuple[Tensor, Tensor]:
     return x0, noise
 
 
-def test_the_straight_line_is_what_the_spec_writes() -> None:
+def test_the_linear_path_follows_its_formula() -> None:
     flow, (x0, noise), t = FlowMath("linear", "uniform"), flow_pair(), TIMES.view(-1, 1, 1, 1)
     assert torch.equal(flow.corrupt(x0, noise, TIMES), (1 - t) * x0 + t * noise)
     assert torch.equal(flow.target(x0, noise, TIMES), noise - x0)
@@ -154,13 +154,13 @@ def test_the_straight_line_is_what_the_spec_writes() -> None:
 
 @pytest.mark.parametrize("path", ["linear", "cosine"])
 def test_the_target_is_the_derivative_of_the_path(path: str) -> None:
-    """Central differences, exact to h² for a path that is smooth."""
+    """Central differences, exact to h² for a smooth path."""
     flow, (x0, noise), h = FlowMath(path, "uniform"), flow_pair(), 1e-5
     slope = (flow.corrupt(x0, noise, TIMES + h) - flow.corrupt(x0, noise, TIMES - h)) / (2 * h)
     torch.testing.assert_close(flow.target(x0, noise, TIMES), slope, rtol=0, atol=1e-8)
 
 
-def test_the_quarter_circle_keeps_unit_variance() -> None:
+def test_the_cosine_path_keeps_unit_variance() -> None:
     signal, sigma = FlowMath("cosine", "uniform").signal_and_noise(TIMES)
     torch.testing.assert_close(signal**2 + sigma**2, torch.ones_like(signal))
     assert signal.flatten()[[0, -1]].tolist() == pytest.approx([1, 0], abs=1e-12)
@@ -209,7 +209,7 @@ def test_lognormal_times_have_a_normal_log_ratio_of_noise_to_signal(path: str) -
     assert (np.abs(log_ratio) < 1).mean() == pytest.approx(0.6827, abs=0.01)
 
 
-def test_lognormal_times_are_the_specs() -> None:
+def test_lognormal_times_follow_their_formula() -> None:
     rng = np.random.default_rng(3)
     sigma = math.exp(np.random.default_rng(3).standard_normal())
     assert FlowMath("linear", "lognormal").sample_t(rng) == pytest.approx(sigma / (1 + sigma))
@@ -223,14 +223,14 @@ def test_every_time_has_a_bin() -> None:
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.5, 0.999])
-def test_an_objective_has_the_time_at_a_fraction(fraction: float) -> None:
+def test_the_time_at_a_fraction_of_the_way_to_noise(fraction: float) -> None:
     for chosen in (objective(VelocityMath, "linear"), FlowMath("linear", "uniform")):
         t = torch.tensor([chosen.time_at(fraction)])
         assert chosen.has_time(t)
         assert chosen.time_fraction(t).item() == pytest.approx(fraction, abs=1e-6)
 
 
-def test_whose_times_are_whose() -> None:
+def test_times_of_another_objective_are_invalid() -> None:
     ddpm, flow = objective(VelocityMath, "linear"), FlowMath("linear", "uniform")
     assert [ddpm.has_time(torch.tensor([0, t])) for t in (-1, 999, 1000, 0.5)] == [False, True, False, False]
     assert [flow.has_time(torch.tensor([0.5, t])) for t in (-0.1, 0.0, 1.0, 1.1)] == [False, True, True, False]
@@ -241,7 +241,7 @@ def test_whose_times_are_whose() -> None:
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 3.0])
-def test_on_the_straight_line_a_weight_is_a_power_of_the_way_to_the_noise(power: float) -> None:
+def test_on_the_linear_path_a_weight_is_a_power_of_1_minus_t(power: float) -> None:
     t = torch.rand(1000)
     weight = FlowMath("linear", "uniform").towards_data(t, power)
     torch.testing.assert_close(weight, (power + 1) * (1 - t) ** power, rtol=1e-4, atol=0)
@@ -251,7 +251,7 @@ def test_on_the_straight_line_a_weight_is_a_power_of_the_way_to_the_noise(power:
 
 @pytest.mark.parametrize("kind", ["linear uniform", "linear lognormal", "cosine uniform", "cosine lognormal", "DDPM"])
 def test_a_weight_has_mean_one_over_the_times_that_are_drawn(kind: str) -> None:
-    """And equal shares of noise have equal weights but for that."""
+    """Apart from that factor, equal shares of noise have equal weights."""
     own = objective(VelocityMath, "linear") if kind == "DDPM" else FlowMath(*kind.split())
     rng = np.random.default_rng(0)
     t = torch.tensor([own.sample_t(rng) for _ in range(20_000)])
@@ -263,7 +263,7 @@ def test_a_weight_has_mean_one_over_the_times_that_are_drawn(kind: str) -> None:
 
 
 def test_a_lognormal_draws_mean_weight_is_the_logistic_normals() -> None:
-    """E[sigmoid(N)] = 1/2, whatever the path: the weight of a sample that is all data is 2."""
+    """E[sigmoid(N)] = 1/2 for every path: the weight of a sample without noise is 2."""
     for path in ("linear", "cosine"):
         weight = FlowMath(path, "lognormal").towards_data(torch.tensor([0.0, 1.0]), 1.0)
         torch.testing.assert_close(weight, torch.tensor([2.0, 0.0]), rtol=1e-4, atol=1e-6)
@@ -279,7 +279,7 @@ def declared(name: str, **settings: Any) -> Objective:
 
 @pytest.mark.parametrize("option", options_of("objective"))
 def test_a_declared_objective_is_what_the_protocol_says(compose: Callable[..., Any], option: str) -> None:
-    """It answers as the mathematics that it builds, which a check before torch cannot ask."""
+    """A declaration agrees with the mathematics that it builds, which checks before torch cannot use."""
     own: Objective = declaration_of(compose(f"objective={option}")["objective"])
     assert own_package._members(Objective) <= set(dir(own))
     mathematics = own.build()
@@ -305,7 +305,7 @@ def test_a_declared_objective_is_what_the_protocol_says(compose: Callable[..., A
     assert own.model_card().startswith("**")
 
 
-def test_betas_do_not_fall() -> None:
+def test_decreasing_betas_are_refused() -> None:
     for name in ("ddpm_epsilon", "ddpm_velocity"):
         declared(name, **BETAS | {"beta_start": 0.012}).check()
         with pytest.raises(UserError, match=r"^objective.beta_start=0.2 is above objective.beta_end=0.012; give one"):

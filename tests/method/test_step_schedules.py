@@ -1,4 +1,4 @@
-"""λ and the learning rate at the description's own steps."""
+"""λ and the learning rate at the steps that the description names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_a_lambda_of_zero_stays_zero() -> None:
     assert [linear_warmup(step, 0.0, 3000) for step in (0, 1, 3000, 9000)] == [0.0] * 4
 
 
-def test_no_warm_up_means_lambda_at_once() -> None:
+def test_without_a_warm_up_lambda_starts_at_its_peak() -> None:
     assert [linear_warmup(step, 0.5, 0) for step in (0, 1, 2)] == [0.5] * 3
 
 
@@ -38,7 +38,7 @@ def test_learning_rate_between_the_turning_points() -> None:
     assert cosine_with_warmup(62481, 62480, 0.1) == 0.0
 
 
-def test_the_last_update_still_moves() -> None:
+def test_the_last_update_has_a_learning_rate_above_zero() -> None:
     """The last update's index is max_steps - 1."""
     assert 0 < cosine_with_warmup(62479, 62480, 0.1) < 1e-8
 

@@ -1,4 +1,4 @@
-"""A training step: which loss reaches which weight."""
+"""A training step: which weights get gradients from which loss."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_only_the_ratio_of_tap_weights_counts(batch: Batch) -> None:
     torch.testing.assert_close(*totals)
 
 
-def test_a_tap_of_weight_zero_has_no_say(batch: Batch) -> None:
+def test_a_tap_of_weight_zero_does_not_affect_the_loss(batch: Batch) -> None:
     diffusion, output = made_up(0)
     other = made_up(1)[1]
     mixed = replace(output, tokens=output.tokens | {"dec_first": other.tokens["dec_first"]})
@@ -136,7 +136,7 @@ def test_a_tap_of_weight_zero_has_no_say(batch: Batch) -> None:
 
 
 def test_the_sample_manifold_compares_the_gathered_batch(batch: Batch) -> None:
-    """Halves that gather each other see the whole batch's manifold."""
+    """Two halves that gather from each other have the whole batch's manifold loss."""
     diffusion, output = made_up(0)
     teacher = batch.teacher_BND
     assert teacher is not None
@@ -157,7 +157,7 @@ def test_without_alignment_the_total_is_the_diffusion_loss(batch: Batch) -> None
     assert set(terms.means()) == {"total", "diffusion"}
 
 
-def test_logged_means_tell_the_cosine(batch: Batch) -> None:
+def test_logged_means_include_the_cosine(batch: Batch) -> None:
     diffusion, output = made_up(0)
     means = urepa_loss()(diffusion, output, batch, 9, alone).means()
     assert set(means) == {"total", "diffusion", "token", "manifold", "cosine"}
@@ -186,7 +186,7 @@ def test_a_clipped_manifold_is_capped_and_has_no_gradient(batch: Batch) -> None:
     assert not torch.allclose(token_alone, gradient()[1])
 
 
-def test_spikes_are_looked_for_after_the_warm_up() -> None:
+def test_spikes_are_counted_after_the_warm_up() -> None:
     loss = urepa_loss(spike_threshold=0.1)
     high, low = (Terms(torch.zeros(()), {}, manifold=torch.tensor(m)) for m in (0.2, 0.05))
     assert loss.is_spike(high, 3) is None
@@ -206,7 +206,7 @@ def test_spikes_are_looked_for_after_the_warm_up() -> None:
         ({"time_power": 1.0}, "give loss.manifold_weight=0 with it"),
     ],
 )
-def test_weights_that_cannot_be_are_user_errors(change: dict[str, Any], words: str) -> None:
+def test_impossible_weights_are_user_errors(change: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         declared(**change).check()
     with pytest.raises(UserError, match=words):
@@ -229,7 +229,7 @@ def test_a_layout_that_cannot_hold_the_gram_group_is_a_user_error(level: str) ->
 
 @pytest.mark.parametrize("level", ["sample", "token"])
 def test_tap_gradients_are_autograds_own(model: AlignedModel, batch: Batch, objective: Any, level: str) -> None:
-    """The reference runs diffusers alone, with hooks of its own, and writes the losses out."""
+    """The reference runs diffusers alone, with its own hooks, and computes the losses explicitly."""
     loss = urepa_loss(taps={"mid": 1.0, "dec_first": 3.0}, level=level)
     terms, output = step_terms(model, objective, loss, batch, 9, alone)
     measured = tap_gradients(terms, output)
@@ -290,7 +290,7 @@ def trained(build_trainer: Build, *overrides: str, steps: int = 5) -> tuple[Any,
 
 @pytest.mark.slow
 def test_lambda_zero_and_no_loss_train_the_same_backbone(build_trainer: Build) -> None:
-    """Bit for bit, after real updates: the arm λ=0 is the baseline and still logs its terms."""
+    """Bit for bit after real updates: the arm λ=0 equals loss=none and still logs its terms."""
     start = weights(build_trainer("loss=none").model.backbone)
     off, updates = trained(build_trainer, "loss.lambda_max=0")
     off_ema = {k.removeprefix("backbone."): v for k, v in off.ema.shadow.items() if k.startswith("backbone.")}
@@ -309,7 +309,7 @@ def test_lambda_zero_and_no_loss_train_the_same_backbone(build_trainer: Build) -
 
 @pytest.mark.slow
 def test_arms_start_from_the_same_weights(build_trainer: Build) -> None:
-    """A head's depth or a tap more changes nothing else; another seed changes everything."""
+    """Another head depth or an additional tap changes no other weight; another seed changes all."""
     base = weights(build_trainer().model)
     deeper = weights(build_trainer("head.depth=3").model)
     two_taps = weights(build_trainer("+loss.taps.dec_first=1").model)
@@ -332,7 +332,7 @@ def test_validation_does_not_depend_on_the_seed(build_trainer: Build) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("level", ["token"])
 def test_accumulated_micro_batches_have_the_whole_batchs_gradient(build_trainer: Build, level: str) -> None:
-    """Adam's first moment after one update is (1 − β1)·g: the gradient that the update saw."""
+    """Adam's first moment after one update is (1 − β1)·g, where g is the gradient of the update."""
     seen = []
     for accumulation in (1, 2, 4):
         common = (f"loss.level={level}", "loss.warmup_steps=0", f"trainer.accumulation={accumulation}")

@@ -1,4 +1,4 @@
-"""Mistakes that users make, command by command: what is typed, where, and what the answer must say."""
+"""Mistakes of users, command by command: the arguments, the situation, and what the message must contain."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Mistake:
 
 
 def of(command: str, *rows: tuple) -> list[Mistake]:
-    """Rows of one command: what is typed, what is said, and where."""
+    """Rows of one command: the arguments, the message, and the situation."""
     return [Mistake(command, *row) for row in rows]
 
 
@@ -35,10 +35,10 @@ def tiny(*rows: tuple) -> list[Mistake]:
 
 
 def in_content(mistakes: list[Mistake]) -> list[Mistake]:
-    """The same, found in the content of files."""
+    """The same, with the mistake in the content of files."""
     return [replace(mistake, reads=True) for mistake in mistakes]
 
 
 def bound(command: str, typed: str, says: str, beside: str, shut: str) -> Mistake:
-    """In a folder that may not be written."""
+    """The same, in a folder without write permission."""
     return Mistake(command, typed, says, beside, closed(shut), bound=True)

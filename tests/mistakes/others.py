@@ -1,4 +1,4 @@
-"""Of the other commands: compare, plan, describe, the benches, preprocess, prefetch and the launchers."""
+"""Mistakes with the other commands: compare, plan, describe, the benches, preprocess, prefetch and the launchers."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ BENCH = (
         ("bench.against=foo", "bench.against=foo: .*documented, online"),
         (
             "bench.against=online loss=none",
-            "bench.against=online asks the teacher in every step, and loss=none has none",
+            "bench.against=online runs the teacher in every step, and loss=none has none",
         ),
         ("bench.folder=nowhere", "bench.folder=nowhere"),
         ("bench.folder=file", "bench.folder=file", "", FILE),

@@ -1,4 +1,5 @@
-"""What lies in a user's folder before a mistake is made: caches, a finished run, images, an export, damaged files."""
+"""The contents of a user's folder before a mistake is made: caches, a finished run, images, an export, damaged
+files."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ HERE = f"hydra.run.dir={RUN}"
 
 
 def write(path: str, text: str | bytes) -> Callable[[Path], None]:
-    """Puts a file there; in the place of the one file that a pattern names."""
+    """Writes a file; if a pattern is given, in place of the one file that it matches."""
 
     def change(here: Path) -> None:
         file = here / path if "*" not in path else next(iter(sorted(here.glob(path))))
@@ -45,7 +46,7 @@ def write(path: str, text: str | bytes) -> Callable[[Path], None]:
 
 
 def remove(path: str) -> Callable[[Path], None]:
-    """Takes files or folders away."""
+    """Removes files or folders."""
 
     def change(here: Path) -> None:
         for found in here.glob(path):
@@ -55,7 +56,7 @@ def remove(path: str) -> Callable[[Path], None]:
 
 
 def cut(path: str, size: int) -> Callable[[Path], None]:
-    """Cuts a file to so many bytes."""
+    """Truncates a file to so many bytes."""
 
     def change(here: Path) -> None:
         for found in here.glob(path):
@@ -66,7 +67,7 @@ def cut(path: str, size: int) -> Callable[[Path], None]:
 
 
 def edit(path: str, **changes: object) -> Callable[[Path], None]:
-    """Changes keys of a JSON file; None takes one away."""
+    """Changes keys of a JSON file; None removes a key."""
 
     def change(here: Path) -> None:
         for found in here.glob(path):
@@ -87,7 +88,7 @@ def closed(path: str) -> Callable[[Path], None]:
 
 
 def both(*changes: Callable[[Path], None]) -> Callable[[Path], None]:
-    """One after the other."""
+    """Applies one change after the other."""
 
     def change(here: Path) -> None:
         for one in changes:

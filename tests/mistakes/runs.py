@@ -1,4 +1,4 @@
-"""Of the commands that take run=: evaluate, generate and export."""
+"""Mistakes with the commands that take run=: evaluate, generate and export."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from mistakes.parts import CONFIG, FILE, FOREIGN, PICKLE, RUN, STEP, SUMMARY, cu
 
 
 def on_a_run(command: str, more: str = "") -> list[Mistake]:
-    """What every command that takes run= says of a folder that is no whole run's."""
+    """The message of every command that takes run= about a folder that is not a complete run's."""
     return of(
         command,
         ("run=nowhere", "run=nowhere does not exist"),
@@ -148,8 +148,8 @@ EXPORT = [
         "urepa.export",
         ("", "say which run"),
         ("foo=1", "no key 'foo'"),
-        (f"run={RUN} out=there", "there is there already", "run", write("there/x", "")),
-        (f"run={RUN} out=file", "file is there already", "run", FILE),
+        (f"run={RUN} out=there", "there exists already", "run", write("there/x", "")),
+        (f"run={RUN} out=file", "file exists already", "run", FILE),
         (f"run={RUN} out=file/x", "out=file/x", "run", FILE),
         (f"run={RUN} out=", "out=", "run"),
         (f"run={RUN} data.vae=x", "data.vae has no effect", "run"),

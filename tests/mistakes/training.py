@@ -1,4 +1,4 @@
-"""Of `train` and the tiny run: what lies in its folder and its caches, paths, and weights."""
+"""Mistakes with `train` and the tiny run: the contents of its folder and its caches, paths, and weights."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ PROMPTS = f"backbone=sd15 backbone.weights=random backbone.prompts=p.pt {TINY_DA
 
 
 def again(*rows: tuple) -> list[Mistake]:
-    """The tiny run's own command, on a change of what lies there."""
+    """The tiny run's own command, after a change of the files."""
     return [Mistake(m.command, f"{m.typed} {HERE}", m.says, "caches run", m.change, m.bound) for m in tiny(*rows)]
 
 
 def sit(*rows: tuple) -> list[Mistake]:
-    """Of a SiT that begins at weights, over the same caches; a run of another backbone lies beside it."""
+    """Mistakes with a SiT that starts from weights, over the same caches; the folder also has a run of another
+    backbone."""
     return [Mistake("urepa.train", f"{SIT} backbone.weights={row[0]}", row[1], "caches run", *row[2:]) for row in rows]
 
 

@@ -1,4 +1,4 @@
-"""Of `train`: keys, groups, types, numbers, and settings that do not go together."""
+"""Mistakes with `train` on the command line: keys, groups, types, numbers, and incompatible settings."""
 
 from __future__ import annotations
 

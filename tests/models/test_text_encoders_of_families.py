@@ -1,5 +1,5 @@
-"""The text encoders of the model families against their own pipelines' `encode_prompt`: tokens, masks and vectors, what
-is cut, what the settings are checked against, and texts that tokenizers meet seldom.
+"""The text encoders of the model families, compared with their own pipelines' `encode_prompt`: tokens, masks and
+vectors, truncation, the checks of settings, and unusual texts.
 
 Shapes: B texts, L positions, D width, P width of the pooled vector.
 """
@@ -38,7 +38,7 @@ FAMILIES = [pytest.param(name, marks=needs_sentencepiece if name == "chatglm" el
 
 @pytest.fixture(scope="module")
 def declared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
-    """declared(FAMILY): its declaration, whose folder is written once."""
+    """declared(FAMILY): its declaration; its folder is written once."""
     made: dict[str, Any] = {}
 
     def declared(name: str) -> Any:
@@ -50,7 +50,7 @@ def declared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
 
 
 def encoded(encoder: Any, texts: list[str] = TEXTS) -> EncodedText:
-    """With the sizes that are declared, which are held here."""
+    """Encodes texts and checks the declared sizes."""
     network = encoder.build()
     found: EncodedText = network.encode(network.tokenize(texts).inputs_BKL)
     assert found.tokens_BLD.shape == (len(texts), encoder.length, encoder.width)
@@ -70,7 +70,7 @@ def close(found: Tensor, expected: Tensor) -> None:
 
 @torch.no_grad()
 def test_clip_of_sd15_is_its_pipelines(tmp_path: Path) -> None:
-    """All 77 positions of the last layer after its norm, padding attended."""
+    """All 77 positions of the last layer after its norm, with attended padding."""
     from diffusers import StableDiffusionPipeline
 
     encoder = clip_at(tmp_path, length=77, padding="attended")
@@ -97,7 +97,8 @@ def test_clip_of_sd15_is_its_pipelines(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_sdxl_is_its_pipelines(declared: Callable[[str], Any]) -> None:
-    """Both encoders' last layer but one, joined; the second one's projected vector; two different paddings."""
+    """The second-to-last layers of both encoders, joined; the second encoder's projected vector; two different
+    paddings."""
     from diffusers import StableDiffusionXLPipeline
 
     encoder = declared("sdxl_text")
@@ -128,7 +129,7 @@ def test_sdxl_is_its_pipelines(declared: Callable[[str], Any]) -> None:
 @needs_sentencepiece
 @torch.no_grad()
 def test_kolors_is_its_pipelines(declared: Callable[[str], Any]) -> None:
-    """The last layer but one, padding at the beginning; the last token of the last layer."""
+    """The second-to-last layer, with padding at the beginning; the last token of the last layer."""
     from diffusers import KolorsPipeline
     from diffusers.pipelines.kolors.text_encoder import ChatGLMModel
     from diffusers.pipelines.kolors.tokenizer import ChatGLMTokenizer
@@ -155,7 +156,7 @@ def test_kolors_is_its_pipelines(declared: Callable[[str], Any]) -> None:
 
 @torch.no_grad()
 def test_gemma_is_sanas(declared: Callable[[str], Any]) -> None:
-    """In lower case, padding at the end; without the instruction."""
+    """In lower case, with padding at the end and without the instruction."""
     from diffusers import SanaPipeline
     from transformers import Gemma2Model
 
@@ -180,7 +181,7 @@ def test_gemma_is_sanas(declared: Callable[[str], Any]) -> None:
 
 @torch.no_grad()
 def test_t5_is_pixarts_and_fluxes(declared: Callable[[str], Any]) -> None:
-    """In lower case with a mask; as it stands with all positions attended, of the second text encoder."""
+    """In lower case with a mask; and unchanged with all positions attended, as the second text encoder."""
     from diffusers import FluxPipeline, PixArtSigmaPipeline
     from transformers import T5EncoderModel
 
@@ -219,8 +220,8 @@ def test_every_text_encoder_of_a_folder_is_tested() -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_what_is_beside_a_caption_moves_nothing(declared: Callable[[str], Any], name: str) -> None:
-    """But for rounding; and a record has the same digest of weights and the same name after it was read again."""
+def test_other_captions_of_a_batch_have_no_effect(declared: Callable[[str], Any], name: str) -> None:
+    """Up to rounding; after a record was read again, the digest of weights and the name are the same."""
     encoder = declared(name)
     encoder.check()
     encoder.check_files()
@@ -239,7 +240,7 @@ def name_of(encoder: Any) -> str:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_what_is_too_long_is_cut_and_counted(declared: Callable[[str], Any], name: str) -> None:
+def test_texts_that_are_too_long_are_truncated_and_counted(declared: Callable[[str], Any], name: str) -> None:
     network = declared(name).build()
     assert [bool(cut) for cut in network.tokenize(TEXTS).cut] == [False, False, True]
     longer = network.tokenize([TEXTS[2] + " abc"]).cut[0] - network.tokenize(TEXTS).cut[2]
@@ -247,9 +248,9 @@ def test_what_is_too_long_is_cut_and_counted(declared: Callable[[str], Any], nam
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_texts_that_are_seldom_are_told_apart(declared: Callable[[str], Any], name: str) -> None:
-    """Line ends of Windows, a byte order mark, emoji and a script from right to left are tokenized and cut like others;
-    a tokenizer of bytes keeps every character."""
+def test_unusual_texts_are_distinguished(declared: Callable[[str], Any], name: str) -> None:
+    """Windows line ends, a byte order mark, emoji and a right-to-left script are tokenized and truncated like other
+    texts; a byte tokenizer keeps every character."""
     texts = ["a\r\nred", "\ufeffa cat", "a 🐈‍⬛", "قطة", "a" * 400, "\u200f"]
     found = encoded(declared(name), texts)
     if name == "gemma":
@@ -262,7 +263,7 @@ def test_texts_that_are_seldom_are_told_apart(declared: Callable[[str], Any], na
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_sizes_that_are_not_the_networks(declared: Callable[[str], Any], name: str) -> None:
+def test_sizes_unlike_the_networks_are_refused(declared: Callable[[str], Any], name: str) -> None:
     encoder = declared(name)
     width = encoder.width
     with pytest.raises(UserError, match=rf"has width {width}, not 7; give data\.text_encoder\.width={width}$"):
@@ -294,7 +295,7 @@ def test_half_precision_is_read_and_recorded(declared: Callable[[str], Any], dty
 
 
 def test_weights_of_another_network_are_refused(declared: Callable[[str], Any], tmp_path: Path) -> None:
-    """They would leave random ones in their place."""
+    """They would leave random weights in the network."""
     t5, gemma = Path(declared("t5").model), Path(declared("gemma").model)
     shutil.copytree(t5, tmp_path / "mixed")
     shutil.copy(gemma / "text_encoder" / "model.safetensors", tmp_path / "mixed" / "text_encoder")
@@ -305,7 +306,7 @@ def test_weights_of_another_network_are_refused(declared: Callable[[str], Any], 
         replace(declared("t5"), model=str(tmp_path / "mixed")).build().tokenize(["a"])
 
 
-def test_weights_that_are_there_in_fp16_alone_are_read(declared: Callable[[str], Any], tmp_path: Path) -> None:
+def test_weights_in_fp16_alone_are_read(declared: Callable[[str], Any], tmp_path: Path) -> None:
     """As some repositories have them."""
     encoder = declared("t5")
     shutil.copytree(encoder.model, tmp_path / "half")
@@ -323,7 +324,7 @@ def test_weights_that_are_there_in_fp16_alone_are_read(declared: Callable[[str],
 
 
 def test_hub_ids(declared: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is fetched of each; a name without where it lies and which revision it is; one line without internet."""
+    """The files that are downloaded for each; a name without path and revision; one line without internet."""
     hub = "owner/some-name@abc"
     both = replace(declared("sdxl_text"), model=hub)
     both.check_files()  # nothing is asked
@@ -348,7 +349,9 @@ def test_hub_ids(declared: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
     assert str(error.value).endswith("or give a local folder")
 
 
-def test_kolors_without_sentencepiece_says_how(declared: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_sentencepiece_the_message_says_how_to_install_it(
+    declared: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from urepa.models.text_encoders import chatglm
 
     monkeypatch.setattr(chatglm, "find_spec", lambda name: None)

@@ -2,7 +2,7 @@
 
     python changing_shapes.py BACKBONE FILE [--compile]
 
-Rank 0 writes each step's gradients, after the mean over ranks, to FILE. Each process has its part of a global batch.
+Rank 0 writes each step's gradients, averaged over ranks, to FILE. Each process has its part of a global batch.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def model_of(kind: str) -> AlignedModel:
 
 
 def batch_of(step: int, latent: tuple[int, int, int], grid: tuple[int, int], whole_times: bool) -> Batch:
-    """This rank's part."""
+    """This rank's part of a batch."""
     random = torch.Generator().manual_seed(step)
     x0, noise = (torch.randn(GLOBAL, *latent, generator=random) for _ in range(2))
     t_B = torch.rand(GLOBAL, generator=random)

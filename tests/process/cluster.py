@@ -1,6 +1,6 @@
-"""A real SLURM on this machine, for the tests beside it: two pretended nodes of eight pretended H200s, on loopback,
-its daemons and files in a folder of its own. Needs Debian's slurm-wlm and munge; as root or as any user.
-"""
+"""A real SLURM on this machine for the tests in this folder: two simulated nodes with eight simulated H200s each, on
+loopback, with its daemons and files in a separate folder. Needs Debian's slurm-wlm and munge; runs as root or as any
+user."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ PartitionName=main Nodes=n[1-2] Default=YES State=UP
 
 
 def seldom(ask: Callable[[], bool]) -> Callable[[], bool]:
-    """For waits: each question is a process and work for the daemons, so between two of them the last answer stands."""
+    """A slower polling interval for waits: each query is a process and work for the daemons, so the last answer is
+    reused for a while."""
     last, answer = -INTERVAL, False
 
     def asked() -> bool:
@@ -70,14 +71,14 @@ def seldom(ask: Callable[[], bool]) -> Callable[[], bool]:
 
 
 def what_is_missing() -> str | None:
-    """Why there cannot be a SLURM here, if so."""
+    """Why SLURM cannot run here, if so."""
     path = f"{os.environ['PATH']}:{SYSTEM_PATH}"
     gone = [name for name in (*DAEMONS, *COMMANDS) if shutil.which(name, path=path) is None]
     return f"{', '.join(gone)} not installed (apt-get install slurm-wlm munge)" if gone else None
 
 
 class Cluster:
-    """What tests do with it. The commands run in `environment`."""
+    """The operations that tests need. The commands run in `environment`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -90,7 +91,7 @@ class Cluster:
         return done.stdout
 
     def jobs(self) -> dict[str, dict[str, str]]:
-        """Every job there ever was, by the id that it shows (`12` or `12_3`): state, name, and more."""
+        """Every job that ever existed, by its displayed id (`12` or `12_3`): state, name, and more."""
         fields = {"state": "T", "name": "j", "raw": "A", "reason": "r"}
         form = "|".join(["%i", *(f"%{code}" for code in fields.values())])
         lines = self.run("squeue", "-h", "-r", "-t", "all", "-o", form).splitlines()
@@ -108,7 +109,7 @@ class Cluster:
 
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[Cluster]:
-    """Starts it, and stops exactly what it started. RuntimeError with the daemons' words if it does not start."""
+    """Starts SLURM, and stops exactly what it started. RuntimeError with the daemons' logs if it does not start."""
     cluster = Cluster(folder)
     _write_files(folder)
     environment = os.environ | cluster.environment

@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The caches of the tiny configuration, made by the door that makes caches."""
+    """The caches of the tiny configuration, made by the preprocess command."""
     folder = tmp_path_factory.mktemp("cache")
     make_cache(folder)
     return folder
@@ -45,13 +45,13 @@ def make_workspace(cache: Path, empty_db: Path, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture
 def work(make_workspace: Callable[[], Workspace]) -> Workspace:
-    """A working folder with nothing in it yet."""
+    """A working folder that is still empty."""
     return make_workspace()
 
 
 @pytest.fixture(scope="session")
 def reference(make_workspace: Callable[[], Workspace]) -> Workspace:
-    """A run that nothing interrupted, tracked. Do not write here."""
+    """A tracked run without interruption. Do not write here."""
     here = make_workspace()
     here.train(fresh=True)
     return here
@@ -59,7 +59,7 @@ def reference(make_workspace: Callable[[], Workspace]) -> Workspace:
 
 @pytest.fixture(scope="session")
 def evaluated(make_workspace: Callable[[], Workspace]) -> Workspace:
-    """The same with an evaluation after training, so with a last row of its own. Do not write here."""
+    """The same run with an evaluation after training, and so with a last row of its own. Do not write here."""
     here = make_workspace()
     here.train(*EVALUATED)
     return here
@@ -67,14 +67,14 @@ def evaluated(make_workspace: Callable[[], Workspace]) -> Workspace:
 
 @pytest.fixture
 def copied(work: Workspace, reference: Workspace) -> Workspace:
-    """A copy of the reference's working folder, for tests that go on from there."""
+    """A copy of the reference's working folder, for tests that continue from it."""
     shutil.copytree(reference.folder, work.folder, dirs_exist_ok=True)
     return work
 
 
 @pytest.fixture(scope="session")
 def kill_seed() -> int:
-    """What random moments are drawn from; UREPA_KILL_SEED repeats them."""
+    """The seed of random moments; UREPA_KILL_SEED repeats them."""
     given = os.environ.get("UREPA_KILL_SEED")
     seed = random.SystemRandom().randrange(10**6) if given is None else int(given)
     print(f"\nUREPA_KILL_SEED={seed}")
@@ -83,8 +83,8 @@ def kill_seed() -> int:
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A real SLURM of this session's own; where its packages are missing the tests say so and are
-    skipped. One that is there and does not start is a failure."""
+    """A real SLURM for this session. Without its packages the tests are skipped with a message; if it is installed and
+    does not start, they fail."""
     missing = what_is_missing()
     if missing is not None:
         pytest.skip(f"these tests need a SLURM of their own: {missing}")
@@ -94,8 +94,8 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def study(slurm: Cluster, make_workspace: Callable[[], Workspace], tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """Two arms with two seeds, each job from a copy of a checkout that is ruined as soon as they are submitted.
-    Do not write here."""
+    """Two arms with two seeds, each job from a copy of a checkout that is damaged after submission. Do not write
+    here."""
     work = make_workspace()
     here = Study(work, checkout(tmp_path_factory.mktemp("checkout")), slurm)
     grid = ("arms=baseline,lambda_0", "seeds=0,1", "cluster=slurm", "cluster.cpus_per_task=1")

@@ -1,12 +1,12 @@
-"""Kills in training, as many as one likes: files and MLflow end as those of a run that nothing disturbed.
+"""Kills during training, as many as requested: files and MLflow end like those of an uninterrupted run.
 
     python tests/process/kill_training.py --kills 150 --seed 0
 
-A tiny training is started again and again by the same command. Each time it is hit by KILL, TERM, INT, USR2, or by
-STOP and then CONT or KILL, at a random moment or at a named point: while a checkpoint is written or an old one removed,
-while rows are on their way to MLflow, while MLflow's database is made. After a few hits the run ends undisturbed, and
-what it left is compared with the reference's: config.yaml, metrics.jsonl, the tensors of every checkpoint,
-summary.json, and the one run in MLflow, its parameters, tags and values. Times and rates are left out.
+A tiny training is started again and again by the same command. Each time it gets KILL, TERM, INT, USR2, or STOP
+followed by CONT or KILL, at a random moment or at a named point: while a checkpoint is written or an old one removed,
+while rows are sent to MLflow, while MLflow's database is made. After a few hits the run continues to its end, and the
+result is compared with the reference's: config.yaml, metrics.jsonl, the tensors of every checkpoint, summary.json, and
+the one run in MLflow with its parameters, tags and values. Times and rates are left out.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ TIMES = ("seconds", "peak_memory_bytes")
 
 
 class Hit(NamedTuple):
-    """What struck a process, and its exit code."""
+    """The signal that a process got, and its exit code."""
 
     kind: str
     what: str
@@ -56,14 +56,14 @@ class Hit(NamedTuple):
 
 
 def ended_with(process: Forked, name: str) -> int:
-    """The exit code, which must be the signal's, by the system or by the handler; 0 if the run had ended before."""
+    """The exit code, which must be the signal's, from the system or from the handler; 0 if the run had ended before."""
     code, number = process.wait(), signal.Signals[name]
     assert code in (-number, 128 + number, 0), f"{name}: exit code {code}"
     return code
 
 
 def at_a_moment(work: Workspace, draw: random.Random) -> Hit:
-    """Up to some seconds behind the claim on the run's folder."""
+    """Up to some seconds after the process has claimed the run's folder."""
     name, seconds = draw.choice(SIGNALS), draw.uniform(0, 2)
     process = work.start()
     wait_for(partial(has_claimed, work, process), what="its lock")
@@ -79,7 +79,7 @@ def at_a_point(points: tuple[str, ...], kind: str, work: Workspace, draw: random
 
 
 def in_creation(work: Workspace, draw: random.Random) -> Hit:
-    """While the database, which is not there yet, is made; its lock is there before anything of it."""
+    """While the missing database is made; its lock exists before the database."""
     name, seconds = draw.choice(SIGNALS), draw.uniform(0, 2)
     assert not work.db.exists()
     process = work.start()
@@ -111,7 +111,7 @@ KINDS: tuple[Callable[[Workspace, random.Random], Hit], ...] = (
 
 
 def pause(process: Forked, seconds: float) -> None:
-    """Until then, or until the process has ended."""
+    """Waits until then, or until the process has ended."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
         time.sleep(0.01)
@@ -130,7 +130,7 @@ def is_stopped(pid: int) -> bool:
 
 
 def has_ended(process: Forked) -> bool:
-    """A point that is reached again stops it again: it goes on."""
+    """Whether the process has ended. If it reaches a stopping point again, it is continued."""
     if process.poll() is None and is_stopped(process.pid):
         process.send_signal(signal.SIGCONT)
     return process.poll() is not None
@@ -140,7 +140,7 @@ def has_ended(process: Forked) -> bool:
 
 
 def assert_same(work: Workspace, reference: Workspace) -> None:
-    """Everything that the run left, in its folder and in MLflow."""
+    """Compares everything that the run left, in its folder and in MLflow."""
     ours, theirs = work.run, reference.run
     assert (ours / "config.yaml").read_text() == (theirs / "config.yaml").read_text()
     assert_same_end(ours, theirs)
@@ -162,7 +162,7 @@ def summary(run: Path) -> dict[str, Any]:
 
 
 def in_mlflow(db: Path) -> dict[str, Any]:
-    """What MLflow's tables have of runs, without their ids and times."""
+    """The contents of MLflow's tables about runs, without ids and times."""
     found: dict[str, Any] = {}
     for table, columns in (
         ("runs", "name, status, lifecycle_stage"),
@@ -183,8 +183,8 @@ def in_mlflow(db: Path) -> dict[str, Any]:
 
 
 def endure(work: Workspace, reference: Workspace, empty_db: Path, kills: int, draw: random.Random) -> Counter[str]:
-    """Hits runs `kills` times, a few hits each, every second one from the making of its database on, and compares each
-    when it has ended. Returns how often each kind struck."""
+    """Hits runs `kills` times, a few hits each, every second run from the making of its database on, and compares each
+    run when it has ended. Returns the number of hits of each kind."""
     struck: Counter[str] = Counter()
     hits: list[Hit] = []
     deck: list[Callable[[Workspace, random.Random], Hit]] = []
@@ -210,7 +210,7 @@ def endure(work: Workspace, reference: Workspace, empty_db: Path, kills: int, dr
 
 
 def begin(work: Workspace, db: Path | None) -> None:
-    """A folder with nothing but a database, or not even that."""
+    """A folder with only a database, or without one."""
     for path in work.folder.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     if db is not None:

@@ -1,4 +1,4 @@
-"""A whole study on a real SLURM, from a checkout of its own."""
+"""A whole study on a real SLURM, from a separate checkout."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CODE = ("urepa", "launchers", "hydra_plugins", "conf")
 
 
 def checkout(folder: Path) -> Path:
-    """The code as it lies here, committed in a repository of its own."""
+    """The code of this checkout, committed in a separate repository."""
     for name in CODE:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for command in (("init", "--quiet"), ("add", "--all"), ("commit", "--quiet", "--message=all")):
@@ -34,7 +34,7 @@ class Study:
         self.own: tuple[str, ...] = ()  # of the first submission
 
     def launch(self, *own: str, module: str = "launchers.ablation_grid", code: int = 0) -> str:
-        """Gives the command, and returns what it says."""
+        """Runs the command and returns its output."""
         more = {} if self.cluster is None else self.cluster.environment
         done = subprocess.run(
             [sys.executable, "-m", module, *own],
@@ -48,11 +48,11 @@ class Study:
         return done.stdout if code == 0 else done.stderr
 
     def restore(self) -> None:
-        """The code as it was committed."""
+        """Restores the code as it was committed."""
         subprocess.run(["git", "checkout", "--quiet", "."], cwd=self.code, check=True)
 
     def wait(self) -> None:
-        """Until SLURM has nothing left to do."""
+        """Waits until SLURM has no more jobs."""
         cluster = self.cluster
         assert cluster is not None
         over = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"}

@@ -1,4 +1,4 @@
-"""Latents and teacher grids that change from step to step, in two processes as in one and compiled as not."""
+"""Latents and teacher grids that change from step to step: two processes equal one, and compiled equals eager."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def by_two(kind: str, folder: Path) -> Gradients:
 
 
 def assert_alike(ours: Gradients, theirs: Gradients, least: float) -> None:
-    """Each parameter's gradient, against the size of the whole gradient of its step."""
+    """Compares each parameter's gradient, relative to the size of the step's whole gradient."""
     assert ours.keys() == theirs.keys()
     for step in "012":
         own = sorted(key for key in theirs if key.startswith(f"{step}/"))
@@ -53,11 +53,12 @@ def assert_alike(ours: Gradients, theirs: Gradients, least: float) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sit", "unet"])
-def test_two_processes_are_as_one(kind: str, tmp_path: Path) -> None:
+def test_two_processes_equal_one(kind: str, tmp_path: Path) -> None:
     assert_alike(by_two(kind, tmp_path), alone(kind, tmp_path), 1e-6)
 
 
 @pytest.mark.slow
-def test_compiled_blocks_follow_the_shapes(tmp_path: Path) -> None:
-    """Their kernels round otherwise; positions or shapes of another step would be off by the gradient's own size."""
+def test_compiled_blocks_support_changing_shapes(tmp_path: Path) -> None:
+    """Compiled kernels round differently; positions or shapes of another step would cause differences as large as the
+    gradient."""
     assert_alike(alone("sit", tmp_path, "--compile"), alone("sit", tmp_path), 5e-3)

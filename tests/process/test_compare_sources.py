@@ -1,4 +1,4 @@
-"""Real runs: what training leaves in its folder and in MLflow is what the comparison needs, and is the same."""
+"""Real runs: training leaves in its folder and in MLflow all that a comparison needs, and both are the same."""
 
 from __future__ import annotations
 

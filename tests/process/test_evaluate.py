@@ -1,4 +1,4 @@
-"""`python -m urepa.evaluate`: what training's own evaluation would have said, into the same records, once."""
+"""`python -m urepa.evaluate`: the same values as training's own evaluation, written once into the same records."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def as_if_killed_before_sending(db: Path, run: Path) -> None:
     (run / "mlflow.json").write_text(json.dumps(cursors))
 
 
-def test_the_door_says_what_training_says(copied: Workspace, evaluated: Workspace) -> None:
+def test_the_command_gives_the_values_of_training(copied: Workspace, evaluated: Workspace) -> None:
     run, there = copied.run, evaluated.run
     before = summary(run)
     config = (run / "config.yaml").read_bytes()
@@ -109,7 +109,7 @@ def test_the_door_says_what_training_says(copied: Workspace, evaluated: Workspac
 
 
 def test_other_settings_leave_no_stale_value_beside_new_ones(copied: Workspace) -> None:
-    """41 images have no floor of 40 held-out ones: that of 20 goes, from the summary and from MLflow."""
+    """41 images have no floor with 40 held-out ones: the floor with 20 is removed from the summary and from MLflow."""
     run, part = copied.run, "evaluation.generation"
     few = (f"{part}.subset=10", f"{part}.kid_subsets=2", f"{part}.kid_subset_size=5", f"{part}.images.steps=2")
     few += (f"~{part}.encoders.efficientnet_lite0", f"{part}.reference_images=20")
@@ -129,7 +129,7 @@ def test_other_settings_leave_no_stale_value_beside_new_ones(copied: Workspace) 
     connection.close()
 
 
-def test_an_evaluation_that_fails_costs_no_other(copied: Workspace) -> None:
+def test_a_failed_evaluation_does_not_affect_the_others(copied: Workspace) -> None:
     run = copied.run
     some = (
         *PROBED[1:],
@@ -190,7 +190,7 @@ def test_a_run_that_cannot_be_evaluated_is_said_in_one_line(copied: Workspace, e
 
 
 def test_a_damaged_run_is_not_evaluated(copied: Workspace) -> None:
-    """Nothing is rewritten, neither its rows nor what its summary has of them."""
+    """Neither its rows nor its summary's values are rewritten."""
     run = copied.run
     file = run / "metrics.jsonl"
     whole = file.read_bytes()
@@ -205,8 +205,8 @@ def test_a_damaged_run_is_not_evaluated(copied: Workspace) -> None:
         assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != ".lock"} == before
 
 
-def test_values_whose_rows_are_gone_stay_in_the_summary(copied: Workspace) -> None:
-    """Of a run that went on with a new metrics.jsonl; half a line of a killed evaluation is no obstacle."""
+def test_values_whose_rows_are_missing_stay_in_the_summary(copied: Workspace) -> None:
+    """For a run that continued with a new metrics.jsonl; half a line of a killed evaluation does not matter."""
     run = copied.run
     before = summary(run)["metrics"]
     (run / "metrics.jsonl").write_text('{"step": 12, "final/sam')
@@ -217,7 +217,7 @@ def test_values_whose_rows_are_gone_stay_in_the_summary(copied: Workspace) -> No
 
 
 def test_a_run_whose_evaluation_failed_is_finished(work: Workspace) -> None:
-    """It says so by an exit code of its own; the same command trains nothing again."""
+    """It ends with its own exit code; the same command trains nothing again."""
     part, more = "evaluation.inception", ("evaluation=inception", "tracking=none", "trainer.max_steps=2")
     refused = one_line_error(work.train(*more, code=1))
     more += (f"{part}.reference_images=null", f"{part}.subset=100", f"{part}.kid_subset_size=50")
@@ -235,7 +235,8 @@ def test_a_run_whose_evaluation_failed_is_finished(work: Workspace) -> None:
 
 
 def test_several_runs_one_after_the_other(copied: Workspace) -> None:
-    """One that cannot be evaluated stops no other, a folder that is no run's is passed over, Hydra leaves nothing."""
+    """A run that cannot be evaluated does not stop the others, a folder that is no run's is skipped, and Hydra leaves
+    no files."""
     first = copied.run
     place = copied.folder / "outputs" / "other,x=1"
     for name in ("seed2", "seed10"):

@@ -1,4 +1,5 @@
-"""Evaluations every N steps: weights are the same bit for bit, through a kill and on two ranks, and rows come once."""
+"""Evaluations every N steps: weights are the same bit for bit, after a kill and on two ranks, and rows are written
+once."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ def assert_same_beside_evaluations(run: Path, reference: Path, last: int = 12) -
     assert_same_checkpoint(run, reference, last)
 
 
-def test_a_kill_inside_an_evaluation_costs_nothing(work: Workspace, evaluated: Workspace) -> None:
+def test_a_kill_inside_an_evaluation_changes_nothing(work: Workspace, evaluated: Workspace) -> None:
     work.train(*OFTEN, arranged=("--kill", "in_evaluation:2"), code=-signal.SIGKILL)
     assert steps(work.run)[-1] == 6
     assert [row["step"] for row in without_timings(work.run)][-1] == 6, "the row of step 8 was not written"

@@ -1,4 +1,5 @@
-"""Killed at any point and started again by the same command, a run ends bit for bit as if nothing had happened."""
+"""A run that is killed at any point and started again by the same command ends bit for bit like an uninterrupted
+one."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ UNTRACKED = "tracking=none"
 
 
 def killed(work: Workspace, point: str, *more: str) -> None:
-    """The same command, until SIGKILL meets it at the named point."""
+    """Runs the same command until SIGKILL reaches it at the named point."""
     work.train(*more, arranged=("--kill", point), code=-signal.SIGKILL)
 
 
@@ -83,7 +84,7 @@ def after_the_last_step(work: Workspace, reference: Workspace, evaluated: Worksp
 
 
 def while_metrics_are_sent(work: Workspace, reference: Workspace, evaluated: Workspace) -> None:
-    """Each point in a run of its own: a slow start of MLflow may leave a single batch to send."""
+    """Each point in a separate run: with a slow start of MLflow there may be only a single batch to send."""
     for point in ("before_sending:1", "before_commit:1", "committed:1", "sent:1"):
         killed(work, point)
         work.train()
@@ -102,30 +103,31 @@ STORIES = (
 
 
 @pytest.fixture(scope="module")
-def told(
+def scenarios(
     request: pytest.FixtureRequest,
     make_workspace: Callable[[], Workspace],
     reference: Workspace,
     evaluated: Workspace,
 ) -> Iterator[dict[str, Future[None]]]:
-    """The stories whose tests run, two at a time: each is a chain of processes that mostly keep one core busy."""
+    """The scenarios of the collected tests, two at a time: each is a chain of processes that keeps about one core
+    busy."""
     asked = {item.name for item in request.session.items}
     with ThreadPoolExecutor(2) as pool:
         yield {
             story.__name__: pool.submit(story, make_workspace(), reference, evaluated)
             for story in STORIES
-            if f"test_killed[{story.__name__}]" in asked
+            if f"test_a_killed_run_ends_like_an_uninterrupted_one[{story.__name__}]" in asked
         }
 
 
 @pytest.mark.parametrize("story", [story.__name__ for story in STORIES])
-def test_killed(told: dict[str, Future[None]], story: str) -> None:
-    told[story].result()
+def test_a_killed_run_ends_like_an_uninterrupted_one(scenarios: dict[str, Future[None]], story: str) -> None:
+    scenarios[story].result()
 
 
-def test_random_moments(work: Workspace, reference: Workspace, kill_seed: int) -> None:
-    """UREPA_RANDOM_KILLS moments, counted from when a process has its folder; a run that ends before its moment
-    is compared and begun anew."""
+def test_kills_at_random_moments(work: Workspace, reference: Workspace, kill_seed: int) -> None:
+    """UREPA_RANDOM_KILLS moments, counted from when a process has its folder; a run that ends before its moment is
+    compared and started again."""
     draw, kills = random.Random(kill_seed), 0
     while kills < RANDOM_KILLS:
         process = work.start()
@@ -146,8 +148,8 @@ def test_random_moments(work: Workspace, reference: Workspace, kill_seed: int) -
     assert_tracked_once(work.db, work.run)
 
 
-def test_what_the_last_checkpoint_was_removing_goes(copied: Workspace, reference: Workspace) -> None:
-    """A kill between the last checkpoint and the summary leaves no save that would clear it."""
+def test_a_half_removed_checkpoint_is_removed(copied: Workspace, reference: Workspace) -> None:
+    """After a kill between the last checkpoint and the summary no later save would remove it."""
     newest = _finished_but_for_the_summary(copied)
     shutil.copytree(newest, newest.with_name(".step_00000003.tmp"))
     copied.train()
@@ -155,7 +157,7 @@ def test_what_the_last_checkpoint_was_removing_goes(copied: Workspace, reference
 
 
 def lock_taken_or_ended(work: Workspace, process: Forked) -> bool:
-    """Has this process claimed the run's folder? One that finds its run finished may end before it is seen to."""
+    """Whether this process has claimed the run's folder, or has already ended because its run is finished."""
     locks = work.folder.glob("outputs/*/seed0/.lock")
     return process.poll() is not None or any(f"pid {process.pid} " in lock.read_text() for lock in locks)
 
@@ -188,14 +190,14 @@ def test_a_damaged_checkpoint_is_skipped(copied: Workspace, reference: Workspace
 
 
 def changed(file: Path, change: Callable[[list[bytes]], list[bytes]]) -> bytes:
-    """A file after a change to its lines; returns what it is now."""
+    """Changes a file's lines and returns its new content."""
     file.write_bytes(b"".join(change(file.read_bytes().splitlines(keepends=True))))
     return file.read_bytes()
 
 
-def test_rows_that_a_checkpoint_counts_are_missed(copied: Workspace, reference: Workspace) -> None:
-    """Cut behind a whole line, or one byte: refused, and nothing changes. Put back, it goes on; moved away, too, and
-    what is left says what it lacks."""
+def test_missing_rows_before_a_checkpoint_are_refused(copied: Workspace, reference: Workspace) -> None:
+    """Cut after a whole line, or one byte earlier: refused, and nothing changes. When the rows are restored, the run
+    continues; also when the file is moved away, and then the result names what is missing."""
     _finished_but_for_the_summary(copied)
     shutil.rmtree(last_checkpoint(copied.run))
     file = copied.run / "metrics.jsonl"
@@ -222,8 +224,8 @@ def test_rows_that_a_checkpoint_counts_are_missed(copied: Workspace, reference: 
     assert_same_run(copied.run, reference.run)
 
 
-def test_damage_behind_the_checkpoint_is_made_again(copied: Workspace, reference: Workspace) -> None:
-    """Of rows that are cut off anyway, and half a line behind them."""
+def test_damaged_rows_after_the_checkpoint_are_computed_again(copied: Workspace, reference: Workspace) -> None:
+    """In rows that are cut off anyway, and half a line after them."""
     _finished_but_for_the_summary(copied)
     shutil.rmtree(last_checkpoint(copied.run))
     changed(copied.run / "metrics.jsonl", lambda lines: [*lines[:-1], b"#" + lines[-1][1:], b'{"step": 14, "tra'])
@@ -242,9 +244,9 @@ def test_an_edited_state_is_a_damaged_checkpoint(copied: Workspace, reference: W
     assert_same_run(copied.run, reference.run)
 
 
-def test_a_damaged_checkpoint_never_pushes_out_a_valid_one(copied: Workspace, reference: Workspace) -> None:
-    """With keep_last=1 the run goes on from step 9 beside a damaged step 12, is killed after its next
-    checkpoint, and still has one to go on from."""
+def test_a_damaged_checkpoint_never_displaces_a_valid_one(copied: Workspace, reference: Workspace) -> None:
+    """With keep_last=1 the run continues from step 9 beside a damaged step 12, is killed after its next checkpoint, and
+    still has a valid one."""
     newest = _finished_but_for_the_summary(copied)
     os.truncate(newest / "weights.safetensors", 10)
     killed(copied, "after_backward:2", "trainer.checkpoint_every=1", "trainer.keep_last=1")

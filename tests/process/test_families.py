@@ -1,5 +1,5 @@
-"""A small SDXL on latents of photographs with captions, in two buckets, from caches that `preprocess` made: a killed
-run ends as one that was not, and two processes train as one."""
+"""A small SDXL on latents of photographs with captions, in two buckets, with caches made by `preprocess`: a killed run
+ends like an uninterrupted one, and two processes train like one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIZES = {name: BUCKETS[name] for name in ("64x64", "48x80")}  # standing photogr
 
 @pytest.fixture(scope="module")
 def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Of a run on caches that `preprocess` made in all its stages."""
+    """Overrides for a run on caches that all stages of `preprocess` made."""
     place = tmp_path_factory.mktemp("sdxl")
     text = write_sdxl(place / "sdxl")
     added = 6 * 8 + text.pooled_width
@@ -49,7 +49,9 @@ def alone(make_workspace: Callable[[], Workspace], overrides: list[str]) -> Work
     return here
 
 
-def test_killed_and_resumed_it_is_the_same_run(work: Workspace, alone: Workspace, overrides: list[str]) -> None:
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(
+    work: Workspace, alone: Workspace, overrides: list[str]
+) -> None:
     work.train(*overrides, arranged=("--kill", "after_backward:8"), code=-signal.SIGKILL, bare=True)
     assert steps(work.run)[-1] == 6
     work.train(*overrides, bare=True)
@@ -57,7 +59,7 @@ def test_killed_and_resumed_it_is_the_same_run(work: Workspace, alone: Workspace
     assert_same_checkpoint(work.run, alone.run, 9)
 
 
-def test_two_processes_are_as_one(work: Workspace, alone: Workspace, overrides: list[str]) -> None:
+def test_two_processes_equal_one(work: Workspace, alone: Workspace, overrides: list[str]) -> None:
     validated = [row for row in without_timings(alone.run) if "val/token" in row]
     assert all({f"bucket/{name}/val/token" for name in SIZES} <= row.keys() for row in validated)
     dump = work.folder / "dump"

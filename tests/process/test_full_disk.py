@@ -1,4 +1,5 @@
-"""A disk that is really full: the run ends with one line, the last checkpoint is whole, more space lets it finish."""
+"""A disk that is really full: the run ends with one line, the last checkpoint is intact, and with more space the run
+finishes."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ def checkpoint_bytes(run: Path) -> int:
 
 
 @pytest.mark.parametrize(("checkpoints", "survivor"), [(1.5, 3), (2.99, 4)])
-def test_full_while_saving(work: Workspace, reference: Workspace, checkpoints: float, survivor: int) -> None:
+def test_a_disk_that_fills_while_saving(
+    work: Workspace, reference: Workspace, checkpoints: float, survivor: int
+) -> None:
     outputs = work.folder / "outputs"
     with small_disk(outputs, int(checkpoints * checkpoint_bytes(reference.run)) + 40_000):
         said = one_line_error(work.train("tracking=none", code=1))
@@ -33,8 +36,8 @@ def test_full_while_saving(work: Workspace, reference: Workspace, checkpoints: f
         assert_same_run(work.run, reference.run)
 
 
-def test_full_before_anything_else(work: Workspace, reference: Workspace) -> None:
-    """Not a byte left: whatever is written first fails, still in one line."""
+def test_a_disk_that_is_full_at_the_start(work: Workspace, reference: Workspace) -> None:
+    """Not one byte is free: the first write fails, still with one line."""
     outputs = work.folder / "outputs"
     with small_disk(outputs, 4 * checkpoint_bytes(reference.run)):
         work.train("tracking=none", arranged=("--kill", "after_backward:9"), code=-9)
@@ -48,8 +51,8 @@ def test_full_before_anything_else(work: Workspace, reference: Workspace) -> Non
         assert_same_run(work.run, reference.run)
 
 
-def test_full_for_two_ranks(work: Workspace, reference: Workspace) -> None:
-    """Rank 0 writes; the other one must not wait for it for ever."""
+def test_a_full_disk_with_two_ranks(work: Workspace, reference: Workspace) -> None:
+    """Rank 0 writes; the other must not wait for it for ever."""
     outputs = work.folder / "outputs"
     with small_disk(outputs, int(1.5 * checkpoint_bytes(reference.run))):
         done = work.train("tracking=none", ranks=2, fresh=True, code=1)

@@ -1,4 +1,4 @@
-"""Images survive kill -9, and are the same files from any number of processes."""
+"""Generated images are the same files after kill -9 and with any number of processes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ run_command(main, "generate")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 
 
-def test_killed_twice_and_finished_by_two_is_as_made_at_once(
+def test_images_of_killed_and_parallel_processes_equal_those_of_one(
     tmp_path: Path, compose: Callable[..., dict[str, Any]]
 ) -> None:
     run = write_run(tmp_path / "outputs" / "track_a" / "seed42", compose(*small_sd(tmp_path)), 4)

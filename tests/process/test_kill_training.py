@@ -10,6 +10,6 @@ from workspace import Workspace
 
 
 def test_a_few_kills(work: Workspace, reference: Workspace, empty_db: Path) -> None:
-    """The kinds are drawn from a seed, but which of them still find a process to strike depends on how fast it is:
-    one that comes too late is not counted, and another is drawn."""
+    """The kinds are drawn with a seed, but which of them still find a running process depends on its speed: one that
+    comes too late is not counted, and another is drawn."""
     assert endure(work, reference, empty_db, 6, random.Random(0)).total() == 6

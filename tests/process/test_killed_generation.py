@@ -1,5 +1,5 @@
-"""`python -m urepa.evaluate evaluation=generation`: killed among its images it gives the same numbers, and they reach
-every record under their encoder's name."""
+"""`python -m urepa.evaluate evaluation=generation`, killed while it generates images, gives the same numbers, and they
+reach every record under their encoder's name."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def batches(run: Path) -> dict[str, tuple[int, bytes]]:
     return {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
 
 
-def test_killed_among_its_images_it_says_the_same(copied: Workspace) -> None:
+def test_an_evaluation_killed_while_generating_gives_the_same_values(copied: Workspace) -> None:
     run = copied.run
     again = run.parents[1] / "again" / "seed0"
     shutil.copytree(run, again)

@@ -1,5 +1,5 @@
-"""λ that a run cuts off: by the similarity it measures, killed and resumed and in two processes; by a step, in the
-config of an earlier version."""
+"""Runs that cut λ off: by measured similarity, killed and resumed and in two processes; and at a step, in the config of
+an earlier version."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def state(run: Path, step: int) -> dict[str, object]:
     return found
 
 
-def test_it_acts_as_many_updates_later_and_the_teacher_is_not_asked_again(whole: Workspace) -> None:
+def test_a_cutoff_takes_effect_after_its_delay_and_the_teacher_is_no_longer_used(whole: Workspace) -> None:
     rows = without_timings(whole.run)
     assert [row["train/lambda"] for row in rows] == [0.5] * DELAY + [0.0] * (LENGTH - DELAY)
     assert [row["step"] - 1 for row in rows if "train/token" in row] == list(range(DELAY))
@@ -56,7 +56,7 @@ def test_it_acts_as_many_updates_later_and_the_teacher_is_not_asked_again(whole:
     assert (state(whole.run, 5)["is_closed"], state(whole.run, 10)["is_closed"]) == (False, True)
 
 
-def test_killed_and_resumed_it_is_the_same_run(work: Workspace, whole: Workspace) -> None:
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(work: Workspace, whole: Workspace) -> None:
     """Between the measurement and the cut-off, and after it."""
     for backward, saved in ((6, 5), (8, 10)):  # counted from where a process begins
         work.train(*CUT, arranged=("--kill", f"after_backward:{backward}"), code=-signal.SIGKILL)
@@ -68,7 +68,7 @@ def test_killed_and_resumed_it_is_the_same_run(work: Workspace, whole: Workspace
         assert_same_checkpoint(work.run, whole.run, step)
 
 
-def test_two_processes_are_as_one(work: Workspace, whole: Workspace) -> None:
+def test_two_processes_equal_one(work: Workspace, whole: Workspace) -> None:
     work.train(*CUT, ranks=2)
     for ours, theirs in zip(without_timings(work.run), without_timings(whole.run), strict=True):
         assert ours.keys() == theirs.keys(), theirs["step"]
@@ -86,8 +86,8 @@ STOPPED = (
 )
 
 
-def test_a_run_that_an_earlier_version_stops_at_a_step_goes_on(make_workspace: Callable[[], Workspace]) -> None:
-    """Its folder's name and its config have the former key; the same command with the present one goes on."""
+def test_a_run_with_the_former_stop_key_continues(make_workspace: Callable[[], Workspace]) -> None:
+    """Its folder's name and its config have the former key; the same command with the present key continues it."""
     whole, begun = make_workspace(), make_workspace()
     whole.train(*STOPPED)
     begun.train(*STOPPED, arranged=("--kill", "after_backward:7"), code=-signal.SIGKILL)

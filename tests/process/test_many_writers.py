@@ -1,4 +1,4 @@
-"""Eight runs at once, 500 metrics each, into one MLflow store: every one is there, once."""
+"""Eight runs at once, 500 metrics each, into one MLflow store: every metric is there once."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def assert_all_there(work: Workspace, writers: list[Forked]) -> None:
     assert query(work.db, "select count(*), status from runs group by status") == [(WRITERS, "FINISHED")]
 
 
-def test_one_fresh_sqlite_file(work: Workspace) -> None:
-    """Its tables are made first, as launchers do it."""
+def test_eight_runs_write_to_one_new_sqlite_file(work: Workspace) -> None:
+    """Its tables are made before, as launchers do."""
     work.db.unlink()
     uri = f"sqlite:///{work.db}"
     prepare = f"from urepa.runs.mlflow_store import prepare_store; prepare_store({uri!r})"
@@ -42,7 +42,7 @@ def test_one_fresh_sqlite_file(work: Workspace) -> None:
     assert_all_there(work, begin(work, uri, 0.01))
 
 
-def test_a_server_that_is_away_for_20_seconds(work: Workspace) -> None:
+def test_a_server_that_is_down_for_20_seconds(work: Workspace) -> None:
     port = free_port()
     with server(work, port):
         writers = begin(work, f"http://127.0.0.1:{port}", 0.15)
@@ -54,8 +54,8 @@ def test_a_server_that_is_away_for_20_seconds(work: Workspace) -> None:
         assert_all_there(work, writers)
 
 
-def test_preparing_asks_no_server() -> None:
-    """It may not be up yet."""
+def test_preparing_contacts_no_server() -> None:
+    """The server may not be up yet."""
     from urepa.runs.mlflow_store import prepare_store
 
     prepare_store("http://127.0.0.1:9")

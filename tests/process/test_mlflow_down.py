@@ -1,4 +1,4 @@
-"""MLflow down, late or killed: training never stops, and every row arrives once."""
+"""MLflow that is down, late or killed: training never stops, and every row arrives once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def server(work: Workspace, port: int) -> Iterator[None]:
-    """A real `mlflow server` over the workspace's sqlite file; killed, not asked, at the end."""
+    """A real `mlflow server` over the workspace's sqlite file; killed at the end, without a shutdown."""
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{work.db}"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--artifacts-destination", str(work.folder / "artifacts")]
@@ -56,8 +56,8 @@ def server(work: Workspace, port: int) -> Iterator[None]:
         process.wait()
 
 
-def test_sent_when_the_server_is_there_again(work: Workspace, reference: Workspace) -> None:
-    """Down from first to last, then up for the same command; then killed in the middle of another run."""
+def test_rows_are_sent_when_the_server_is_up_again(work: Workspace, reference: Workspace) -> None:
+    """Down from first to last step, then up for the same command; then killed during another run."""
     port = free_port()
     tracking = f"tracking.uri=http://127.0.0.1:{port}"
     done = work.train(tracking, "tracking.patience=3")
@@ -75,7 +75,7 @@ def test_sent_when_the_server_is_there_again(work: Workspace, reference: Workspa
     assert list((work.folder / "artifacts").rglob("losses.png")), "files arrive late too"
 
 
-def test_a_server_that_dies_in_between(work: Workspace, reference: Workspace) -> None:
+def test_a_server_that_is_killed_during_a_run(work: Workspace, reference: Workspace) -> None:
     port = free_port()
     overrides = (f"tracking.uri=http://127.0.0.1:{port}", "tracking.patience=120")
     with server(work, port):
@@ -88,7 +88,7 @@ def test_a_server_that_dies_in_between(work: Workspace, reference: Workspace) ->
     assert_tracked_once(work.db, work.run)
 
 
-def test_two_at_once_on_one_fresh_sqlite_file(work: Workspace) -> None:
+def test_two_runs_at_once_with_one_new_sqlite_file(work: Workspace) -> None:
     work.db.unlink()
     both = [work.start("trainer.max_steps=4", f"seed={seed}") for seed in (0, 1)]
     assert [p.wait() for p in both] == [0, 0], (work.folder / "stderr.txt").read_text()
@@ -98,8 +98,8 @@ def test_two_at_once_on_one_fresh_sqlite_file(work: Workspace) -> None:
     assert len(query(work.db, "select name from experiments where name = 'urepa'")) == 1
 
 
-def test_a_fresh_database_needs_no_folder_of_its_own(work: Workspace) -> None:
-    """tracking.uri may point below a folder that is not there yet."""
+def test_a_new_database_in_a_missing_folder(work: Workspace) -> None:
+    """tracking.uri may point below a folder that does not exist yet."""
     shutil.rmtree(work.folder / "elsewhere", ignore_errors=True)
     work.train("trainer.max_steps=2", "tracking.uri=sqlite:///elsewhere/deep/m.db")
     assert_tracked_once(work.folder / "elsewhere" / "deep" / "m.db", work.run)

@@ -1,4 +1,5 @@
-"""A run is of the samples it saw: the same command beside other images is refused or said, and changes nothing."""
+"""The samples that a run saw are part of its identity: the same command with other images is refused or reported, and
+changes nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ FOLDER = (
 
 
 def make_images(root: Path, seed: int) -> Path:
-    """Two classes of 25 pictures of noise; their names do not depend on the seed."""
+    """Writes two classes of 25 pictures of noise; their names do not depend on the seed."""
     rng = np.random.default_rng(seed)
     for name in ("cat", "dog"):
         (root / name).mkdir(parents=True)
@@ -65,8 +66,8 @@ def test_images_of_another_name_are_another_run(images: Images) -> None:
     assert told[0] ^ told[1] == {"data.images=mine", "data.images=other"}
 
 
-def test_the_same_name_elsewhere_is_compared(images: Images) -> None:
-    """Finished, and stopped on the way; made here before, and copied from another machine."""
+def test_images_of_the_same_name_in_another_folder_are_compared(images: Images) -> None:
+    """Finished, and stopped halfway; made here, and copied from another machine."""
     images.train("data.images=one/mine")
     assert yaml.safe_load((images.run / "config.yaml").read_text())["data"]["num_classes"] == 2, "counted and stored"
     assert json.loads((images.run / "provenance.json").read_text())["data"]["classes"] == ["cat", "dog"]
@@ -92,7 +93,7 @@ def test_the_same_name_elsewhere_is_compared(images: Images) -> None:
     assert json.loads((run / "summary.json").read_text())["step"] == 4
 
 
-def test_images_that_changed_in_their_place(images: Images) -> None:
+def test_images_that_changed_in_place(images: Images) -> None:
     images.train("data.images=other")
     picture = images.folder / "other" / "cat" / "00.png"
     shutil.copy(images.folder / "one" / "mine" / "cat" / "00.png", picture)
@@ -109,8 +110,8 @@ def test_images_that_changed_in_their_place(images: Images) -> None:
     assert "resuming" in done.stdout
 
 
-def test_the_same_relative_folder_from_elsewhere(images: Images, tmp_path: Path) -> None:
-    """One data.root for two working folders, each with its own images of one relative path."""
+def test_the_same_relative_path_from_another_working_folder(images: Images, tmp_path: Path) -> None:
+    """One data.root for two working folders, each with its own images at the same relative path."""
     images.train("data.images=one/mine", f"data.root={tmp_path / 'shared'}")
     (images.folder / "one").rename(images.folder / "was one")
     (images.folder / "two").rename(images.folder / "one")

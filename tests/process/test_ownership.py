@@ -1,4 +1,4 @@
-"""A folder has one owner and one config; finished runs are left alone, extended or started from by name."""
+"""A folder has one owner and one config; finished runs are unchanged, extended, or used as a start by name."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from urepa.runs.metrics import read_rows
 
 
 def digests(run: Path) -> dict[str, str]:
-    """Every file of a run by content, the lock's note aside."""
+    """The digest of every file of a run, except for the lock's note."""
     files = (p for p in sorted(run.rglob("*")) if p.is_file() and p.name != ".lock")
     return {str(p.relative_to(run)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
@@ -48,7 +48,7 @@ def test_a_second_process_is_refused_while_the_first_lives(work: Workspace, refe
 
 
 def test_a_requeued_job_waits_for_its_predecessor(work: Workspace, reference: Workspace) -> None:
-    """SLURM has counted a restart; the process before it still has the folder."""
+    """SLURM counts a restart; the previous process still has the folder."""
     first = work.start("tracking=none")
     wait_for(lambda: trained(work), first, "its first row")
     first.send_signal(signal.SIGSTOP)
@@ -63,7 +63,7 @@ def test_a_requeued_job_waits_for_its_predecessor(work: Workspace, reference: Wo
     assert_same_run(work.run, reference.run)
 
 
-def test_a_finished_run_says_so_and_stays_as_it_is(copied: Workspace) -> None:
+def test_a_finished_run_is_reported_and_unchanged(copied: Workspace) -> None:
     def in_mlflow() -> list[object]:
         tables = ("metrics", "params", "tags", "runs")
         return [sorted(map(repr, query(copied.db, f"select * from {table}"))) for table in tables]
@@ -94,8 +94,8 @@ def extension(copied: Workspace, *more: str) -> list[str]:
 
 
 def test_resume_extends_a_finished_run(work: Workspace, evaluated: Workspace) -> None:
-    """Also when it is killed half way and the command given again; rows of the evaluation before the
-    extension do not hide later ones from MLflow."""
+    """Also when it is killed halfway and started again; rows of the evaluation before the extension do not hide later
+    ones from MLflow."""
     shutil.copytree(evaluated.folder, work.folder, dirs_exist_ok=True)
     sent_before = set(query(work.db, "select key, step from metrics"))
     command = extension(work, "trainer.max_steps=20")
@@ -123,7 +123,7 @@ def test_resume_extends_a_finished_run(work: Workspace, evaluated: Workspace) ->
     assert len(query(work.db, "select run_uuid from runs")) == 1
 
 
-def test_resume_takes_the_end_alone(copied: Workspace) -> None:
+def test_resume_accepts_only_a_later_end(copied: Workspace) -> None:
     before = digests(copied.run)
     refused = ("optimizer.lr.backbone=1", "seed=1", "loss=none")
     said = one_line_error(copied.train(*extension(copied, "trainer.max_steps=20", refused[0]), bare=True, code=1))
@@ -138,7 +138,7 @@ def test_resume_takes_the_end_alone(copied: Workspace) -> None:
     assert steps(copied.run)[-1] == 14
 
 
-def test_warm_start_begins_from_the_ema_and_says_whose(copied: Workspace) -> None:
+def test_warm_start_begins_from_the_ema_and_records_its_source(copied: Workspace) -> None:
     source = copied.run
     overrides = (f"warm_start={source}", "seed=7", "optimizer.lr.backbone=0", "optimizer.lr.head=0")
     copied.train(*overrides)
@@ -155,7 +155,7 @@ def test_warm_start_begins_from_the_ema_and_says_whose(copied: Workspace) -> Non
 
 
 def test_a_warm_started_run_does_not_need_its_source_again(copied: Workspace) -> None:
-    """The source goes on and is then thrown away; the run resumes, and remembers what it started from."""
+    """The source continues and is then deleted; the run resumes, and its record still names the source."""
     source = copied.run
     overrides = (f"warm_start={source}", "seed=7", "tracking=none")
     copied.train(*overrides, arranged=("--kill", "after_backward:5"), code=-signal.SIGKILL)
@@ -165,7 +165,7 @@ def test_a_warm_started_run_does_not_need_its_source_again(copied: Workspace) ->
     assert summary["warm_start"] == {"folder": str(source), "step": 12}
 
 
-def test_a_warm_start_that_does_not_fit(copied: Workspace) -> None:
+def test_an_unsuitable_warm_start_is_refused(copied: Workspace) -> None:
     said = one_line_error(copied.train(f"warm_start={copied.run}", "head.depth=2", "tracking=none", code=1))
     assert "do not fit this run" in said
     assert "heads.mid" in said
@@ -174,7 +174,7 @@ def test_a_warm_start_that_does_not_fit(copied: Workspace) -> None:
 
 
 def test_an_extended_run_keeps_its_names(work: Workspace) -> None:
-    """The command that extends names a folder, not an experiment; summary and tags still do."""
+    """The extending command names a folder, not an experiment; summary and tags keep the experiment."""
     work.train("+experiment=cifar10", "data=digits", "trainer.max_steps=4")
     assert json.loads((work.run / "summary.json").read_text())["experiment"] == "cifar10"
     work.train(*extension(work, "trainer.max_steps=6"), bare=True)

@@ -1,4 +1,4 @@
-"""Two processes with gloo train as one with the same global batch: losses and gradients, to fp32 rounding."""
+"""Two gloo processes train like one with the same global batch: losses and gradients agree to fp32 rounding."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def dumped(folder: Path, what: str, rank: int = 0) -> dict[str, torch.Tensor]:
 
 
 def assert_same_losses(run: Path, reference: Path) -> None:
-    """Every row: the same keys, and values within fp32 rounding carried over 20 updates."""
+    """Every row: the same keys, and values within the fp32 rounding of 20 updates."""
     ours, theirs = without_timings(run), without_timings(reference)
     assert [row.keys() for row in ours] == [row.keys() for row in theirs]
     for a, b in zip(ours, theirs, strict=True):
@@ -34,7 +34,7 @@ def assert_same_losses(run: Path, reference: Path) -> None:
 
 
 def assert_same_gradients(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], first: int = 0) -> None:
-    """Step by step, each parameter's gradient, against the size of the whole gradient of that step."""
+    """Step by step: each parameter's gradient, relative to the size of the step's whole gradient."""
     names = {k for k in theirs if int(k[:4]) >= first}
     assert ours.keys() == names
     for step in range(first, STEPS):
@@ -51,7 +51,7 @@ def alone(make_workspace) -> Workspace:  # type: ignore[no-untyped-def]
     return here
 
 
-def test_two_are_as_one(work: Workspace, alone: Workspace) -> None:
+def test_two_processes_equal_one(work: Workspace, alone: Workspace) -> None:
     dump = work.folder / "dump"
     done = work.train(*LONGER, arranged=("--dump", str(dump)), ranks=2, fresh=True)
     assert done.stdout.count("folder   ") == 1, "rank 0 alone reports"
@@ -63,8 +63,10 @@ def test_two_are_as_one(work: Workspace, alone: Workspace) -> None:
     assert json.loads((work.run / "summary.json").read_text())["processes"] == 2
 
 
-def test_stopped_and_resumed_by_two_and_by_one(work: Workspace, alone: Workspace, make_workspace) -> None:  # type: ignore[no-untyped-def]
-    """The signal reaches one rank; both stop after the same step."""
+def test_runs_are_stopped_and_resumed_by_two_processes_and_by_one(
+    work: Workspace, alone: Workspace, make_workspace
+) -> None:  # type: ignore[no-untyped-def]
+    """One rank gets the signal; both stop after the same step."""
     done = work.train(*LONGER, arranged=("--send", "SIGTERM:after_backward:11:1"), ranks=2, code=None)
     assert done.returncode != 0
     assert "stopped at step 11" in done.stdout, done.stderr
@@ -80,8 +82,8 @@ def test_stopped_and_resumed_by_two_and_by_one(work: Workspace, alone: Workspace
 
 
 def poison(work: Workspace, ids: list[str]) -> None:
-    """NaN latents for these samples, in a cache of this test's own (the store's writer refuses them), which has no
-    digests, as an earlier version made it."""
+    """Writes NaN latents for these samples into the test's own cache (the store's writer refuses them), which has no
+    digests, like one of an earlier version."""
     shutil.copytree(work.cache, work.folder / "cache")
     work.cache = work.folder / "cache"
     (store,) = work.cache.glob("*/latents")
@@ -95,7 +97,7 @@ def poison(work: Workspace, ids: list[str]) -> None:
 
 
 def order_of(work: Workspace) -> list[str]:
-    """Sample ids in the order of the first epoch of seed 0."""
+    """The sample ids in the order of the first epoch of seed 0."""
     (split,) = work.cache.glob("*/train.csv")
     samples = read_split(split)
     return [samples[i].sample_id for i in random_draws.permutation(0, 0, len(samples))]
@@ -116,9 +118,9 @@ def test_a_nan_on_one_rank_skips_the_step_on_both(work: Workspace) -> None:
     assert {float(v) for k, v in adam.items() if k.startswith("step/")} == {11.0}
 
 
-def test_bad_samples_are_named_once_whatever_happens_between(work: Workspace) -> None:
-    """Killed after the checkpoint at step 6 that follows the bad update 4, before a logging step reports it,
-    and once more after it was reported."""
+def test_bad_samples_are_named_once_despite_kills(work: Workspace) -> None:
+    """Killed after the checkpoint at step 6 that follows the bad update 4, before a logging step reports it; and again
+    after it was reported."""
     order = order_of(work)
     poison(work, [order[4 * 8 + 1], order[10 * 8 + 2]])
     seldom = ("tracking=none", "trainer.log_every=7")
@@ -132,7 +134,7 @@ def test_bad_samples_are_named_once_whatever_happens_between(work: Workspace) ->
     ]
 
 
-def test_too_many_in_a_row_stop_the_run(work: Workspace) -> None:
+def test_too_many_bad_steps_in_a_row_stop_the_run(work: Workspace) -> None:
     order = order_of(work)
     poison(work, order[3 * 8 : 8 * 8])  # updates 3 to 7
     said = one_line_error(work.train("tracking=none", "trainer.max_skipped=4", code=1))
@@ -149,8 +151,8 @@ def test_too_many_in_a_row_stop_the_run(work: Workspace) -> None:
 
 
 @pytest.mark.parametrize("late", ["0", "1"])
-def test_a_batch_that_does_not_divide(late: str, work: Workspace) -> None:
-    """torchrun stops both ranks where one has ended: the sentence is said once, whichever comes to it first."""
+def test_a_batch_that_the_ranks_do_not_divide_is_refused(late: str, work: Workspace) -> None:
+    """torchrun stops both ranks when one has ended: whichever rank fails first, the message is printed once."""
     arranged = ("--late", f"{late}:4")
     done = work.train("trainer.batch_size=9", "tracking=none", arranged=arranged, ranks=2, fresh=True, code=1)
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

@@ -1,4 +1,4 @@
-"""bf16 autocast trains the same run to its own precision, with weights kept in fp32."""
+"""A run in bf16 autocast equals the fp32 run to bf16's precision, and its weights stay in fp32."""
 
 from __future__ import annotations
 

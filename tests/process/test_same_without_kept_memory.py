@@ -1,4 +1,4 @@
-"""What glibc does with freed memory changes no value: caches, weights and metrics are the same, bit for bit."""
+"""The settings of glibc's allocator change no value: caches, weights and metrics are the same, bit for bit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from urepa.core.glibc_malloc import SWITCH
 
 
 def trained(folder: Path, how: str) -> Workspace:
-    """A tiny run from nothing, in a process of its own."""
+    """A tiny run, from its caches on, in a separate process."""
     work = Workspace(folder, folder / "data")
     folder.mkdir()
     process = work.start("tracking=none", "trainer.max_steps=4", **{SWITCH: how})
@@ -20,13 +20,13 @@ def trained(folder: Path, how: str) -> Workspace:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """The stores' files and the lists; a manifest also says when and how fast it was made."""
+    """The stores' files and the lists; a manifest also records when and how fast it was made, which is left out."""
     files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix not in (".json", ".lock"))
     return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
 @pytest.mark.slow
-def test_same_without_kept_memory(tmp_path: Path) -> None:
+def test_the_allocators_settings_change_no_value(tmp_path: Path) -> None:
     kept, given_back = (trained(tmp_path / how, how) for how in ("keep", "system"))
     assert content(kept.cache)
     assert content(kept.cache) == content(given_back.cache)

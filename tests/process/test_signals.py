@@ -1,4 +1,4 @@
-"""Signals save at the step boundary and end with 128 + n; the same command goes on, bit for bit."""
+"""Signals save at the step boundary and end the process with 128 + n; the same command continues, bit for bit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from workspace import Workspace, assert_same_run, assert_tracked_once, query, st
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGUSR2"])
-def test_saved_at_the_step_boundary(work: Workspace, reference: Workspace, name: str) -> None:
+def test_a_signal_saves_at_the_step_boundary(work: Workspace, reference: Workspace, name: str) -> None:
     number = signal.Signals[name]
     arranged = ("--send", f"{name}:after_backward:5")
     done = work.train("tracking=none", arranged=arranged, code=128 + number)
@@ -41,7 +41,7 @@ def test_a_sweep_stops(work: Workspace) -> None:
     assert steps(work.run)[-1] == 5
 
 
-def test_sigusr2_is_handed_on_when_all_is_saved(work: Workspace) -> None:
+def test_sigusr2_is_passed_on_after_saving(work: Workspace) -> None:
     note = work.folder / "handed_on"
     arranged = ("--send", "SIGUSR2:after_backward:5", "--handler", str(note))
     work.train("tracking=none", arranged=arranged, code=128 + signal.SIGUSR2)

@@ -1,4 +1,4 @@
-"""A sweep of a SiT on a real SLURM: arms of REPA, one preempted and one killed, end as undisturbed ones do."""
+"""A sweep of a SiT on a real SLURM: arms of REPA, one preempted and one killed, end like uninterrupted ones."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from test_slurm_sweep import Sweep, is_pending, killed, runs_of, stopped
 from workspace import TINY_SIT, Workspace, assert_same_run, assert_tracked_once, wait_for
 
 
-def test_a_sits_arms(slurm: Cluster, make_workspace: Callable[..., Workspace]) -> None:
-    """The last task of an array bears the array's own number: when it is killed and goes back into the queue, it goes
-    alone, past the first one that stands still."""
+def test_disturbed_arms_of_a_sit_end_like_uninterrupted_ones(
+    slurm: Cluster, make_workspace: Callable[..., Workspace]
+) -> None:
+    """The last task of an array has the array's own number: when it is killed and requeued, it runs alone, past the
+    first one, which is stopped."""
     work, undisturbed = (make_workspace(TINY_SIT) for _ in range(2))
     arms = "loss.lambda_max=0,0.5"
     sweep = Sweep(work, slurm, arms)

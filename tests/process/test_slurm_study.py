@@ -1,4 +1,4 @@
-"""A whole study as dependent jobs on a real SLURM, and on this machine alone."""
+"""A whole study as dependent jobs on a real SLURM, and with the local launcher."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def entries(study: Study) -> list[Entry]:
     return Book(study.work.folder / "outputs/.jobs").entries()
 
 
-def test_from_a_copy_of_the_commit(study: Study, reference: Workspace) -> None:
-    """The checkout was ruined while the jobs waited."""
+def test_jobs_run_from_a_copy_of_the_commit(study: Study, reference: Workspace) -> None:
+    """The checkout was damaged while the jobs waited."""
     assert study.cluster is not None
     jobs = study.cluster.jobs()
     assert {jobs[i]["state"] for i in study.ids()} == {"COMPLETED"}
@@ -53,7 +53,7 @@ def test_changed_code_is_refused(study: Study) -> None:
     )
 
 
-def test_what_is_done_is_not_submitted_again(study: Study) -> None:
+def test_finished_jobs_are_not_submitted_again(study: Study) -> None:
     study.restore()
     before = study.ids()
     said = study.launch(*study.own)
@@ -62,7 +62,7 @@ def test_what_is_done_is_not_submitted_again(study: Study) -> None:
     assert study.ids() == before
 
 
-def test_what_sbatch_does_not_take(other: Study) -> None:
+def test_a_refusal_of_sbatch_is_reported(other: Study) -> None:
     own = (*other.work.overrides(), "cluster=slurm", "arms=baseline", "seeds=0", "stages=train")
     said = other.launch(*own, "cluster.partition=nowhere", code=1)
     assert "error: sbatch does not take these jobs: " in said.splitlines()[-1]
@@ -78,8 +78,8 @@ def other(study: Study, work: Workspace) -> Study:
     return Study(work, study.code, study.cluster)
 
 
-def test_what_failed_is_submitted_again(other: Study, reference: Workspace) -> None:
-    """Caches that do not pass keep the runs from starting; a run that was cancelled is the only one to go on."""
+def test_failed_jobs_are_submitted_again(other: Study, reference: Workspace) -> None:
+    """Caches that do not pass keep the runs from starting; only a cancelled run is submitted again."""
     cluster = other.cluster
     assert cluster is not None
     cache = other.work.folder / "cache"
@@ -117,8 +117,8 @@ def test_what_failed_is_submitted_again(other: Study, reference: Workspace) -> N
     assert_same_run(same, reference.run)
 
 
-def test_on_this_machine_alone(make_workspace: Callable[[], Workspace], tmp_path: Path) -> None:
-    """No SLURM: every stage in order, with caches that are large enough to be checked."""
+def test_a_study_with_the_local_launcher(make_workspace: Callable[[], Workspace], tmp_path: Path) -> None:
+    """Without SLURM: every stage in order, with caches that are large enough to be verified."""
     work = make_workspace()
     here = Study(work, checkout(tmp_path / "checkout"), None)
     own = (

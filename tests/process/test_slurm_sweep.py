@@ -1,6 +1,7 @@
-"""Hydra's sweeps on a real SLURM: preempted, requeued, killed, past their time, in two ranks, and with bad arms.
+"""Hydra's sweeps on a real SLURM: preempted, requeued, killed, past their time limit, with two ranks, and with arms
+that fail.
 
-All sweeps run side by side; the runs that are to be disturbed are stopped at their first checkpoint until then.
+All sweeps run at the same time; runs that are to be disturbed are stopped at their first checkpoint until then.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class Sweep:
 
 
 def pid_of(run: Path) -> int:
-    """The process that holds this run's folder."""
+    """The process that owns this run's folder."""
     found = re.match(r"pid (\d+) on", (run / ".lock").read_text())
     assert found is not None
     return int(found[1])
@@ -80,7 +81,7 @@ def pid_of(run: Path) -> int:
 
 @contextlib.contextmanager
 def stopped(sweep: Sweep, entry: Entry) -> Iterator[int]:
-    """The run's process, once it has a checkpoint, unable to move for as long as the block lasts."""
+    """The run's process, stopped by SIGSTOP once it has a checkpoint, until the block ends."""
     run = Path(entry.job.run or "")
     wait_for(lambda: steps(run), sweep.process, f"a checkpoint of {entry.job.name}")
     pid = pid_of(run)
@@ -94,7 +95,7 @@ def stopped(sweep: Sweep, entry: Entry) -> Iterator[int]:
 
 
 def is_pending(pid: int, number: int) -> bool:
-    """Has a stopped process got this signal?"""
+    """Whether a stopped process has a pending signal of this kind."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
@@ -122,7 +123,7 @@ def killed(sweep: Sweep, entry: Entry) -> None:
 
 
 def at_its_limit(sweep: Sweep, entry: Entry) -> None:
-    """SLURM itself sends the signal, ahead of a limit of one minute; on a slow machine before the first step."""
+    """SLURM itself sends the signal before a limit of one minute; on a slow machine before the first step."""
 
     restarted = seldom(lambda: sweep.cluster.details(entry.id)["Restarts"] != "0")
     run = Path(entry.job.run or "")
@@ -167,7 +168,7 @@ def short_of_time(cluster: Cluster, work: Workspace) -> dict[str, Any]:
 
 
 def two_ranks(cluster: Cluster, work: Workspace) -> dict[str, Any]:
-    """Preempted too: the second rank must leave the first the time to requeue. The launcher is killed before that, and
+    """Preempted too: the second rank must give the first time to requeue. The launcher is killed before that, and
     started again."""
     first = Sweep(work, cluster, "hydra.launcher.gpus=2")
     entry = first.entry()
@@ -179,7 +180,7 @@ def two_ranks(cluster: Cluster, work: Workspace) -> dict[str, Any]:
 
 
 def bad_arms(cluster: Cluster, work: Workspace) -> dict[str, Any]:
-    """One raises what nobody foresaw, one is a mistake, one is good."""
+    """One raises an unexpected exception, one is a user's mistake, one is good."""
     hooks = work.folder / "hooks"
     hooks.mkdir()
     (hooks / "sitecustomize.py").write_text(RAISES)
@@ -205,10 +206,10 @@ STORIES = (grid, two_ranks, bad_arms, short_of_time)
 
 
 @pytest.fixture(scope="module")
-def told(
+def sweeps(
     request: pytest.FixtureRequest, slurm: Cluster, make_workspace: Callable[[], Workspace]
 ) -> Iterator[dict[str, tuple[Workspace, Future[dict[str, Any]]]]]:
-    """The sweeps whose tests run, and their folders."""
+    """The sweeps of the collected tests, and their folders."""
     asked = [item.name for item in request.session.items]
     wanted = [story for story in STORIES if f"test_{story.__name__}" in asked]
     works = {story: make_workspace() for story in wanted}
@@ -220,7 +221,7 @@ Told = dict[str, tuple[Workspace, "Future[dict[str, Any]]"]]
 
 
 def runs_of(work: Workspace) -> dict[tuple[float, int], Path]:
-    """Runs by λ and seed."""
+    """The runs by λ and seed."""
     return {(float(c["loss"]["lambda_max"]), c["seed"]): run for run in work.runs() if (c := config_of(run))}
 
 
@@ -229,10 +230,10 @@ def config_of(run: Path) -> dict[str, Any]:
     return config
 
 
-def test_grid(told: Told, work: Workspace) -> None:
+def test_grid(sweeps: Told, work: Workspace) -> None:
     undisturbed = work
     undisturbed.train("tracking=none", *GRID, "-m")
-    work, future = told["grid"]
+    work, future = sweeps["grid"]
     saw = future.result()
     code, out, err = saw["end"]
     assert code == 0, (out, err)
@@ -250,8 +251,8 @@ def test_grid(told: Told, work: Workspace) -> None:
     assert query(work.db, "select distinct status from runs") == [("FINISHED",)]
 
 
-def test_two_ranks(told: Told, reference: Workspace) -> None:
-    work, future = told["two_ranks"]
+def test_two_ranks(sweeps: Told, reference: Workspace) -> None:
+    work, future = sweeps["two_ranks"]
     saw = future.result()
     assert saw["end"][0] == 0, saw["end"]
     assert saw["details"]["Restarts"] == "1"
@@ -265,9 +266,10 @@ def test_two_ranks(told: Told, reference: Workspace) -> None:
     assert_tracked_once(work.db, work.run)
 
 
-def test_bad_arms(told: Told, reference: Workspace) -> None:
-    """Tried three times, reported as failed by the launcher and by SLURM; the mistake once; the good one finishes."""
-    work, future = told["bad_arms"]
+def test_bad_arms(sweeps: Told, reference: Workspace) -> None:
+    """The unexpected failure is tried three times and reported by the launcher and by SLURM; the mistake is tried once;
+    the good arm finishes."""
+    work, future = sweeps["bad_arms"]
     saw = future.result()
     code, out, err = saw["end"]
     assert code == 1
@@ -286,8 +288,8 @@ def test_bad_arms(told: Told, reference: Workspace) -> None:
     assert_same_run(good, reference.run)
 
 
-def test_short_of_time(told: Told, reference: Workspace) -> None:
-    work, future = told["short_of_time"]
+def test_short_of_time(sweeps: Told, reference: Workspace) -> None:
+    work, future = sweeps["short_of_time"]
     saw = future.result()
     assert saw["end"][0] == 0, saw["end"]
     assert int(saw["restarts"]) >= 1

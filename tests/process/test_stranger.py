@@ -1,4 +1,4 @@
-"""A stranger's run folder over all commands: nothing in its config.yaml runs or reads the environment."""
+"""A run folder from somebody else with all commands: nothing in its config.yaml runs or reads the environment."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def commands(work: Workspace, run: str) -> dict[str, list[str]]:
 
 @pytest.fixture(scope="module")
 def strange(make_workspace: Any, reference: Workspace) -> Workspace:
-    """A finished run, and a job in the book that is its."""
+    """A finished run, and a job in the book that belongs to it."""
     here: Workspace = make_workspace()
     shutil.copytree(reference.folder, here.folder, dirs_exist_ok=True)
     job = {"name": "x", "commands": [["urepa.train"]], "run": str(here.run)}
@@ -62,7 +62,7 @@ def strange(make_workspace: Any, reference: Workspace) -> Workspace:
 
 
 @pytest.mark.parametrize("form", ["a part", "a tag", "the environment"])
-def test_no_command_runs_or_reads_what_a_stranger_wrote(strange: Workspace, form: str, tmp_path: Path) -> None:
+def test_no_command_runs_or_resolves_a_foreign_config(strange: Workspace, form: str, tmp_path: Path) -> None:
     run, marker = strange.run, tmp_path / "marker"
     before = (run / "config.yaml").read_text()
     (own := tmp_path / "out").mkdir()
@@ -85,7 +85,7 @@ def test_no_command_runs_or_reads_what_a_stranger_wrote(strange: Workspace, form
 
 
 def said_by(what: list[str], folder: Path, own: Path) -> subprocess.CompletedProcess[str]:
-    """A command with the secret in its environment."""
+    """The output of a command with the secret in its environment."""
     out, err = own / "stdout.txt", own / "stderr.txt"
     code = start(what, folder, out, err, **{SECRET: VALUE}).wait(HANGS)
     return subprocess.CompletedProcess(what, code, out.read_text(), err.read_text())

@@ -1,4 +1,4 @@
-"""`-m` makes a run per combination, each with its folder and its MLflow run."""
+"""`-m` makes one run per combination, each with its folder and its MLflow run."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def test_four_runs_four_folders_four_mlflow_runs(work: Workspace) -> None:
     assert combinations == {(0.0, 1), (0.0, 2), (0.5, 1), (0.5, 2)}
 
 
-def test_what_is_edited_while_a_run_trains_changes_no_later_run(work: Workspace, tmp_path: Path) -> None:
-    """Both run in one process; the arm's check composes the command without it, too."""
+def test_edits_while_a_run_trains_change_no_later_run(work: Workspace, tmp_path: Path) -> None:
+    """Both run in one process; the arm's check also composes the command without the arm."""
     code = checkout(tmp_path / "checkout")
     command = work.command(*work.overrides("+ablation=baseline,no_cfg_dropout", "trainer.max_steps=4", "tracking=none"))
     sweep = subprocess.Popen(

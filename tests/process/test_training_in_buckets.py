@@ -1,4 +1,5 @@
-"""A run on photographs of three shapes: two processes train as one, and a killed one ends as if it never had been."""
+"""A run on photographs of three shapes: two processes train like one, and a killed run ends like an uninterrupted
+one."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ SHAPES = {"square": (80, 80), "lying": (72, 132), "standing": (140, 76)}
 
 @pytest.fixture(scope="module")
 def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Of 100 steps of 8 on 72 photographs, without evaluations; the folder of the caches is shared."""
+    """Overrides for 100 steps of 8 on 72 photographs, without evaluations; the folder of the caches is shared."""
     place = tmp_path_factory.mktemp("bucketed")
     photos = write_shapes(place / "photos", 12, SHAPES)
     data = ["data=folder", f"data.images={photos}", f"data.root={place}/caches", "data.image_size=64"]
@@ -35,7 +36,7 @@ def alone(make_workspace: Callable[[], Workspace], overrides: list[str]) -> Work
     return here
 
 
-def test_every_bucket_is_validated_by_itself(alone: Workspace) -> None:
+def test_every_bucket_is_validated_separately(alone: Workspace) -> None:
     rows = [row for row in without_timings(alone.run) if "val/diffusion" in row]
     assert [row["step"] for row in rows] == [20, 40]
     for row in rows:
@@ -46,7 +47,7 @@ def test_every_bucket_is_validated_by_itself(alone: Workspace) -> None:
     assert rows[1]["val/diffusion"] < rows[0]["val/diffusion"]
 
 
-def test_two_processes_are_as_one(work: Workspace, alone: Workspace, overrides: list[str]) -> None:
+def test_two_processes_equal_one(work: Workspace, alone: Workspace, overrides: list[str]) -> None:
     dump = work.folder / "dump"
     work.train(*overrides, arranged=("--dump", str(dump)), ranks=2)
     ours, theirs = (load_file(folder / "gradients_0.safetensors") for folder in (dump, alone.folder / "dump"))
@@ -60,7 +61,9 @@ def test_two_processes_are_as_one(work: Workspace, alone: Workspace, overrides: 
     assert all(torch.equal(ours[key], other[key]) for key in ours), "the ranks' gradients differ"
 
 
-def test_killed_and_resumed_it_is_the_same_run(work: Workspace, alone: Workspace, overrides: list[str]) -> None:
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(
+    work: Workspace, alone: Workspace, overrides: list[str]
+) -> None:
     work.train(*overrides, arranged=("--kill", "after_backward:23"), code=-signal.SIGKILL)
     assert steps(work.run)[-1] == 20, "that of the best validation"
     work.train(*overrides)

@@ -1,4 +1,5 @@
-"""A run on photographs with captions: a killed one ends as if it never had been, and makes images of prompts."""
+"""A run on photographs with captions: killed, it ends like an uninterrupted one, and it generates images from
+prompts."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ STEPS = 12
 
 @pytest.fixture(scope="module")
 def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The folder of the caches is shared."""
+    """Overrides of the run; the folder of the caches is shared."""
     place = tmp_path_factory.mktemp("captioned")
     images, clip = write_captioned(place / "images", 16), write_clip_text(place / "clip", seed=0)
     teacher = ["teacher=efficientnet_lite0_s16", "teacher.image_size=64", "teacher.grid=[4,4]"]
@@ -33,7 +34,9 @@ def alone(make_workspace: Callable[[], Workspace], overrides: list[str]) -> Work
     return here
 
 
-def test_killed_and_resumed_it_is_the_same_run(work: Workspace, alone: Workspace, overrides: list[str]) -> None:
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(
+    work: Workspace, alone: Workspace, overrides: list[str]
+) -> None:
     work.train(*overrides, arranged=("--kill", "after_backward:6"), code=-signal.SIGKILL)
     assert steps(work.run)[-1] <= 6
     work.train(*overrides)
@@ -41,8 +44,8 @@ def test_killed_and_resumed_it_is_the_same_run(work: Workspace, alone: Workspace
     assert_same_checkpoint(work.run, alone.run, 8)
 
 
-def test_its_caches_say_what_it_saw(alone: Workspace) -> None:
-    """In the run's own record, by which others are compared with it."""
+def test_the_run_records_the_captions_of_its_caches(alone: Workspace) -> None:
+    """The run's own record contains the identity of its captions, by which runs are compared."""
     summary = (Path(alone.run) / "summary.json").read_text()
     assert '"captions_sha256"' in summary
     assert '"kind": "text"' in summary

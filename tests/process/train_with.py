@@ -21,7 +21,7 @@ RANK = int(os.environ.get("RANK", "0"))
 
 
 def on_call(owner: Any, name: str, n: int, strike: Callable[..., None], after: bool = False) -> None:
-    """`owner.name` as it is, but its n-th call strikes before (or after) it does its work."""
+    """`owner.name` unchanged, except that its n-th call sends a signal before (or after) its work."""
     original, calls = getattr(owner, name), 0
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -39,7 +39,7 @@ def on_call(owner: Any, name: str, n: int, strike: Callable[..., None], after: b
 
 
 def arrange(point: str, n: int, strike: Callable[..., None]) -> None:
-    """The points that tests name."""
+    """Sets up the points that tests name."""
     from urepa.evaluation import buckets
     from urepa.evaluation.validation_loss import Validation
     from urepa.runs import checkpoint
@@ -86,7 +86,7 @@ def arrange(point: str, n: int, strike: Callable[..., None]) -> None:
 
 
 def arrange_sending(point: str, n: int, strike: Callable[..., None]) -> None:
-    """Points inside a batch of metrics that is on its way to MLflow."""
+    """Sets up points inside a batch of metrics that is being sent to MLflow."""
     from mlflow import MlflowClient
     from sqlalchemy.orm import Session
 
@@ -118,7 +118,7 @@ def arrange_sending(point: str, n: int, strike: Callable[..., None]) -> None:
 
 
 def dump_gradients(folder: Path) -> None:
-    """Every step's gradients, before clipping, and the last parameters, as this rank has them."""
+    """Writes every step's gradients, before clipping, and the last parameters of this rank."""
     import torch
     from safetensors.torch import save_file
 

@@ -1,4 +1,4 @@
-"""A working folder in which real training processes run, and what tests ask about the runs they leave there."""
+"""A working folder in which real training processes run, and the checks of the runs that they leave there."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ EVALUATED = (
 def ended(
     what: list[str], folder: Path, timeout: float = HANGS, fresh: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """`python WHAT` in a folder, to its end: a fork of a process that has imported everything; `fresh`: one that begins
-    with nothing, as a user's."""
+    """Runs `python WHAT` in a folder to its end: as a fork of a process that has imported everything, or with `fresh`
+    as a new process like a user's."""
     if fresh:
         command = [sys.executable, *what]
         return subprocess.run(
@@ -69,7 +69,7 @@ def ended(
 
 
 def make_cache(folder: Path) -> None:
-    """The caches of the tiny configuration, made by the door that makes caches."""
+    """The caches of the tiny configuration, made by the preprocess command."""
     run(["-m", "urepa.preprocess", *CACHE, f"data.root={folder}"], folder).check_returncode()
 
 
@@ -79,22 +79,22 @@ def start(what: list[str], folder: Path, out: Path, err: Path, **variables: str)
 
 
 class Workspace:
-    """One folder with `outputs/` and `mlflow.db`, as a user's."""
+    """One folder with `outputs/` and `mlflow.db`, like a user's."""
 
     def __init__(self, folder: Path, cache: Path, tiny: tuple[str, ...] = TINY) -> None:
         self.folder, self.cache, self.tiny = folder, cache, tiny
         self.db = folder / "mlflow.db"
 
     def overrides(self, *more: str) -> list[str]:
-        """The tiny configuration, with `more` on top (the last one of a key wins). A store on a busy machine has all
-        the time that a test has."""
+        """The tiny configuration, with `more` added (the last value of a key applies). A store on a busy machine has
+        all the time that a test has."""
         patience = () if any(o.startswith("tracking=") for o in more) else (f"tracking.patience={HANGS}",)
         every = [*self.tiny, *CACHE, f"data.root={self.cache}", *patience, *more]
         last = {o.lstrip("+").partition("=")[0]: o for o in every}
         return list(last.values())
 
     def command(self, *overrides: str, arranged: tuple[str, ...] = (), ranks: int = 1) -> list[str]:
-        """`-m urepa.train OVERRIDES`, with things arranged by train_with.py or under torchrun if asked."""
+        """`-m urepa.train OVERRIDES`, with the preparations of train_with.py or under torchrun if requested."""
         what = [TRAIN_WITH, *arranged, "--"] if arranged else ["-m", "urepa.train"]
         if ranks > 1:
             what = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *what]
@@ -109,8 +109,8 @@ class Workspace:
         bare: bool = False,
         fresh: bool = False,
     ) -> subprocess.CompletedProcess[str]:
-        """Runs it to its end and checks the exit code (None: any). `bare`: only the overrides given. Several ranks are
-        forks with torchrun's variables; `fresh`: torchrun itself starts them."""
+        """Runs training to its end and checks the exit code (None: any). `bare`: only the given overrides. Several
+        ranks are forks with torchrun's variables; `fresh`: torchrun itself starts them."""
         overrides = list(more) if bare else self.overrides(*more)
         command = self.command(*overrides, arranged=arranged, ranks=ranks if fresh else 1)
         done = self._ranks(command, ranks) if ranks > 1 and not fresh else ended(command, self.folder, fresh=fresh)
@@ -121,7 +121,8 @@ class Workspace:
         return done
 
     def _ranks(self, command: list[str], count: int) -> subprocess.CompletedProcess[str]:
-        """The command in as many ranks, to the end of all; the exit code is that of the first that did not end well."""
+        """Runs the command in as many ranks until all have ended; the exit code is that of the first rank that
+        failed."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
@@ -153,7 +154,7 @@ class Workspace:
 
 
 def one_line_error(done: subprocess.CompletedProcess[str]) -> str:
-    """The text of the one `error: ...` line; there is no traceback, and nothing else in this tone."""
+    """The text of the only `error: ...` line; there is no traceback and no other error message."""
     assert "Traceback" not in done.stderr, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, done.stderr
@@ -162,7 +163,7 @@ def one_line_error(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def steps(run: Path) -> list[int]:
-    """Steps of the checkpoints that are there."""
+    """The steps of the existing checkpoints."""
     return sorted(int(p.name.removeprefix("step_")) for p in run.glob("checkpoints/step_*"))
 
 
@@ -172,7 +173,7 @@ def last_checkpoint(run: Path) -> Path:
 
 
 def without_timings(run: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl without times and rates. Fails on a line that is not whole."""
+    """The rows of metrics.jsonl without times and rates. Fails on an incomplete line."""
     path = run / "metrics.jsonl"
     rows = read_rows(path)
     assert len(rows) == len(path.read_text().splitlines())
@@ -180,7 +181,7 @@ def without_timings(run: Path) -> list[dict[str, Any]]:
 
 
 def assert_same_run(run: Path, reference: Path) -> None:
-    """The same end, and the same checkpoints kept on the way."""
+    """The same end, and the same checkpoints kept before it."""
     assert steps(run) == steps(reference)
     for step in steps(run):
         assert_same_checkpoint(run, reference, step)
@@ -188,8 +189,8 @@ def assert_same_run(run: Path, reference: Path) -> None:
 
 
 def assert_same_end(run: Path, reference: Path) -> None:
-    """Weights, EMA and optimiser bit for bit; metrics apart from times and rates. A stop by a signal shortly before
-    the end leaves its own checkpoint beside the last."""
+    """Weights, EMA and optimiser bit for bit; metrics except for times and rates. A stop by a signal shortly before the
+    end leaves its own checkpoint beside the last."""
     assert without_timings(run) == without_timings(reference)
     assert steps(run)[-1] == steps(reference)[-1]
     assert_same_checkpoint(run, reference, steps(run)[-1])
@@ -206,12 +207,12 @@ def assert_same_checkpoint(run: Path, reference: Path, step: int) -> None:
 
 
 def trained(work: Workspace) -> list[Path]:
-    """Runs that have logged a step."""
+    """The runs that have logged a step."""
     return [f for f in work.folder.glob("outputs/*/seed*/metrics.jsonl") if f.stat().st_size]
 
 
 def query(db: Path, sql: str, *values: Any) -> list[tuple[Any, ...]]:
-    """Rows of a sqlite file, read beside whoever writes it."""
+    """Rows of a sqlite file, read while others write to it."""
     connection = sqlite3.connect(f"file:{db}?mode=ro", uri=True, timeout=30)
     try:
         return connection.execute(sql, values).fetchall()
@@ -220,8 +221,8 @@ def query(db: Path, sql: str, *values: Any) -> list[tuple[Any, ...]]:
 
 
 def assert_tracked_once(db: Path, run: Path) -> str:
-    """Every metric of every row is in MLflow's database exactly once, with its value, and nothing else is.
-    Returns the MLflow run's id."""
+    """Every metric of every row is in MLflow's database exactly once with its value, and nothing else is. Returns the
+    MLflow run's id."""
     (cursor,) = json.loads((run / "mlflow.json").read_text()).values()
     run_id = str(cursor["run_id"])
     sql = "select key, step, value, is_nan from metrics where run_uuid = ?"
@@ -245,7 +246,7 @@ def assert_tracked_once(db: Path, run: Path) -> str:
 def wait_for(
     condition: Callable[[], object], process: Forked | subprocess.Popen[str] | None = None, what: str = "it"
 ) -> None:
-    """Until the condition holds. Fails if the process ends before, or after a very long time."""
+    """Waits until the condition holds. Fails if the process ends before, or after a very long time."""
     end = time.monotonic() + HANGS
     while not condition():
         ended = process is not None and process.poll() is not None

@@ -1,4 +1,4 @@
-"""A run's metrics without its training: 500 of them, through the shipper that runs have.
+"""Writes a run's metrics without training: 500 of them, sent by the shipper that runs use.
 
 python write_metrics.py FOLDER URI PAUSE     a row of five metrics every PAUSE seconds
 """

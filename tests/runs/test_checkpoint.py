@@ -1,4 +1,4 @@
-"""A checkpoint is what was written, or it is damaged and an older one is taken: its state.json too."""
+"""A checkpoint is complete, including its state.json, or it counts as damaged and an older one is used."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def rewritten(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """The newest checkpoint's state.json after a change."""
+    """Changes the newest checkpoint's state.json."""
     file = folder / "step_00000060" / "state.json"
     state = json.loads(file.read_text())
     changed = change(state)
@@ -33,11 +33,11 @@ def rewritten(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def as_before(folder: Path) -> None:
-    """As earlier versions wrote it: without a digest of itself."""
+    """The state as earlier versions wrote it, without a digest of itself."""
     rewritten(folder, lambda state: {k: v for k, v in state.items() if k != "sha256"})
 
 
-def test_what_was_saved(folder: Path) -> None:
+def test_a_checkpoint_returns_what_was_saved(folder: Path) -> None:
     found = checkpoint.newest(folder)
     assert found is not None
     assert found.step == 60
@@ -46,7 +46,7 @@ def test_what_was_saved(folder: Path) -> None:
     assert found.tensors("ema")["w"].tolist() == [60.0] * 3
 
 
-def test_a_state_in_another_layout_and_one_of_before_open(folder: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_a_reformatted_state_and_one_of_an_earlier_version_open(folder: Path, recwarn: pytest.WarningsRecorder) -> None:
     rewritten(folder, lambda state: dict(reversed(state.items())))
     for _ in range(2):
         found = checkpoint.newest(folder)
@@ -100,7 +100,7 @@ def test_without_a_digest_its_structure_is_checked(folder: Path, edit: str) -> N
 
 @pytest.mark.filterwarnings("ignore:skipping the damaged checkpoint")
 def test_a_damaged_byte_of_a_state(folder: Path) -> None:
-    """The checkpoint is skipped, or its state is the same (white space, the name of the digest)."""
+    """The checkpoint is skipped, or its state is unchanged (white space, or the name of the digest)."""
     file = folder / "step_00000060" / "state.json"
     whole, state = file.read_bytes(), json.loads(file.read_bytes())
     del state["sha256"]
@@ -116,7 +116,7 @@ def test_a_damaged_byte_of_a_state(folder: Path) -> None:
 
 
 def test_a_folder_under_another_name_is_damaged(folder: Path) -> None:
-    """A copy of step 40 as step 80 would put old weights at a later place of the data."""
+    """A copy of step 40 as step 80 would combine old weights with a later position in the data."""
     (folder / "step_00000040").rename(folder / "step_00000080")
     with pytest.warns(UserWarning, match=r"state.json is of step 40, and the folder is step_00000080"):
         found = checkpoint.newest(folder)

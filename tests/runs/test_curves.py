@@ -1,4 +1,4 @@
-"""Curves read a row at a time: the same points as a list of them holds, in little more memory than the values take."""
+"""Curves that are read row by row: the same points as in a list, in little more memory than the values need."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def plainly(rows: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_same_points_as_plainly(seed: int) -> None:
+def test_the_points_equal_those_of_a_plain_reader(seed: int) -> None:
     draw = random.Random(seed)
     rows = [
         {"step": 5 * i}
@@ -55,7 +55,7 @@ def test_steps_are_kept_once() -> None:
 
 @pytest.mark.slow
 def test_memory_of_many_rows(tmp_path: Path) -> None:
-    """30,000 rows of ten metrics are 2.6 MB of numbers; as lists of pairs they are 50 MB, as dicts 40 MB more."""
+    """30,000 rows of ten metrics are 2.6 MB of numbers; lists of pairs take 50 MB, dicts 40 MB more."""
     file, n = tmp_path / "metrics.jsonl", 30_000
     with open(file, "w") as lines:
         for step in range(1, n + 1):
@@ -72,7 +72,7 @@ def test_memory_of_many_rows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("n", [1, 2 * STRETCHES, 2 * STRETCHES + 1, 12_345])
 def test_a_thinned_curve_looks_the_same(n: int) -> None:
-    """Few points, and in every stretch of the steps the same lowest and highest finite value."""
+    """Few points, and the same smallest and largest finite value in every stretch of steps."""
     values = np.random.default_rng(0).standard_normal(n)
     values[n // 3] = 1e30
     values[n // 2 : n // 2 + 20 * (n // STRETCHES)] = np.nan

@@ -1,4 +1,4 @@
-"""What every tracker declares and builds, without sending anything."""
+"""The declaration of every tracker, and what it builds, without sending anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Accelerate's settings in the environment: none reaches a run, and those that ask for something are named."""
+"""Accelerate's settings in the environment: none affects a run, and those that would change it are named."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LAUNCHERS = re.compile(r"(.*_)?RANK|(.*_)?SIZE|MASTER_\w+|NCCL_\w+|OMP_NUM_THREA
 BUILT_BY_AN_ACCELERATOR = ("accelerator.py", "state.py", "parallelism_config.py", "utils/dataclasses.py")
 
 
-def test_settings_go_and_places_stay(capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_are_removed_and_paths_are_kept(capsys: pytest.CaptureFixture[str]) -> None:
     place = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "ACCELERATE_USE_CPU": "true", "HOME": "/root"}
     settings = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "8", "FSDP_VERSION": "2", "MEGATRON_LM_PP_DEGREE": "3"}
     unasked = {"ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_DYNAMO_MODE": "default", "ACCELERATE_DEBUG_MODE": "False"}
@@ -29,12 +29,12 @@ def test_settings_go_and_places_stay(capsys: pytest.CaptureFixture[str]) -> None
     assert all(name not in printed for name in unasked), "what asks for nothing is not worth a line"
 
 
-def test_nothing_is_said_where_nothing_was_asked(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_reported_without_such_settings(capsys: pytest.CaptureFixture[str]) -> None:
     remove_accelerate_variables({"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_FSDP": "false"})
     assert capsys.readouterr().out == ""
 
 
-def test_other_ranks_say_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_ranks_print_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_ADDR", "localhost")
@@ -46,7 +46,8 @@ def test_other_ranks_say_nothing(capsys: pytest.CaptureFixture[str], monkeypatch
 
 
 def test_every_variable_that_the_installed_accelerate_reads_is_known() -> None:
-    """Of what builds an Accelerator. A later version's may be new: decide then whether it is a setting or a place."""
+    """Variables that are read when an Accelerator is built. A later version may have new ones: decide then whether each
+    is a setting or a path."""
     found: set[str] = set()
     for file in BUILT_BY_AN_ACCELERATOR:
         source = (Path(accelerate.__file__).parent / file).read_text()

@@ -1,4 +1,4 @@
-"""The table at the end prints whatever a run measured."""
+"""The table at the end of a run prints all values that a run can have."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ def test_an_average_of_initial_weights_is_said(
         assert "set trainer.ema_warmup=true" in said
 
 
-def test_a_name_cannot_drive_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    """A summary may be a stranger's."""
+def test_control_characters_in_a_name_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    """A summary may come from somebody else."""
     summary = {"experiment": "x\x1b[2J", "ablation": "a\nerror: b", "seed": 0, "step": 1, "batch_size": 8}
     metrics = {"final/fd/\x1b]0;title\x07": 1.0}
     print_report(summary | {"seconds": {"training": 1.0}, "metrics": metrics}, TRAINER, Path("x"), "nowhere", "next")

@@ -1,4 +1,4 @@
-"""metrics.jsonl: what is damage, what of the file belongs to a checkpoint, and that nothing else is lost."""
+"""metrics.jsonl: what counts as damage, which rows belong to a checkpoint, and that no other row is lost."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def written(file: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def damaged(file: Path, number: int) -> None:
-    """One byte of a line."""
+    """Damages one byte of a line."""
     lines = file.read_bytes().split(b"\n")
     lines[number - 1] = b"#" + lines[number - 1][1:]
     file.write_bytes(b"\n".join(lines))
@@ -35,8 +35,8 @@ def file(tmp_path: Path) -> Path:
     return written(tmp_path / "metrics.jsonl", [*ROWS, FINAL])
 
 
-def test_any_one_damaged_byte_costs_no_other_row(file: Path) -> None:
-    """A byte that no UTF-8 has, in every place: the line is named and the other rows are read."""
+def test_one_damaged_byte_affects_no_other_row(file: Path) -> None:
+    """A byte that is invalid in UTF-8, at every position: the line is named and the other rows are read."""
     whole = file.read_bytes()
     ends = [i for i, byte in enumerate(whole) if byte == ord("\n")]
     for at in range(len(whole) - 1):  # the last newline is that of a whole line without one
@@ -62,7 +62,7 @@ def test_any_one_damaged_byte_costs_no_other_row(file: Path) -> None:
         ({"step": 4}, "is of step 4, after one of step 5"),
     ],
 )
-def test_what_is_no_row(tmp_path: Path, changes: dict[str, Any], why: str) -> None:
+def test_lines_that_are_not_rows(tmp_path: Path, changes: dict[str, Any], why: str) -> None:
     rows = [row | changes if row["step"] == 10 else row for row in ROWS]
     read = Rows(written(tmp_path / "metrics.jsonl", rows))
     assert list(read) == [ROWS[0], ROWS[1], ROWS[3]]
@@ -72,7 +72,7 @@ def test_what_is_no_row(tmp_path: Path, changes: dict[str, Any], why: str) -> No
     )
 
 
-def test_a_step_that_became_later_is_seen_by_those_after_it(tmp_path: Path) -> None:
+def test_a_damaged_larger_step_is_found_by_the_rows_after_it(tmp_path: Path) -> None:
     rows = [row | {"step": 70} if row["step"] == 5 else row for row in ROWS]
     read = Rows(written(tmp_path / "metrics.jsonl", rows))
     assert [row["step"] for row in read] == [1, 70]
@@ -94,7 +94,7 @@ def test_half_a_last_line_is_normal(file: Path) -> None:
 
 
 def test_last_values() -> None:
-    """By hand: final evaluations count at the end alone, and null takes a value back."""
+    """By hand: final evaluations count only at the end, and null withdraws a value."""
     rows = [*ROWS, FINAL, {"step": 15, "final/fd/pixels": 2.0, "time": 3}, {"step": 20, "lr": 0.25, "time": 4}]
     assert last_values(rows, 15) == {
         "train/total": 1 / 15,
@@ -113,7 +113,7 @@ def test_last_values() -> None:
     [(0, 0, False, 0), (2, 5, False, 2), (4, 15, False, 4), (4, 15, True, 5), (3, 14, False, 3)],
 )
 def test_what_a_checkpoint_keeps(file: Path, rows: int, step: int, and_final: bool, there: int) -> None:
-    """The same bytes, however they were written, and no half line behind them."""
+    """The same bytes, however they were written, without half a line after them."""
     text = file.read_text().replace("0.5", "5.00e-1")
     file.write_text(text + '{"step": 20, "tra')
     log = MetricsLog(file)
@@ -137,7 +137,7 @@ def test_damage_among_a_checkpoints_rows_is_refused_and_nothing_changes(file: Pa
     assert file.read_bytes() == before
 
 
-def test_damage_behind_a_checkpoints_rows_is_made_again(file: Path) -> None:
+def test_damaged_rows_after_a_checkpoint_are_computed_again(file: Path) -> None:
     damaged(file, 4)
     MetricsLog(file).cut(3, 10)
     assert read_rows(file) == ROWS[:3]
@@ -164,8 +164,9 @@ def test_missing_rows_are_refused(file: Path) -> None:
     assert read_rows_of(file) == 3
 
 
-def test_moved_away_a_file_begins_anew(file: Path) -> None:
-    """Also when the new one has rows behind the checkpoint already, of a process that was killed before its next."""
+def test_after_the_file_is_moved_away_a_new_one_begins(file: Path) -> None:
+    """Also if the new file already has rows after the checkpoint, from a process that was killed before its next
+    one."""
     file.unlink()
     log = MetricsLog(file)
     with pytest.warns(UserWarning, match="has none of the 3 rows that the checkpoint of step 10 counts: a new one"):
@@ -181,7 +182,7 @@ def test_moved_away_a_file_begins_anew(file: Path) -> None:
     assert [row["step"] for row in read_rows(file)] == [15]
 
 
-def test_a_first_step_that_became_later_is_no_new_beginning(file: Path) -> None:
+def test_a_damaged_first_step_is_not_taken_for_a_new_file(file: Path) -> None:
     written(file, [ROWS[0] | {"step": 700}, *ROWS[1:]])
     before = file.read_bytes()
     with pytest.raises(UserError, match=r"line 2 is of step 5, after one of step 700"):
@@ -191,7 +192,7 @@ def test_a_first_step_that_became_later_is_no_new_beginning(file: Path) -> None:
 
 
 def test_times_of_rows_ascend_where_the_clock_is_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within a process, in the next one, behind half a line of a killed one, and after a cut."""
+    """Within a process, in the next one, after half a line of a killed one, and after a cut."""
     file = tmp_path / "metrics.jsonl"
     clock = 2_000_000.0
     monkeypatch.setattr("time.time", lambda: clock)
@@ -214,7 +215,7 @@ def test_times_of_rows_ascend_where_the_clock_is_set_back(tmp_path: Path, monkey
 
 @pytest.mark.slow
 def test_no_duration_is_a_difference_of_the_wall_clock() -> None:
-    """It may be set back. What is stored as a moment is named here."""
+    """The wall clock may be set back. Values that are stored as times of day are listed here."""
     users = {"urepa/runs/metrics.py", "urepa/cluster/slurm_job.py", "urepa/runs/trackers/mlflow_sender.py"}
     found = set()
     for folder in ("urepa", "launchers"):

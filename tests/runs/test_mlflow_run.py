@@ -1,4 +1,5 @@
-"""What is gone in MLflow, or refused there, costs nothing else: it heals, in one sentence; every row is there once."""
+"""Entries that are missing or refused in MLflow affect nothing else: they are restored with one sentence, and every row
+is there once."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ DATA = {"content": {"samples": "5a", "latents": "1a", "tokens": "70"}, "samples"
 
 @pytest.fixture
 def here(tmp_path: Path, empty_db: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with an empty database, and a run of three rows."""
+    """A working folder with an empty database and a run of three rows."""
     monkeypatch.chdir(tmp_path)
     shutil.copy(empty_db, tmp_path / "mlflow.db")
     log(tmp_path / "outputs" / "x" / "seed0", *({"step": step, "train/total": float(step)} for step in (1, 2, 3)))
@@ -53,7 +54,7 @@ def shipper(folder: Path = RUN, **own: Any) -> MLflowShipper:
 
 
 def send(folder: Path = RUN, **own: Any) -> list[str]:
-    """The same command again, to its end; what it said."""
+    """Runs the same command again to its end and returns its output."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         sending = shipper(folder, **own)
@@ -74,7 +75,7 @@ def run_id(folder: Path = RUN) -> str:
 
 
 def assert_there(folder: Path = RUN, refused: tuple[str, ...] = ()) -> None:
-    """Every value of every row, once and in an active run."""
+    """Checks that every value of every row is there once, in an active run."""
     client = connect(URI)
     run = client.get_run(run_id(folder))
     assert (run.info.lifecycle_stage, run.info.status) == ("active", "FINISHED")
@@ -100,7 +101,8 @@ def test_a_removed_database(here: Path) -> None:
 def test_a_database_that_is_removed_while_it_is_open(
     here: Path, empty_db: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """And another one in its place. It is seen before MLflow writes to the removed file, which prints a traceback."""
+    """With another one in its place. This is detected before MLflow writes to the removed file, which would print a
+    traceback."""
     sending = shipper()
     sending.start(DATA)
     wait_until_sent(sending)
@@ -128,7 +130,7 @@ def test_an_older_copy_of_the_database(here: Path) -> None:
 
 
 def test_the_database_of_another_working_folder_and_back(here: Path, empty_db: Path) -> None:
-    """Its first run there is replaced: two active ones would be two runs to compare."""
+    """Its first run there is replaced: two active runs would be compared as two."""
     send()
     first = run_id()
     (here / "mlflow.db").rename(here / "first.db")
@@ -152,7 +154,7 @@ def delete_experiment() -> None:
 
 
 @pytest.mark.parametrize(("delete", "what"), [(delete_run, "the MLflow run"), (delete_experiment, "the experiment")])
-def test_what_was_deleted_is_restored(here: Path, delete: Callable[[], None], what: str) -> None:
+def test_a_deleted_run_is_restored(here: Path, delete: Callable[[], None], what: str) -> None:
     send()
     first = run_id()
     delete()
@@ -166,7 +168,7 @@ def test_what_was_deleted_is_restored(here: Path, delete: Callable[[], None], wh
 
 
 @pytest.mark.parametrize("delete", [delete_run, delete_experiment])
-def test_deleted_while_it_is_open(here: Path, delete: Callable[[], None]) -> None:
+def test_a_run_that_is_deleted_while_it_is_open(here: Path, delete: Callable[[], None]) -> None:
     sending = shipper()
     sending.start(DATA)
     wait_until_sent(sending)
@@ -202,8 +204,8 @@ def test_a_copied_folder_gets_its_own_run(here: Path) -> None:
     assert send(copy) == send() == []
 
 
-def test_a_strangers_cursor_does_not_reach_another_run(here: Path) -> None:
-    """It names a run by an id that is not its own; nothing is written there, and nothing deleted."""
+def test_a_foreign_cursor_does_not_affect_another_run(here: Path) -> None:
+    """It contains the id of a run of somebody else; nothing is written to it and nothing deleted."""
     send()
     own, client = run_id(), connect(URI)
     before = (client.get_run(own).to_dictionary(), client.get_metric_history(own, "train/total"))
@@ -220,7 +222,7 @@ def test_a_strangers_cursor_does_not_reach_another_run(here: Path) -> None:
 
 
 def test_a_copied_folder_of_an_earlier_version(here: Path) -> None:
-    """Its cursor does not say where it lay; its MLflow run does."""
+    """Its cursor does not record the folder's path; its MLflow run does."""
     send()
     cursor = json.loads((RUN / "mlflow.json").read_text())
     for key in ("folder", "store", "last", "part", "experiment"):
@@ -234,7 +236,7 @@ def test_a_copied_folder_of_an_earlier_version(here: Path) -> None:
     assert_there(copy)
 
 
-def test_a_moved_folder_and_one_copied_with_its_store_go_on(
+def test_a_moved_folder_and_one_copied_with_its_store_continue(
     here: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     send()
@@ -253,8 +255,8 @@ def test_a_moved_folder_and_one_copied_with_its_store_go_on(
     assert_there(moved)
 
 
-def test_a_name_that_mlflow_refuses_costs_itself_alone(here: Path) -> None:
-    """Named once, whatever else is in its row; what MLflow itself refuses is what is left out."""
+def test_only_a_name_that_mlflow_refuses_is_left_out(here: Path) -> None:
+    """It is reported once; the other values of its row are sent. Only what MLflow itself refuses is left out."""
     from mlflow.exceptions import MlflowException
 
     bad = ("a~b", "a" * 251, "a//b", "../a")
@@ -298,8 +300,8 @@ def test_a_row_longer_than_a_batch(here: Path) -> None:
 
 @pytest.mark.parametrize("after", [False, True])
 def test_killed_between_the_parts_of_a_row(here: Path, monkeypatch: pytest.MonkeyPatch, after: bool) -> None:
-    """Before or behind each transaction the sending ends, and another process goes on: nothing twice, nothing missed.
-    Identical points would be one in MLflow, so a part that is sent again is seen here by its call."""
+    """Sending stops before or after each transaction, and another process continues: nothing is sent twice or lost.
+    MLflow would merge identical points, so calls are counted here."""
     from mlflow import MlflowClient
     from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
@@ -336,8 +338,9 @@ def test_killed_between_the_parts_of_a_row(here: Path, monkeypatch: pytest.Monke
     assert_there()
 
 
-def test_what_its_page_shows(here: Path) -> None:
-    """The kind of experiment, also of one that exists without it, unless somebody has chosen; the data set, once."""
+def test_the_contents_of_a_runs_page(here: Path) -> None:
+    """The kind of the experiment, also for an existing experiment without one, unless the user has chosen it; and the
+    data set, once."""
     client = connect(URI)
     experiment = client.create_experiment("urepa")
     for kind, becomes in ((None, KIND[1]), ("genai_development_inferred", KIND[1]), ("regression", "regression")):
@@ -364,7 +367,7 @@ def test_what_its_page_shows(here: Path) -> None:
 
 
 def test_a_long_summary_is_read_as_it_was(here: Path) -> None:
-    """MLflow cuts a tag at 8,000 characters; a shorter one later stands before what is left of it."""
+    """MLflow truncates a tag at 8,000 characters; a shorter value written later overwrites its beginning."""
     client = connect(URI)
     for stretches in (300, 1):
         summary = {"step": 3, "code": [{"from_step": n, "git_commit": "c" * 40} for n in range(stretches)]}
@@ -378,7 +381,7 @@ def test_a_long_summary_is_read_as_it_was(here: Path) -> None:
 
 
 def test_evaluating_where_the_database_was_removed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Made again where the run was trained, refused elsewhere: there it would be another one."""
+    """It is made again where the run was trained, and refused elsewhere, where it would be another database."""
     send()
     (here / "mlflow.db").unlink()
     MLflow(uri=URI).check_place(RUN)

@@ -1,4 +1,4 @@
-"""What is sent to MLflow of a metrics.jsonl with a damaged line: everything else, once, and a word about it."""
+"""Sending a metrics.jsonl with a damaged line to MLflow: everything else is sent once, and the damage is reported."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def shipper(file: Path) -> MLflowShipper:
 
 
 @pytest.mark.parametrize("line", [1, 2, 3, 4])
-def test_a_damaged_line_moves_no_other_ones_place(file: Path, line: int) -> None:
-    """What was sent before the damage is not sent again after it, nor taken for sent."""
+def test_a_damaged_line_does_not_shift_the_others(file: Path, line: int) -> None:
+    """Rows sent before the damage are not sent again after it, and unsent ones do not count as sent."""
     places = [position.place for position in positions(file)]
     assert places == [[5, 0], [10, 0], [10, 1], [10, 2]]
     damage(file, line)
@@ -56,7 +56,7 @@ def test_a_damaged_line_moves_no_other_ones_place(file: Path, line: int) -> None
 
 @pytest.mark.slow
 def test_everything_else_is_sent_once(file: Path) -> None:
-    """A line that is damaged before it could be sent is named; the run is finished all the same, and once."""
+    """A line that is damaged before it could be sent is named; the run is nevertheless marked as finished, once."""
     damage(file, 3)
     log = MetricsLog(file)
     for end in range(2):
@@ -80,8 +80,8 @@ def test_everything_else_is_sent_once(file: Path) -> None:
 
 
 @pytest.mark.slow
-def test_rows_that_come_while_it_sends(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows that come while it sends arrive once and in order. A clock that is set back ends no run before it began."""
+def test_rows_that_arrive_while_sending(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They arrive once and in order. A clock that is set back does not end a run before its start."""
     monkeypatch.setattr("urepa.runs.trackers.mlflow_sender.time", SimpleNamespace(time=lambda: 0.0))
     sending, log = shipper(file), MetricsLog(file)
     sending.start({})
@@ -101,7 +101,7 @@ def test_rows_that_come_while_it_sends(file: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.slow
 def test_each_line_is_read_once(file: Path, empty_db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many rows there are, a new one costs one line; after a resume, too, which finds them all sent."""
+    """Whatever the number of rows, a new one costs reading one line, also after a resume, when all are already sent."""
     parsed, parse, log = [], json_lines._parse_line, MetricsLog(file)
     monkeypatch.setattr(json_lines, "_parse_line", lambda raw: parsed.append(raw) or parse(raw))
     shutil.copy(empty_db, file.parents[1] / "mlflow.db")
@@ -120,7 +120,7 @@ def test_each_line_is_read_once(file: Path, empty_db: Path, monkeypatch: pytest.
             assert len(parsed) == 1
 
 
-def test_a_damaged_cursor_is_said_before_the_first_step(file: Path) -> None:
+def test_a_damaged_cursor_is_reported_before_the_first_step(file: Path) -> None:
     (file.parent / "mlflow.json").write_text("{")
     with pytest.raises(UserError, match=r"mlflow.json is damaged"):
         shipper(file).start({})

@@ -1,4 +1,4 @@
-"""A sqlite store is made whole or not at all; one that cannot be used is said in one sentence and left as it is."""
+"""A sqlite store is made whole or not at all; an unusable one is reported in one sentence and left unchanged."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def execute(db: Path, sql: str) -> None:
 
 @pytest.fixture
 def half_made(tmp_path: Path) -> Path:
-    """What MLflow leaves when it is killed in the middle of its migrations."""
+    """The file that MLflow leaves if it is killed during its migrations."""
     from alembic import command
     from mlflow.store.db import utils
     from mlflow.store.tracking.dbmodels.initial_models import Base
@@ -44,7 +44,7 @@ def half_made(tmp_path: Path) -> Path:
 
 
 def refused(db: Path) -> str:
-    """What is said of the file, by a run and by compare alike; it stays as it is."""
+    """The message about the file, which is the same in training and in compare; the file stays unchanged."""
     before = db.read_bytes()
     said = set()
     for door in (prepare_store, open_existing):
@@ -57,8 +57,8 @@ def refused(db: Path) -> str:
     return sentence
 
 
-def test_a_half_made_one(half_made: Path) -> None:
-    """It holds no run. Moved away as is said, it makes room."""
+def test_a_half_made_store(half_made: Path) -> None:
+    """It contains no run. If it is moved away as proposed, a new one is made."""
     assert f"{half_made} is a half-made MLflow database" in refused(half_made)
     assert f"move it away (mv {half_made} {half_made}.half)" in refused(half_made)
     assert not has_run(f"sqlite:///{half_made}", "x")
@@ -66,7 +66,7 @@ def test_a_half_made_one(half_made: Path) -> None:
     assert connect(f"sqlite:///{half_made}").search_experiments()[0].name == "Default"
 
 
-def test_an_older_mlflows(half_made: Path) -> None:
+def test_a_store_of_an_older_mlflow(half_made: Path) -> None:
     """It has experiments, so it was in use: MLflow would migrate it at once, without a copy."""
     execute(half_made, "insert into experiments (experiment_id, name, lifecycle_stage) values (0, 'Default', 'active')")
     said = refused(half_made)
@@ -74,12 +74,12 @@ def test_an_older_mlflows(half_made: Path) -> None:
     assert f"`mlflow db upgrade sqlite:///{half_made}`" in said
 
 
-def test_a_newer_mlflows(db: Path) -> None:
+def test_a_store_of_a_newer_mlflow(db: Path) -> None:
     execute(db, "update alembic_version set version_num = 'ffffffffffff'")
     assert "was made by a newer MLflow than the installed" in refused(db)
 
 
-def test_no_store_at_all(tmp_path: Path) -> None:
+def test_a_file_that_is_no_store(tmp_path: Path) -> None:
     other = tmp_path / "photos.db"
     execute(other, "create table photos (name)")
     assert "is a database of another program" in refused(other)
@@ -89,8 +89,9 @@ def test_no_store_at_all(tmp_path: Path) -> None:
     assert not has_run(f"sqlite:///{text}", "x")
 
 
-def test_made_in_place_of_nothing(tmp_path: Path) -> None:
-    """Beside what killed processes left: an empty file, halves of another name, the journal of a file that is gone."""
+def test_a_missing_store_is_made(tmp_path: Path) -> None:
+    """Beside leftovers of killed processes: an empty file, half-made files of another name, the journal of a removed
+    file."""
     folder = tmp_path / "deep" / "er"
     folder.mkdir(parents=True)
     db = folder / "mlflow.db"
@@ -107,7 +108,7 @@ def test_made_in_place_of_nothing(tmp_path: Path) -> None:
     assert not has_run(f"sqlite:///{db}", run)
 
 
-def test_where_a_store_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_path_of_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert location("sqlite:///a/m.db") == location(f"sqlite:///{tmp_path}/a/m.db") == str(tmp_path / "a" / "m.db")
     assert location("http://host:1") == "http://host:1"

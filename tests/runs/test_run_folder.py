@@ -51,7 +51,7 @@ def test_a_run_is_named_by_its_command(overrides: list[str], name: str) -> None:
     assert run_name(overrides, 0) == name
 
 
-def test_a_run_of_before_images_were_in_its_name_is_found(tmp_path: Path, config: dict[str, Any]) -> None:
+def test_a_run_named_without_its_images_is_found(tmp_path: Path, config: dict[str, Any]) -> None:
     overrides = ["data=folder", "data.images=/now/here/photos"]
     named, former = (
         tmp_path / name for name in ("quickstart,data=folder,data.images=photos", "quickstart,data=folder")
@@ -66,7 +66,7 @@ def test_a_run_of_before_images_were_in_its_name_is_found(tmp_path: Path, config
     assert find_name(overrides, 0, tmp_path) == f"{named.name}/seed0"
 
 
-def test_a_run_with_a_key_of_before_is_found_and_is_the_same_arm(tmp_path: Path, config: dict[str, Any]) -> None:
+def test_a_run_with_a_former_key_is_found_and_is_the_same_arm(tmp_path: Path, config: dict[str, Any]) -> None:
     overrides = ["data=folder", "data.images=photos", "schedule.stop_step=50", "loss.lambda_max=0.1"]
     name = "quickstart,data=folder,data.images=photos,loss.lambda_max=0.1,schedule.stop_step=50"
     former = name.replace(",schedule.stop_step", ",loss.stop_step")
@@ -106,7 +106,7 @@ def test_keys_that_are_not_identity_do_not_name_a_run(override: str) -> None:
 @pytest.mark.parametrize(
     "override", ["trainer.max_steps=5", "data=cifar10", "data.limit=5", "loss=none", "trainer.deterministic=true"]
 )
-def test_keys_that_are_identity_do(override: str) -> None:
+def test_keys_that_are_identity_name_a_run(override: str) -> None:
     assert run_name([override], 0) == f"quickstart,{override}/seed0"
 
 
@@ -123,7 +123,7 @@ def test_a_slash_never_makes_a_folder() -> None:
     assert name == "quickstart,backbone.y=%5B1,2%5D,loss.x=a%2Fb/seed0"
 
 
-def test_names_that_quote_alike_stay_apart() -> None:
+def test_names_that_are_quoted_alike_are_distinguished() -> None:
     assert run_name(["loss.x=a/b"], 0) != run_name(["loss.x=a%2Fb"], 0)
 
 
@@ -174,7 +174,7 @@ def test_differences_name_key_and_both_values() -> None:
     ],
 )
 def test_an_arm_is_what_its_command_changed(tmp_path: Path, overrides: list[str], arm: str) -> None:
-    """Said by the command, and read off the folder's name again."""
+    """Given by the command, and read again from the folder's name."""
     given = parse_overrides(overrides)
     names = Names(
         given.get("experiment", "quickstart"), given.get("ablation", "baseline"), tuple(own_overrides(overrides))
@@ -183,7 +183,7 @@ def test_an_arm_is_what_its_command_changed(tmp_path: Path, overrides: list[str]
     assert stored_names(tmp_path / run_name(overrides, 0)) == names
 
 
-def test_an_extended_run_says_its_later_end() -> None:
+def test_an_extended_run_records_its_later_end() -> None:
     names = Names("quickstart", "baseline", ("head.depth=1", "trainer.max_steps=4"))
     assert extend_names(names, 8).overrides == ("head.depth=1", "trainer.max_steps=8")
 
@@ -193,7 +193,7 @@ def test_an_extended_run_says_its_later_end() -> None:
 
 @pytest.fixture(scope="module")
 def config(compose: Callable[..., dict[str, Any]]) -> dict[str, Any]:
-    """The quickstart's, as a session stores it."""
+    """The quickstart's config, as a run stores it."""
     composed = compose()
     del composed["arm"]
     return composed
@@ -218,7 +218,7 @@ def test_another_config_is_refused_with_the_difference_and_changes_nothing(
     assert folder.stored_config() == config
 
 
-def test_a_key_that_is_not_identity_is_taken_over(tmp_path: Path, config: dict[str, Any]) -> None:
+def test_a_changed_key_that_is_not_identity_is_stored(tmp_path: Path, config: dict[str, Any]) -> None:
     folder = RunFolder(tmp_path)
     folder.store_config(config)
     changed = replace_value(config, "trainer.log_every", 5)
@@ -226,8 +226,8 @@ def test_a_key_that_is_not_identity_is_taken_over(tmp_path: Path, config: dict[s
     assert folder.stored_config() == changed
 
 
-def test_a_key_that_was_added_since_keeps_what_the_code_did(tmp_path: Path, config: dict[str, Any]) -> None:
-    """Unless the command gives it; then it is another config."""
+def test_a_key_added_later_gets_the_former_behaviour(tmp_path: Path, config: dict[str, Any]) -> None:
+    """Unless the command gives the key; then it is another config."""
     folder, warm = RunFolder(tmp_path), "trainer.ema_warmup"
     on, off = (replace_value(config, warm, value) for value in (True, False))
     before = config | {"trainer": {k: v for k, v in config["trainer"].items() if k != "ema_warmup"}}
@@ -277,7 +277,7 @@ def killed_before_renaming(path: Path) -> None:
     assert os.WTERMSIG(status) == signal.SIGKILL
 
 
-def test_what_a_killed_owner_was_writing_is_cleared_away(tmp_path: Path) -> None:
+def test_files_half_written_by_a_killed_owner_are_removed(tmp_path: Path) -> None:
     first, second = RunFolder(tmp_path), RunFolder(tmp_path)
     (tmp_path / "samples").mkdir()
     killed_before_renaming(tmp_path / "mlflow.json")
@@ -293,7 +293,7 @@ def test_what_a_killed_owner_was_writing_is_cleared_away(tmp_path: Path) -> None
 
 
 def test_a_refused_command_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its folder, those that it alone was in, and nothing else."""
+    """Its folder and those that only it used are removed, and nothing else."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outputs" / "other").mkdir(parents=True)
     path = tmp_path / "outputs" / "quickstart" / "seed0"
@@ -311,7 +311,7 @@ def test_a_refused_command_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     assert [p.name for p in (tmp_path / "outputs").iterdir()] == ["other"]
 
 
-def test_what_was_there_before_is_kept(tmp_path: Path) -> None:
+def test_existing_files_are_kept(tmp_path: Path) -> None:
     for left in ("config.yaml", "metrics.jsonl"):
         path = tmp_path / left / "seed0"
         path.mkdir(parents=True)
@@ -328,7 +328,7 @@ def test_what_was_there_before_is_kept(tmp_path: Path) -> None:
     assert path.exists()
 
 
-def test_a_title_begins_with_what_a_sweep_is_over() -> None:
+def test_a_title_begins_with_the_swept_keys() -> None:
     overrides = ("backbone.head_dim=8", "data.limit=100", "head.depth=1", "loss.lambda_max=0.5", "trainer.max_steps=6")
     names = Names("x", "baseline", overrides)
     assert names.title(2) == (
@@ -336,8 +336,8 @@ def test_a_title_begins_with_what_a_sweep_is_over() -> None:
     )
 
 
-def test_where_an_encoders_weights_lie_makes_no_other_run() -> None:
-    """data.root does not either, and they lie there."""
+def test_the_path_of_an_encoders_weights_is_not_identity() -> None:
+    """Nor does data.root, where they are."""
     there, here = ({"evaluation": {"fd": {"encoders": {"cnn": {"weights": at}}, "subset": 5}}} for at in ("a", "b"))
     assert differences(there, here) == []
     here["evaluation"]["fd"]["subset"] = 6

@@ -1,4 +1,5 @@
-"""A stored config is data: nothing in it runs or reads the environment, and what is not a run's is said in one line."""
+"""A stored config is data: nothing in it runs or reads the environment, and a file that is not a run's config is
+reported in one line."""
 
 from __future__ import annotations
 
@@ -37,15 +38,15 @@ def refusal(file: Path) -> str:
         return str(error)
 
 
-def test_the_witness_would_see_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the forms hold does run where Hydra and OmegaConf are given it."""
+def test_the_attacks_work_with_plain_hydra_and_omegaconf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The attacks do run if the configs are given to Hydra and OmegaConf directly."""
     instantiate({"objective": payload(tmp_path / "marker")})["objective"].close()
     assert (tmp_path / "marker").exists()
     monkeypatch.setenv(SECRET, VALUE)
     assert OmegaConf.create({"a": f"${{oc.env:{SECRET}}}"}).a == VALUE
 
 
-def test_nothing_in_a_strangers_config_runs_or_reads(
+def test_nothing_in_a_foreign_config_runs_or_reads(
     config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(SECRET, VALUE)
@@ -68,7 +69,7 @@ def test_nothing_in_a_strangers_config_runs_or_reads(
 @pytest.mark.parametrize(
     "more", [[], ["+experiment=track_a"], ["+experiment=repa_imagenet256"], [EVERY], ["evaluation=cifar10_fd"]]
 )
-def test_every_config_of_ours_is_read_as_it_was_stored(compose: Compose, tmp_path: Path, more: list[str]) -> None:
+def test_every_config_of_urepa_is_read_as_it_was_stored(compose: Compose, tmp_path: Path, more: list[str]) -> None:
     composed = compose(*more)
     del composed["arm"]
     (tmp_path / "config.yaml").write_text(stored_yaml(composed))
@@ -107,7 +108,7 @@ def test_a_damaged_value_is_named(config: dict[str, Any], tmp_path: Path, key: s
 
 
 @pytest.mark.parametrize("text", ["", "a: [1", "\x00", "- 1\n- 2\n", "just text", "backbone: {}\n"])
-def test_what_is_no_config_of_a_run_is_said(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_no_config_of_a_run_is_reported(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(UserError, match=r"config\.yaml is (damaged, or not YAML|not the config of a run)"):
         require_config(tmp_path)
@@ -119,7 +120,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
         RunFolder(tmp_path).stored_config()
 
 
-def test_plain_data_stay_as_they_are(tmp_path: Path) -> None:
+def test_plain_data_are_unchanged(tmp_path: Path) -> None:
     value = {"a": [1, 2.5, True, None, "x: y"], "b": {"c": "", "d": "2026-01-01", "e": {}}, "f": 1e-05}
     file = tmp_path / "any.yaml"
     file.write_text(OmegaConf.to_yaml(OmegaConf.create(value)))

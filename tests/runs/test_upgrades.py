@@ -1,4 +1,4 @@
-"""A stored config of an earlier version, as this version composes one."""
+"""Stored configs of earlier versions become configs of this version."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DINO = {"_target_": VIT, "family": "dinov2", "image_size": 224, "patch": 14}
 OLD = {"trainer": {"max_steps": 3}, "teacher": {"teachers": {"a": DINO}}, "loss": {}}
 
 
-def test_a_key_that_did_not_exist_gets_the_value_that_means_what_the_code_did():
+def test_a_missing_key_gets_the_value_of_the_former_behaviour():
     new = upgrade(OLD)
     assert new["trainer"] == {"max_steps": 3, "ema_warmup": False}
     assert new["teacher"]["teachers"]["a"]["positions"] == "transformers"
@@ -40,8 +40,8 @@ def test_a_key_that_did_not_exist_gets_the_value_that_means_what_the_code_did():
         ({"family": "clip", "image_size": 448}, None),
     ],
 )
-def test_an_old_teachers_positions_are_what_a_teacher_takes(changes, positions):
-    """At 518 px nothing is resampled, and a run of before is comparable with one of now."""
+def test_an_old_teachers_rule_of_positions_is_that_of_its_size(changes, positions):
+    """At 518 px nothing is resampled, so old and new runs are comparable."""
     new = upgrade({"teacher": DINO | changes})["teacher"]
     assert new["positions"] == positions
     check_vit(new["family"], new["image_size"], new["patch"], [4, 4], new["positions"])
@@ -49,20 +49,20 @@ def test_an_old_teachers_positions_are_what_a_teacher_takes(changes, positions):
     assert upgrade_flat(flat, 0)["teacher.positions"] == str(positions)
 
 
-def test_a_small_track_of_before_left_no_image_out():
+def test_a_small_track_of_an_earlier_version_left_no_image_out():
     track = {"_target_": "urepa.data.pixels.PixelTrack", "limit": 3}
     assert upgrade({"data": track})["data"]["max_skipped"] == 0.0
     flat = {f"data.{key}": str(value) for key, value in track.items()}
     assert upgrade_flat(flat, 0)["data.max_skipped"] == "0.0"
 
 
-def test_what_this_version_stored_is_read_as_it_was_written():
+def test_configs_of_this_version_are_unchanged():
     config = {"trainer": {"max_steps": 3}, "teacher": {"_target_": VIT}}
     assert add_schema_number(config)[KEY] == SCHEMA
     assert upgrade(add_schema_number(config)) == config
 
 
-def test_mlflows_parameters_and_a_folders_config_become_the_same():
+def test_mlflows_parameters_and_a_folders_config_are_upgraded_alike():
     flat = {key: str(value) for key, value in flatten(OLD).items()}
     assert upgrade_flat(flat, 0) == {key: str(value) for key, value in flatten(upgrade(OLD)).items()}
     assert upgrade_flat({"a": "1", "a.b": "2"}, 0) == {"a": "1", "a.b": "2"}, "another program's parameters"
@@ -77,7 +77,7 @@ def test_another_form_is_refused(number):
 EFFICIENTNET = "urepa.teachers.efficientnet.EfficientNetLite0"
 
 
-def test_an_efficientnet_of_before_was_asked_for_its_last_map():
+def test_an_efficientnet_of_an_earlier_version_used_its_last_map():
     teacher = {"_target_": EFFICIENTNET, "image_size": 128, "grid": [4, 4]}
     encoders = {"encoders": {"own": teacher}}
     old = {"teacher": teacher, "evaluation": {"generation": encoders}}
@@ -96,7 +96,7 @@ ENCODERS = (
 
 
 def without(config: Any, *keys: str) -> Any:
-    """As a version before these keys stored it."""
+    """The config as a version without these keys stored it."""
     if not isinstance(config, dict):
         return config
     kept = {key: without(value, *keys) for key, value in config.items() if key not in keys}
@@ -104,7 +104,7 @@ def without(config: Any, *keys: str) -> Any:
 
 
 def called(target: str) -> str:
-    """A part's name before the package had rooms."""
+    """A part's name before the package was divided into folders."""
     undeclared = {since: before for before, since in DECLARED.items()}
     module, _, name = undeclared.get(target, target).rpartition(".")
     module = module.replace("efficientnet_lite0", "efficientnet")
@@ -124,8 +124,8 @@ def before(evaluated: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def test_a_summary_of_before_tells_the_same_of_its_evaluation_as_one_of_now(evaluated: dict[str, Any]) -> None:
-    """In its folder; as a tag in MLflow, written by that version or, of that version's folder, by this one."""
+def test_old_and_new_summaries_give_the_same_facts_of_an_evaluation(evaluated: dict[str, Any]) -> None:
+    """In its folder; and as a tag in MLflow, written by that version, or by this one from that version's folder."""
     old, facts = before(evaluated), {"validation_set": "v", "step": 600}
     summaries = {name: facts | {"evaluation": c["evaluation"]} for name, c in (("old", old), ("new", evaluated))}
     expected = protocol(as_text(evaluated), summaries["new"])
@@ -136,8 +136,8 @@ def test_a_summary_of_before_tells_the_same_of_its_evaluation_as_one_of_now(eval
     assert facts_in(end_tags({}, summaries["old"])) == facts_in(end_tags({}, summaries["new"])) == summaries["new"]
 
 
-def test_one_of_several_evaluations_is_of_before(evaluated: dict[str, Any]) -> None:
-    """A run is evaluated again by a later version in one evaluation, and its others stay as they were stored."""
+def test_one_of_several_evaluations_is_of_an_earlier_version(evaluated: dict[str, Any]) -> None:
+    """A later version repeats one evaluation of a run, and the others stay as they were stored."""
     both = {"evaluation": evaluated["evaluation"] | {"once": before(evaluated)["evaluation"]["generation"]}}
     found = facts_of(both)["evaluation"]
     assert found["once"] == found["generation"] == evaluated["evaluation"]["generation"]
@@ -157,7 +157,7 @@ def test_facts_without_an_evaluation_stay_without() -> None:
         ("Flow", "urepa.method.objectives.flow.Flow"),
     ],
 )
-def test_objectives_of_before_are_declared(before: str, since: str) -> None:
+def test_objectives_of_earlier_versions_become_declared_parts(before: str, since: str) -> None:
     for number, module in ((2, "urepa.objectives"), (3, "urepa.method.objectives")):
         stored = {KEY: number, "objective": {"_target_": f"{module}.{before}", "path": "linear"}}
         assert upgrade(stored) == {"objective": {"_target_": since, "path": "linear"}}
@@ -172,7 +172,7 @@ def test_objectives_of_before_are_declared(before: str, since: str) -> None:
         ("DiffusionOnly", "urepa.method.losses.no_loss.NoLoss"),
     ],
 )
-def test_losses_of_before_are_declared_and_their_lambda_stayed_at_its_peak(before: str, since: str) -> None:
+def test_losses_of_earlier_versions_become_declared_parts_with_a_constant_lambda(before: str, since: str) -> None:
     constant = {"_target_": "urepa.method.schedules.constant.Constant", "stop_step": None}
     for number, module in ((2, "urepa.alignment"), (4, "urepa.method.training_step")):
         loss = {"_target_": f"{module}.{before}", "lambda_max": 0.5}
@@ -191,7 +191,7 @@ def test_losses_of_before_are_declared_and_their_lambda_stayed_at_its_peak(befor
 
 
 @pytest.mark.parametrize("number", ["0", "2"])
-def test_efficientnets_of_before_are_declared_also_as_members_and_encoders(number: str) -> None:
+def test_efficientnets_of_earlier_versions_become_declared_parts_also_as_members_and_encoders(number: str) -> None:
     name = f"EfficientNetLite{number}"
     since = f"urepa.models.teachers.efficientnet_lite{number}.{name}"
     for form, module in ((2, "urepa.teachers.efficientnet"), (3, "urepa.models.teachers.efficientnet")):
@@ -213,7 +213,9 @@ def test_efficientnets_of_before_are_declared_also_as_members_and_encoders(numbe
         ("lora", "urepa.lora", "no_lora", "urepa.models.lora.no_lora.NoLoRA"),
     ],
 )
-def test_backbones_and_lora_of_before_are_declared(kind: str, earliest: str, before: str, since: str) -> None:
+def test_backbones_and_lora_of_earlier_versions_become_declared_parts(
+    kind: str, earliest: str, before: str, since: str
+) -> None:
     for number, module in ((2, earliest), (4, PLACES[earliest])):
         stored = {KEY: number, kind: {"_target_": f"{module}.{before}", "_partial_": True, "weights": "random"}}
         added = {"use_rslora": False, "use_dora": False} if before == "add_lora" else {}
@@ -236,7 +238,7 @@ OF_EVALUATIONS = {
 
 
 @pytest.mark.parametrize(("before", "since"), OF_EVALUATIONS.items())
-def test_evaluations_of_before_are_declared_with_what_they_hold(before: str, since: str) -> None:
+def test_evaluations_of_earlier_versions_become_declared_parts_with_their_members(before: str, since: str) -> None:
     for number in (0, 2):
         found = upgrade({KEY: number, "evaluation": {"x": {"encoders": {"a": {"_target_": before, "grid": 8}}}}})
         assert found == {"evaluation": {"x": {"encoders": {"a": {"_target_": since, "grid": 8}}}}}
@@ -245,16 +247,18 @@ def test_evaluations_of_before_are_declared_with_what_they_hold(before: str, sin
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_step_leaves_the_present_form_alone(evaluated: dict[str, Any], step: Callable[..., None]) -> None:
-    """Facts have no number, so that each step is taken on what this version wrote."""
+def test_an_upgrade_step_leaves_the_present_form_unchanged(
+    evaluated: dict[str, Any], step: Callable[..., None]
+) -> None:
+    """These facts have no schema number, so each step is applied to what this version wrote."""
     config = without(evaluated)
     step(config)
     assert config == evaluated
 
 
 @pytest.mark.parametrize("before", sorted(DECLARED))
-def test_what_is_declared_since_is_there(before: str) -> None:
-    """Also from the names that the modules had before the package had rooms."""
+def test_all_renamed_parts_exist(before: str) -> None:
+    """Also from the names that modules had before the package was divided into folders."""
     assert DECLARED[before] in SCHEMAS
     keys: dict[str, dict[str, Any]] = {  # that came later, with the value that means what was
         "PixelTrack": dict.fromkeys(("buckets", "captions", "text_encoder", "caption_column")),
@@ -275,7 +279,7 @@ def test_what_is_declared_since_is_there(before: str) -> None:
 
 @pytest.mark.parametrize("stop", [None, 50])
 @pytest.mark.parametrize("shape", ["Constant", "Cosine"])
-def test_the_step_that_ends_the_alignment_was_the_losss(shape, stop):
+def test_the_stop_step_was_a_setting_of_the_loss(shape, stop):
     target = f"urepa.method.schedules.{shape.lower()}.{shape}"
     schedule = {"_target_": target} | ({"final": 0.1} if shape == "Cosine" else {})
     old = {"loss": {"lambda_max": 0.5, "stop_step": stop}, "schedule": schedule}
@@ -290,8 +294,8 @@ def test_the_step_that_ends_the_alignment_was_the_losss(shape, stop):
     assert before_schedules["schedule"] == {"_target_": "urepa.method.schedules.constant.Constant", "stop_step": stop}
 
 
-def test_alignment_was_on_the_teachers_grid_and_a_teacher_saw_the_images() -> None:
-    """Also of a run that MLflow has as text, and what is set stays."""
+def test_alignment_was_on_the_teachers_grid_and_teachers_got_the_images() -> None:
+    """Also for a run that MLflow stores as text; values that are set stay."""
     loss = {"_target_": "urepa.method.losses.urepa_loss.URepaLoss"}
     track = {"_target_": "urepa.data.tracks.latent_track.LatentTrack"}
     found = upgrade({KEY: 6, "loss": loss, "data": track | {"teacher_sees": "decoded"}})
@@ -305,8 +309,8 @@ def test_alignment_was_on_the_teachers_grid_and_a_teacher_saw_the_images() -> No
 
 
 @pytest.mark.parametrize("target", ["urepa.lora.add_lora", "urepa.models.lora.adapters.LoRA"])
-def test_adapters_of_before_were_plain_lora(target: str) -> None:
-    """Not those of a run that says otherwise."""
+def test_adapters_of_earlier_versions_were_plain_lora(target: str) -> None:
+    """Except for those of a run that records something else."""
     lora = {"_target_": target, "rank": 8}
     new = upgrade({"lora": lora})["lora"]
     assert (new["use_rslora"], new["use_dora"]) == (False, False)

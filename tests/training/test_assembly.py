@@ -1,4 +1,4 @@
-"""Parts are built from plain configs, and their mistakes come through as they are."""
+"""Parts are built from plain configs, and their errors are passed on unchanged."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def test_a_networks_user_error_is_not_wrapped(compose: Compose) -> None:
 
 
 @pytest.mark.slow
-def test_the_untrained_model_is_the_runs_own_before_its_first_step(
+def test_the_untrained_model_equals_the_run_before_its_first_step(
     compose: Compose, small_run: list[str], build_trainer: Callable[..., Any]
 ) -> None:
-    """Also where another evaluation asks for a tap that is not there."""
+    """Also if another evaluation reads a tap that does not exist."""
     trainer = build_trainer("seed=3", "trainer.max_steps=3")
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.fit(0)
@@ -62,7 +62,7 @@ def test_the_untrained_model_is_the_runs_own_before_its_first_step(
 
 @pytest.mark.slow
 def test_a_backbone_with_weights_has_a_random_one_beside_it(tmp_path: Path, compose: Compose) -> None:
-    """Of its own architecture and prompts, drawn by the run's seed."""
+    """With the same architecture and prompts, initialised with the run's seed."""
     config = compose(*small_sd(tmp_path))
     track, cpu = build_part(config["data"]), torch.device("cpu")
     own = build_untrained(config, track, cpu)
@@ -83,7 +83,7 @@ def test_a_backbone_with_weights_has_a_random_one_beside_it(tmp_path: Path, comp
 
 @pytest.mark.fast(1)
 @pytest.mark.parametrize("has_weights", [False, True])
-def test_floors_are_what_the_backbone_began_with_and_a_random_one(
+def test_floors_are_the_initial_backbone_and_a_random_one(
     has_weights: bool, trainer_of: Callable[..., Any], compose: Compose, small_sit: list[str], sit_file: Path
 ) -> None:
     own = [f"backbone.weights={sit_file}"] if has_weights else []

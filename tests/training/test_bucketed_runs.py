@@ -1,4 +1,4 @@
-"""Runs over buckets: their first line, their evaluations, and what counts as the same data."""
+"""Runs over buckets: their first lines, their evaluations, and the identity of their data."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def opened(config: dict[str, Any]) -> Any:
 
 
 def test_a_run_over_buckets(trainer_of: Callable[..., Any], compose: Compose, tmp_path: Path) -> None:
-    """What is said first and what is known of the caches, one build for all."""
+    """The first lines and the records of the caches, with one build for all."""
     images, root = write_aspects(tmp_path / "images", 10, 8), tmp_path / "data"
     config = compose(*bucketed(images, root))
     track, teacher = declaration_of(config["data"]), declaration_of(config["teacher"])

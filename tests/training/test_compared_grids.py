@@ -1,6 +1,6 @@
 """`loss.grid` in whole runs: the floors of validation, the evaluation of alignment, and what is refused before step 0.
 
-The tiny quickstart's middle has 4x4 tokens, its first decoder stage 8x8 and its teacher 2x2.
+The tiny quickstart's middle block has 4x4 tokens, its first decoder stage 8x8 and its teacher 2x2.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ GRIDS = {"mid": (4, 4), "dec_first": (8, 8)}
 
 
 def resized(tokens_BND: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Unit tokens of the 2x2 teacher on a grid, by hand."""
+    """Unit tokens of the 2x2 teacher on another grid, by hand."""
     map_BDhw = tokens_BND.float().mT.reshape(len(tokens_BND), -1, 2, 2)
     large = F.interpolate(map_BDhw, size=grid, mode="bilinear", align_corners=False)
     return F.normalize(large.flatten(2).mT, dim=-1)
 
 
 def floor_by_hand(trainer: Any, grid: tuple[int, int]) -> float:
-    """1 − the mean cosine of validation's targets with the mean target of the training images."""
+    """1 − the mean cosine of the validation targets with the mean target of the training images."""
     cache = trainer.reader.cache
     train, val = ([*cache.splits[split]] for split in ("train", "val"))
     mean = resized(cache.teacher_BND(train), grid).mean((0, 1))
@@ -93,8 +93,8 @@ def test_with_a_normalised_target_there_is_no_constant(build_trainer: Build) -> 
     assert "floor/constant_token" not in trainer.validation(trainer.model, step=2)
 
 
-def test_of_several_buckets_the_mean_is_by_their_numbers_of_tokens(build_trainer: Build) -> None:
-    """Two stand-ins for buckets that share the records, of which one is compared on the teacher's own grid."""
+def test_the_mean_over_buckets_is_weighted_by_their_numbers_of_tokens(build_trainer: Build) -> None:
+    """Two stand-ins for buckets share the records; one is compared on the teacher's own grid."""
     trainer = build_trainer("loss.grid=student")
     cache, loss = trainer.reader.cache, trainer.loss
 
@@ -135,7 +135,7 @@ def test_the_evaluation_of_alignment_compares_what_the_loss_compares(make_policy
 
 @pytest.fixture
 def make_policy_context(build_trainer: Build, tmp_path: Path) -> Build:
-    """make_policy_context(*overrides): of a trainer at step 0."""
+    """make_policy_context(*overrides): the context of a trainer at step 0."""
 
     def make(*overrides: str) -> Context:
         trainer = build_trainer(*overrides)
@@ -151,22 +151,22 @@ def make_policy_context(build_trainer: Build, tmp_path: Path) -> Build:
 
 
 @pytest.mark.parametrize("grid", ["smaller", "[2,2]"])
-def test_a_policy_that_is_the_teachers_grid_everywhere_is_refused(build_trainer: Build, grid: str) -> None:
+def test_a_policy_without_effect_is_refused(build_trainer: Build, grid: str) -> None:
     with pytest.raises(UserError, match=r"^loss.grid=.* has no effect here, as it is the teacher's grid at every tap"):
         build_trainer(f"loss.grid={grid}")
 
 
-def test_a_word_that_is_none_is_refused_before_anything_is_built(compose: Build) -> None:
+def test_an_unknown_policy_is_refused_before_anything_is_built(compose: Build) -> None:
     with pytest.raises(UserError, match="^loss.grid=students: give teacher, student, smaller, or rows and columns"):
         check(compose("loss.grid=students"), ["loss.grid=students"])
     with pytest.raises(UserError, match=r"^loss.grid=\[0, 4\]: give 1 or more"):
         check(compose("loss.grid=[0,4]"), ["loss.grid=[0,4]"])
 
 
-def test_a_head_that_does_not_resize_meets_any_teacher_on_its_own_grid(
+def test_a_head_that_does_not_resize_works_with_any_teacher_on_the_taps_grid(
     compose: Build, small_sit: list[str], trainer_of: Build
 ) -> None:
-    """8x8 patches and a teacher of 4x4: refused on the teacher's grid, with a line that names the way out."""
+    """8x8 patches and a teacher of 4x4: refused on the teacher's grid, with a message that names the solution."""
     other = [*small_sit, "backbone.patch=2"]
     with pytest.raises(UserError, match="8x8 patches and the teacher 4x4 tokens.*loss.grid=student"):
         check(compose(*other), other)

@@ -1,4 +1,4 @@
-"""What every optimiser declares and builds."""
+"""The declaration of every optimiser, and what it builds."""
 
 from __future__ import annotations
 

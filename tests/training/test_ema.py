@@ -1,4 +1,4 @@
-"""The average of the weights against closed forms; a skipped step leaves it alone."""
+"""The average of the weights, compared with closed forms; a skipped step leaves it unchanged."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_ema_applied_gives_the_weights_back_bit_for_bit(fails: bool) -> None:
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, 1.5])
-def test_an_ema_that_cannot_be_is_a_user_error(decay: float) -> None:
+def test_an_impossible_ema_is_a_user_error(decay: float) -> None:
     with pytest.raises(UserError, match=r"trainer\.ema_decay"):
         EMA(model(), decay, warmup=False)
 
@@ -110,7 +110,7 @@ def test_an_ema_decay_of_zero_is_the_weights_themselves() -> None:
 
 
 def drifting(warmup: bool, decay: float, skipped: tuple[int, ...] = (), steps: int = 40) -> tuple[EMA, list[Tensor]]:
-    """An average over weights that move at each step, and the weights at the beginning and after each step."""
+    """An average over weights that change at each step, with the initial weights and those after each step."""
     net = nn.Linear(1, 1, bias=False, dtype=torch.float64)
     ema = EMA(net, decay, warmup)
     seen = [net.weight.detach().clone()]
@@ -137,8 +137,8 @@ def test_a_warm_up_is_tensorflows_rule_over_applied_updates(decay: float, skippe
     assert ema.initial_share() == pytest.approx(share)
 
 
-def test_the_share_is_what_the_average_holds_of_the_initial_weights() -> None:
-    """Weights that jump to 0 at once and stay there leave the initial ones' share alone."""
+def test_the_share_is_that_of_the_initial_weights_in_the_average() -> None:
+    """Weights that become 0 at once and stay 0 leave only the initial weights' share."""
     for warmup, expected in ((False, 0.99**40), (True, 1 / 2054455634)):  # 40! 9! / 49!
         net = nn.Linear(1, 1, bias=False)
         nn.init.constant_(net.weight, 1.0)
@@ -151,8 +151,8 @@ def test_the_share_is_what_the_average_holds_of_the_initial_weights() -> None:
 
 
 @pytest.mark.parametrize("decay", [0.0, 1 / 3, 0.9, 0.99, 0.9995, 0.9999])
-def test_without_a_warm_up_no_bit_of_the_average_is_another(decay: float) -> None:
-    """θ_ema += (1−d)·(1−bad)·(θ−θ_ema), in one rounding for each product and sum or in fewer."""
+def test_without_a_warm_up_the_average_is_unchanged_bit_for_bit(decay: float) -> None:
+    """θ_ema += (1−d)·(1−bad)·(θ−θ_ema), with one rounding for each product and sum or with fewer."""
     net = model()
     ema = EMA(net, decay, warmup=False)
     before = [p.detach().clone() for p in net.parameters()]
@@ -171,7 +171,7 @@ def test_without_a_warm_up_no_bit_of_the_average_is_another(decay: float) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("warmup", ["false", "true"])
 def test_an_average_resumes_exactly(build_trainer: Callable[..., Any], warmup: str) -> None:
-    """Two steps, a checkpoint, four more: as six in one go; one of the first two is skipped."""
+    """Two steps, a checkpoint and four more steps equal six steps without a stop; one of the first two is skipped."""
 
     def updated(trainer: Any, steps: range) -> Any:
         for step in steps:

@@ -1,4 +1,4 @@
-"""What a run says before its first step."""
+"""The lines that a run prints before its first step."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import nn
 from urepa.training.first_lines import classes, device, parameters, start_lines
 
 
-def test_a_run_begins_with_a_line_on_each(build_trainer: Callable[..., Any]) -> None:
-    """20 of 40 digits validate, so 40 train: 5 steps of 8 an epoch."""
+def test_a_run_prints_a_line_on_each_part(build_trainer: Callable[..., Any]) -> None:
+    """20 of 40 digits are for validation, so 40 train: 5 steps of 8 per epoch."""
     trainer = build_trainer("trainer.max_steps=12", "trainer.ema_warmup=true")
     said = dict(line.split(maxsplit=1) for line in start_lines(trainer).splitlines())
     trainer.reader.cache.close()
@@ -31,10 +31,10 @@ def test_a_run_begins_with_a_line_on_each(build_trainer: Callable[..., Any]) -> 
 
 @pytest.mark.fast(1)
 @pytest.mark.parametrize(("steps", "says"), [(150, "22 %"), (298, "5 %"), (299, "")])
-def test_averages_that_will_lag_are_said_before_the_first_step(
+def test_a_lag_of_the_average_is_reported_before_the_first_step(
     build_trainer: Callable[..., Any], steps: int, says: str
 ) -> None:
-    """0.99^150 = 0.22 is more than 5 %, as 0.99^298 = 0.0500 is; the next power is not."""
+    """0.99^150 = 0.22 is more than 5 %, and so is 0.99^298 = 0.0500; the next power is not."""
     trainer = build_trainer(f"trainer.max_steps={steps}", "trainer.ema_decay=0.99")
     said = dict(line.split(maxsplit=1) for line in start_lines(trainer).splitlines())
     trainer.reader.cache.close()
@@ -48,7 +48,7 @@ def test_averages_that_will_lag_are_said_before_the_first_step(
 
 
 class Adapted(nn.Module):
-    """4 frozen weights and 3 of an adapter, of which heads are none."""
+    """4 frozen weights and 3 of an adapter, without heads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Adapted(nn.Module):
         self.backbone["frozen"].requires_grad_(False)
 
 
-def test_adapters_are_counted_apart() -> None:
+def test_adapters_are_counted_separately() -> None:
     assert parameters(Adapted()) == "backbone 4 (0 trainable), LoRA 3 (all trainable), no heads"
     model = Adapted()
     model.heads["mid"] = nn.Linear(999, 1)
@@ -65,13 +65,13 @@ def test_adapters_are_counted_apart() -> None:
     assert parameters(model).endswith("heads 1,000 (999 trainable)")
 
 
-def test_of_many_classes_there_are_the_first_names() -> None:
+def test_only_the_first_names_of_many_classes_are_listed() -> None:
     assert classes(1000, ()) == "1,000"
     assert classes(2, ["cat", "dog"]) == "2: cat, dog"
     assert classes(7, list("abcdefg")) == "7: a, b, c, d, e, ..."
     assert "\n" not in classes(1, ["x\ny"])
 
 
-def test_of_several_processes_each_has_its_threads() -> None:
+def test_the_threads_of_each_process_are_reported() -> None:
     several: Any = SimpleNamespace(device=torch.device("cpu"), num_processes=2)
     assert "2 processes, 1 thread each, bf16" in device(several, "bf16")

@@ -1,4 +1,4 @@
-"""What a finished run proposes next is a command that composes, on the same data."""
+"""The command that a finished run proposes next composes, on the same data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SWEEP = ["loss.lambda_max=0,0.5", "head.depth=1,2"]
 
 
 def proposed(config: dict[str, Any], *typed: str, experiment: str = "quickstart") -> list[str]:
-    """The arguments of a command for a run as its folder names it."""
+    """The arguments of the command proposed for a run, as its folder names it."""
     words = shlex.split(next_command(Names(experiment, "baseline", tuple(own_overrides(list(typed)))), config))
     assert words[:3] == ["python", "-m", "urepa.train"]
     return words[3:]
@@ -27,22 +27,22 @@ def proposed(config: dict[str, Any], *typed: str, experiment: str = "quickstart"
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A folder with a name that a shell and Hydra read otherwise."""
+    """A folder whose name has characters that are special to a shell and to Hydra."""
     for name in ("cat", "dog"):
         (tmp_path / "my photos, (all)" / name).mkdir(parents=True)
         (tmp_path / "my photos, (all)" / name / "1.png").write_bytes(b"")
     return tmp_path / "my photos, (all)"
 
 
-def test_the_plain_quickstart(compose: Compose) -> None:
-    """0.99^50 of the initial weights would be left without a warm-up of the averages."""
+def test_the_command_after_the_quickstart(compose: Compose) -> None:
+    """Without a warm-up of the average, 0.99^50 of the initial weights would be left."""
     own = ["trainer.max_steps=50", "trainer.ema_warmup=true"]
     assert proposed(compose()) == ["-m", *SWEEP, *own]
 
 
 @pytest.mark.slow
-def test_own_photographs_stay_the_data(compose: Compose, photos: Path, tmp_path: Path) -> None:
-    """Also after an evaluation, which sets keys of its own; paths are not cut to what the folder's name has of them."""
+def test_a_users_photographs_stay_the_data(compose: Compose, photos: Path, tmp_path: Path) -> None:
+    """Also after an evaluation, which sets keys of its own; paths are complete and not cut as in the folder's name."""
     typed = ["data=folder", f"data.images={photos}", f"data.root={tmp_path}/caches", "trainer.max_steps=150"]
     config = compose(*map(quote_argument, typed))
     config["data"]["build_on_first_use"] = False
@@ -70,13 +70,13 @@ def test_a_warm_up_that_is_not_needed_is_not_proposed(compose: Compose) -> None:
         ["tracking=none"],
     ],
 )
-def test_what_is_swept_already_or_cannot_be_typed_again(compose: Compose, typed: list[str]) -> None:
+def test_no_command_is_proposed_after_a_sweep_or_for_untypable_values(compose: Compose, typed: list[str]) -> None:
     config = compose(*typed)
     names = Names("quickstart", "baseline", tuple(own_overrides(typed)))
     shown = declaration_of(config["tracking"]).show_command()
     assert next_command(names, config) == (shown or "python -m urepa.train --help")
 
 
-def test_of_another_experiment_the_trackers_command(compose: Compose) -> None:
+def test_after_another_experiment_the_trackers_command_is_proposed(compose: Compose) -> None:
     config = compose("+experiment=cifar10", "data.source=folder", "tracking=none")
     assert proposed(config, experiment="cifar10") == ["--help"]

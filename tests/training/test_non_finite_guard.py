@@ -26,7 +26,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "bad_samples.jsonl").read_text().splitlines()]
 
 
-def test_finite_steps_pass(tmp_path: Path) -> None:
+def test_finite_steps_are_not_skipped(tmp_path: Path) -> None:
     guard = Guard(tmp_path, 3, CPU)
     assert guard.judge(0, ["a", "b"], [terms(1, 2)], FINE).item() == 0.0
     assert guard.read(1, True) == {"guard/skipped_steps": 0.0, "guard/manifold_spikes": 0.0}
@@ -42,7 +42,7 @@ def test_a_sample_whose_loss_is_not_finite_is_named(tmp_path: Path, value: float
     assert rows(tmp_path) == [{"step": 7, "cause": "loss", "sample_ids": ["c"]}]
 
 
-def test_any_term_of_a_sample_counts(tmp_path: Path) -> None:
+def test_any_non_finite_term_of_a_sample_skips_the_step(tmp_path: Path) -> None:
     guard = Guard(tmp_path, 3, CPU)
     assert guard.judge(0, ["a", "b"], [terms(1, 2, token=torch.nan)], FINE).item() == 1.0
 
@@ -54,8 +54,8 @@ def test_a_bad_gradient_names_the_whole_batch(tmp_path: Path) -> None:
     assert rows(tmp_path) == [{"step": 7, "cause": "gradient", "sample_ids": ["a", "b"]}]
 
 
-def test_a_total_that_is_not_finite_is_enough(tmp_path: Path) -> None:
-    """A manifold loss has no samples of its own to blame."""
+def test_a_non_finite_total_alone_skips_the_step(tmp_path: Path) -> None:
+    """A manifold loss belongs to no single sample."""
     guard = Guard(tmp_path, 3, CPU)
     fine = terms(1, 2)
     assert guard.judge(0, ["a", "b"], [Terms(torch.tensor(torch.nan), fine.per_sample)], FINE).item() == 1.0
@@ -78,7 +78,7 @@ def test_a_good_step_ends_the_streak(tmp_path: Path) -> None:
     assert [row["step"] for row in rows(tmp_path)] == [0, 1, 3, 4]
 
 
-def test_a_streak_goes_on_over_reads_and_checkpoints(tmp_path: Path) -> None:
+def test_a_streak_continues_over_reads_and_checkpoints(tmp_path: Path) -> None:
     guard = Guard(tmp_path, 3, CPU)
     for step in range(2):
         guard.judge(step, ["a"], [terms(torch.nan)], FINE)
@@ -141,8 +141,8 @@ def test_tensors_that_are_not_finite_are_named() -> None:
     assert non_finite({"weights": {"a": fine}, "ema": {"n": whole}}) == []
 
 
-def test_going_back_leaves_what_came_before(tmp_path: Path) -> None:
-    """Half a last line is gone; a damaged one before the checkpoint stays as it is, and is named."""
+def test_resuming_keeps_the_lines_before_the_checkpoint(tmp_path: Path) -> None:
+    """Half a last line is removed; a damaged line before the checkpoint stays and is named."""
     guard = Guard(tmp_path, 9, CPU)
     for step in range(4):
         guard.judge(step, ["a"], [terms(torch.nan)], FINE)

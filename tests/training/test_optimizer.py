@@ -1,4 +1,4 @@
-"""AdamW and clipping against torch and closed forms; a skipped step leaves everything alone."""
+"""AdamW and clipping, compared with torch and closed forms; a skipped step leaves everything unchanged."""
 
 from __future__ import annotations
 
@@ -108,8 +108,8 @@ def test_small_gradients_and_no_limit_change_no_bit(max_norm: float | None) -> N
     assert all(torch.equal(p.grad, q.grad) for p, q in zip(net.parameters(), reference.parameters(), strict=True))
 
 
-def test_a_group_of_zero_gradients_leaves_the_others_bits() -> None:
-    """What makes loss.lambda_max=0 train the backbone that loss=none trains."""
+def test_a_group_of_zero_gradients_does_not_change_the_others() -> None:
+    """This is why loss.lambda_max=0 trains the same backbone as loss=none."""
     with_head, without = model(), model()
     for net in (with_head, without):
         set_gradients(net.backbone, 2, 10.0)
@@ -148,7 +148,7 @@ def test_a_bad_step_touches_neither_weights_nor_adams_state(value: float) -> Non
     assert not any(torch.equal(a, b) for a, b in zip(before, state_of(net, optimizer), strict=True))
 
 
-def test_a_bad_first_step_counts_as_none() -> None:
+def test_a_skipped_first_step_does_not_count() -> None:
     skipped, plain = model(), model()
     optimizers = [adamw().build(groups_of(net, "backbone")) for net in (skipped, plain)]
     set_gradients(skipped, 9, torch.nan)
@@ -183,8 +183,8 @@ def test_the_trajectory_is_plain_adamws_under_the_schedule() -> None:
         assert (p - start).abs().max() > 0.05
 
 
-def test_learning_rates_follow_the_step_and_nothing_else() -> None:
-    """No state: a resumed run sets what the first would have set."""
+def test_learning_rates_depend_on_the_step_alone() -> None:
+    """There is no state: a resumed run sets the same rates as an uninterrupted one."""
     ours = adamw()
     optimizer = ours.build(groups_of(model(), "backbone"))
     ours.set_lr(optimizer, 50, 100)

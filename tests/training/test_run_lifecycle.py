@@ -1,5 +1,5 @@
-"""A run in this process, whatever the environment says, and its summary after several evaluations: the values of the
-last one alone, whosever they are."""
+"""A run in this process, whatever the environment; and its summary after several evaluations: only the values of the
+last one, whichever evaluation wrote them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from urepa.runs.run_folder import RunFolder
 from urepa.training.run_lifecycle import Session, _drop_none, _update_owners, accelerate_for
 
 
-def test_what_an_evaluation_no_longer_reports_is_withdrawn() -> None:
+def test_values_that_an_evaluation_no_longer_reports_are_withdrawn() -> None:
     before = {"generation": ["final/fd/pixels", "floor/fd/pixels"], "knn": ["final/knn/tap", "final/knn/tap_by_t/0100"]}
     now = {"generation": ["final/fd/pixels"]}
     assert _update_owners(before, now) == (now | {"knn": before["knn"]}, {"floor/fd/pixels"})
@@ -31,7 +31,7 @@ def test_what_an_evaluation_no_longer_reports_is_withdrawn() -> None:
     assert _update_owners({}, now) == (now, set())
 
 
-def test_a_key_belongs_to_who_wrote_it_last() -> None:
+def test_a_key_belongs_to_the_evaluation_that_wrote_it_last() -> None:
     own, withdrawn = _update_owners({"generation": ["final/fd/pixels"]}, {"inception": ["final/fd/pixels"]})
     assert own == {"generation": [], "inception": ["final/fd/pixels"]}
     assert not withdrawn
@@ -39,7 +39,7 @@ def test_a_key_belongs_to_who_wrote_it_last() -> None:
 
 
 @pytest.mark.slow
-def test_null_takes_a_value_back(tmp_path: Path, compose: Callable[..., Any]) -> None:
+def test_null_withdraws_a_value(tmp_path: Path, compose: Callable[..., Any]) -> None:
     log = MetricsLog(tmp_path / "run" / "seed0" / "metrics.jsonl")
     log.path.parent.mkdir(parents=True)
     log.append({"step": 4, "final/fd/pixels": 2.0, "floor/fd/pixels": 1.0})
@@ -76,14 +76,14 @@ SETTINGS = DIVIDES | {
 
 
 def train(compose: Callable[..., Any], folder: Path, *overrides: str) -> dict[str, Any]:
-    """The weights that a run of two steps ends with."""
+    """The weights after a run of two steps."""
     config = compose("trainer.max_steps=2", "evaluation=none", *overrides)
     Session(OmegaConf.create(config), str(folder), [], choices={}).run()
     return load_file(checkpoint.require(folder).folder / "weights.safetensors")
 
 
 @pytest.mark.slow
-def test_accelerates_variables_change_no_weight(
+def test_variables_of_accelerate_change_no_weight(
     tmp_path: Path,
     compose: Callable[..., Any],
     small_run: list[str],
@@ -103,8 +103,8 @@ def test_accelerates_variables_change_no_weight(
         assert all(f"{name}={value}" in line for name, value in settings.items())
 
 
-def test_tf32_products_are_not_the_environments_to_choose(compose: Callable[..., Any]) -> None:
-    """TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 makes torch begin at "high"."""
+def test_the_environment_cannot_enable_tf32(compose: Callable[..., Any]) -> None:
+    """TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 sets torch's initial precision to "high"."""
     from accelerate.state import AcceleratorState
 
     torch.set_float32_matmul_precision("high")
@@ -118,10 +118,10 @@ def test_tf32_products_are_not_the_environments_to_choose(compose: Callable[...,
     ("override", "said"),
     [("loss.lambda_max=inf", "validation"), ("optimizer.lr.backbone=1e30", "not finite")],
 )
-def test_a_run_that_is_not_finite_failed(
+def test_a_non_finite_run_has_failed(
     tmp_path: Path, compose: Callable[..., Any], small_run: list[str], override: str, said: str
 ) -> None:
-    """Whatever let such a number through: no summary, and MLflow has it as FAILED."""
+    """Whatever produced the non-finite number: there is no summary, and MLflow has the run as FAILED."""
     from mlflow import MlflowClient
 
     uri, folder = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "run" / "seed0"

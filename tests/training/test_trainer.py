@@ -1,5 +1,5 @@
-"""A run whose validation, weights or optimizer state are not finite, or that skipped most of its updates, does not end
-as one that is finished, and its last good checkpoint stays."""
+"""A run does not end as finished if its validation, weights or optimizer state are not finite, or if it skipped most of
+its updates; its last good checkpoint stays."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def of_part(trainer: Any, part: str) -> torch.Tensor:
 @pytest.mark.fast(1)
 @pytest.mark.parametrize("part", ["weights", "ema", "optimizer"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_what_is_not_finite_is_not_saved(build_trainer: Build, part: str, value: float) -> None:
+def test_non_finite_states_are_not_saved(build_trainer: Build, part: str, value: float) -> None:
     trainer = build_trainer("trainer.max_steps=2")
     trainer.fit(0)
     good = checkpoint.newest(trainer.folder / "checkpoints")
@@ -51,7 +51,7 @@ def test_what_is_not_finite_is_not_saved(build_trainer: Build, part: str, value:
 @pytest.mark.fast(1)
 @pytest.mark.parametrize("lr", ["inf", "1e30", "1e20"])
 def test_a_learning_rate_that_destroys_the_weights_ends_the_run(build_trainer: Build, lr: str) -> None:
-    """Configs that the command refuses, but a stored one may hold."""
+    """The command refuses such configs, but a stored one may contain them."""
     trainer = build_trainer(*SHORT, f"optimizer.lr.backbone={lr}", f"optimizer.lr.head={lr}")
     with pytest.raises(UserError, match="not finite"):
         trainer.fit(0)
@@ -59,7 +59,7 @@ def test_a_learning_rate_that_destroys_the_weights_ends_the_run(build_trainer: B
 
 
 def test_an_undefined_validation_ends_the_run_at_once(build_trainer: Build) -> None:
-    """Its row is there to be looked at, and the checkpoint before it is what a resume goes on from."""
+    """Its row is stored, and a resume continues from the checkpoint before it."""
     trainer = build_trainer(*SHORT, "trainer.ema_decay=0.0")
     validate = trainer.validate
 
@@ -82,7 +82,7 @@ def test_an_undefined_validation_ends_the_run_at_once(build_trainer: Build) -> N
 
 @pytest.mark.slow
 def test_a_run_that_skips_most_updates_is_not_finished(build_trainer: Build) -> None:
-    """λ is 0 in the first update, and then an alignment term is infinite; weights and validation stay finite."""
+    """λ is 0 in the first update, after which an alignment term is infinite; weights and validation stay finite."""
     trainer = build_trainer(*SHORT, "loss.lambda_max=1e38", "loss.warmup_steps=1")
     with pytest.raises(UserError, match="5 of 6 updates .* skipped, so this run is not finished"):
         trainer.fit(0)
@@ -94,7 +94,7 @@ def test_a_run_that_skips_most_updates_is_not_finished(build_trainer: Build) -> 
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_before_that_is_not_finite_is_named(build_trainer: Build) -> None:
+def test_a_non_finite_checkpoint_of_an_earlier_version_is_named(build_trainer: Build) -> None:
     trainer = build_trainer("trainer.max_steps=2")
     trainer.fit(0)
     tensors = trainer.tensors()

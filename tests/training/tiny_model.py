@@ -1,4 +1,4 @@
-"""A small model, gradients for it, and what tells an update to go or to be skipped."""
+"""A small model, gradients for it, and the flag that makes an update happen or be skipped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""For how many updates a run's teacher is asked, as far as that is known before it."""
+"""The number of updates in which a run uses its teacher, as far as it is known before the run."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from urepa.core.protocols import Loss, Schedule
 
 
 def stop_step(config: dict[str, Any]) -> int | None:
-    """The update from which on the teacher is not asked, as far as it is known before the run; None: it always is, or
-    there is none."""
+    """The update from which on the teacher is not used, as far as it is known before the run; None: the teacher is used
+    until the end, or there is none."""
     loss: Loss = declaration_of(config["loss"])
     max_steps = config["trainer"]["max_steps"]
     if not loss.taps:

@@ -1,4 +1,4 @@
-"""What `python -m urepa.bench` wrote with out=FILE: a list of rows, or several benches, each with its rows, by name."""
+"""Reads what `python -m urepa.bench` writes with out=FILE: a list of rows, or named benches with rows each."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 from urepa.core.errors import UserError
 from urepa.core.files import read_json
 
-# what a row of `urepa.bench` must say
+# the keys that a row of `urepa.bench` must have
 MEASURED = ("path", "device", "batch_size", "step_s", "tflops_per_s", "peak_memory_bytes", "saved_bytes_per_sample")
 
 
 def read_measured(file: Path, device: str) -> list[dict[str, Any]]:
-    """The rows of a measurement on the device of this name; a UserError if they are another device's."""
+    """The rows of a measurement on the device of this name. Raises UserError if they are another device's."""
     if not file.is_file():
         raise UserError(f"measured={file}: there is no such file; `python -m urepa.bench` makes it with out=FILE")
     rows = read_json(file, (dict, list))
@@ -23,7 +23,7 @@ def read_measured(file: Path, device: str) -> list[dict[str, Any]]:
         raise UserError(f"measured={file} does not hold the steps of `python -m urepa.bench` ({', '.join(MEASURED)})")
     others = {row["device"] for row in rows if device.lower() not in row["device"].lower()}
     if others:
-        raise UserError(f"measured={file} was measured on {min(others)}, not on {device}; choose device=... of it")
+        raise UserError(f"measured={file} was measured on {min(others)}, not on {device}; give its device=...")
     return rows
 
 
@@ -35,7 +35,7 @@ def _named_rows(name: str, bench: Any) -> list[Any]:
 
 
 def _is_measured(row: dict[str, Any]) -> bool:
-    """Has it what `urepa.bench` writes, in its types?"""
+    """Whether the row has the values that `urepa.bench` writes, with their types."""
     numbers = [row.get(key) for key in MEASURED if key not in ("path", "device", "peak_memory_bytes")]
     are_named = all(isinstance(row.get(key), str) for key in ("path", "device"))
     return are_named and "peak_memory_bytes" in row and all(isinstance(n, int | float) and n > 0 for n in numbers)

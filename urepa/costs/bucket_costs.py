@@ -1,4 +1,4 @@
-"""What a step costs in each bucket, and of all buckets together: FLOPs are a mean, memory is that of the bucket that
+"""The costs of a step in each bucket and over all buckets: the mean of the FLOPs, and the memory of the bucket that
 needs most."""
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from urepa.costs.counting import StepCount
 
 @dataclass(frozen=True)
 class BucketCost:
-    """A bucket, and a step of it; one without a name is the whole track. FLOPs and bytes are a micro-batch's."""
+    """The costs of a step in a bucket; a track without buckets is one with an empty name. FLOPs and bytes are those of
+    a micro-batch."""
 
     latent_shape: tuple[int, int, int]  # of x0, [C,H,W]
     image_shape: tuple[int, int]  # rows and columns in pixels
@@ -23,7 +24,7 @@ class BucketCost:
     grids: dict[str, tuple[int, int]]  # of each teacher's tokens
 
     def steps_an_epoch(self, batch_size: int) -> int | None:
-        """Whole batches; None: not known yet."""
+        """The number of whole batches; None: not known yet."""
         return None if self.samples is None else self.samples["train"] // batch_size
 
     def as_dict(self, batch_size: int) -> dict[str, Any]:
@@ -39,12 +40,12 @@ class BucketCost:
 
 
 def is_weighted(buckets: Mapping[str, BucketCost]) -> bool:
-    """Is it known how many samples each has? Means are unweighted otherwise."""
+    """Whether the number of samples of each bucket is known; otherwise means are unweighted."""
     return all(bucket.samples is not None for bucket in buckets.values())
 
 
 def largest(buckets: Mapping[str, BucketCost]) -> str:
-    """The name of the one whose step needs most memory."""
+    """The name of the bucket whose step needs most memory."""
     return max(buckets, key=lambda name: buckets[name].step.peak)
 
 
@@ -66,7 +67,7 @@ def mean_forward(buckets: Mapping[str, BucketCost]) -> int:
 
 
 def mean_of(values: Sequence[int], weights: Sequence[int | None]) -> int:
-    """To the nearest whole number; unweighted where a weight is None."""
+    """The weighted mean, rounded to a whole number; unweighted if a weight is None."""
     known = [weight for weight in weights if weight is not None]
     used = known if len(known) == len(weights) else [1] * len(weights)
     total = sum(used)
@@ -74,6 +75,6 @@ def mean_of(values: Sequence[int], weights: Sequence[int | None]) -> int:
 
 
 def _means(steps: Sequence[dict[str, int]], weights: Sequence[int | None]) -> dict[str, int]:
-    """By part; one that a step does not have costs it nothing."""
+    """The mean of each part; a part that a step does not have counts as 0."""
     parts: Iterable[str] = dict.fromkeys(part for step in steps for part in step)
     return {part: mean_of([step.get(part, 0) for step in steps], weights) for part in parts}

@@ -1,8 +1,8 @@
-"""What one training step costs, counted operation by operation: FLOPs, bytes saved for backward, peak memory.
+"""Counts the costs of one training step, operation by operation: FLOPs, bytes saved for backward, peak memory.
 
-Two FLOPs a multiply-add. Attention's backward pass is two products for each of the forward one's, whatever the
-kernel: that a fused kernel computes the scores again is its own affair. Recomputation that gradient
-checkpointing asks for does count. Elementwise work has no FLOPs here.
+A multiply-add is two FLOPs. Attention's backward pass is two products for each product of the forward pass, whatever
+the kernel: a fused kernel's recomputation of the scores is not counted. The recomputation of gradient checkpointing is
+counted. Elementwise operations count as 0 FLOPs.
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ def flop_counter() -> FlopCounterMode:
 
 
 class SavedBytes:
-    """Counts what the forward pass inside keeps for the backward one: each storage once, without the model's own.
+    """Inside, counts the bytes that a forward pass saves for the backward pass: each storage once, without the model's
+    parameters and buffers.
 
-    Works on real tensors as on fake ones. What is computed from weights (autocast's copies, say) counts.
+    Works on real and on fake tensors. Tensors computed from weights, such as autocast's copies, are counted.
     """
 
     def __init__(self, model: nn.Module, part: Callable[[], str] = lambda: "all") -> None:
@@ -78,7 +79,7 @@ class SavedBytes:
 
 
 class LiveBytes(TorchDispatchMode):
-    """The most bytes that tensors made inside occupy at once."""
+    """Inside, measures the most bytes that newly made tensors occupy at once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,7 +101,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def norm_as_on_cuda(model: nn.Module) -> None:
-    """From now on PyTorch's norms run in fp32 inside autocast on a CPU, as they do by autocast's rules for CUDA."""
+    """Makes the model's norms run in fp32 inside autocast on a CPU, as autocast's rules for CUDA do."""
 
     def widen(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         return (inputs[0].float(), *inputs[1:]) if torch.is_autocast_enabled("cpu") else None
@@ -113,8 +114,8 @@ def norm_as_on_cuda(model: nn.Module) -> None:
 class ActivePart:
     """Tracks which part of a model computes, forward and backward: that of the leaf module that was entered last.
 
-    Autograd runs a graph against the order in which it was made, so the gradient that arrives at a leaf's
-    output says that the leaf's part goes backward from here on.
+    Autograd runs a graph in the reverse of the order in which it was made. So a gradient that arrives at a leaf's
+    output shows that the backward pass enters the leaf's part.
     """
 
     def __init__(self, model: nn.Module, part_of: Callable[[str], str], switched: Callable[[], None]) -> None:
@@ -151,8 +152,8 @@ class ActivePart:
 
 @dataclass(frozen=True)
 class StepCount:
-    """One forward and backward pass of a batch. FLOPs and bytes by part; `peak`: bytes of all that is made on
-    the way, gradients included, at the moment when they are most."""
+    """One forward and backward pass of a batch. FLOPs and bytes are by part. `peak`: the most bytes that tensors made
+    during the step, including gradients, occupy at once."""
 
     forward: dict[str, int]
     backward: dict[str, int]
@@ -186,8 +187,8 @@ def count_step(model: nn.Module, part_of: Callable[[str], str], step: Callable[[
 
 
 def on_fake_cpu(model: nn.Module) -> FakeTensorMode:
-    """Moves a model from the meta device to a pretended CPU: inside the mode that is returned it has a CPU's
-    kernels and autocast, shapes without values, and needs no memory. Everything else made inside is like it."""
+    """Moves a model from the meta device to a fake CPU. Inside the returned mode it uses a CPU's kernels and autocast;
+    its tensors have shapes without values and need no memory. All other tensors made inside are fake, too."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     made: dict[int, Tensor] = {}

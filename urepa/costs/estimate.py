@@ -1,7 +1,7 @@
-"""What a composed experiment will cost, before anything is built, read or fetched.
+"""Estimates the costs of a composed experiment before anything is built, read or downloaded.
 
 The model is built on the meta device by the same code as for training, and one step of it is counted. Memory
-and FLOPs are predictions; hours come from a device's stated rate (a floor) or from a measurement (expected).
+and FLOPs are predictions; hours come from a device's stated rate (a lower bound) or from a measurement (expected).
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from urepa.training.optimizer import groups_of
 from urepa.training.trainer import Settings
 
 SAME_FLOPS_WITHIN = 0.02  # relative difference of two counts of one step's FLOPs
-# switches that change what the same FLOPs need in time and memory; older rows do not say them
+# settings that change the time and memory of the same FLOPs; older rows do not have them
 SWITCHES = ("precision", "frozen", "channels_last", "attention", "compile")
-# keys that change no count; what is below them neither
+# keys that change no count, nor do the keys below them
 NOT_COUNTED = (
     *("seed", "resume", "warm_start", "tracking", "arm", "optimizer", "schedule", "device", "measured", "out"),
     *("evaluation", "data.cfg_dropout", "loss.lambda_max", "loss.warmup_steps"),
@@ -62,12 +62,12 @@ class Device:
 
 @dataclass(frozen=True)
 class Counted:
-    """What follows from the config, and of a track with buckets from its lists where they are there. FLOPs and bytes
-    are a micro-batch's: FLOPs the mean over the buckets, bytes of the bucket that needs most."""
+    """The counts that follow from the config and, for a track with buckets, from its lists if they exist. FLOPs and
+    bytes are a micro-batch's: FLOPs the mean over the buckets, bytes those of the bucket that needs most."""
 
     parameters: dict[str, dict[str, int]]  # by part: "all" and "trainable"
-    groups: dict[str, tuple[int, int]]  # by optimiser group: parameters that train, in so many tensors
-    buckets: dict[str, BucketCost]  # by name; one without a name where all images have one shape
+    groups: dict[str, tuple[int, int]]  # by optimiser group: numbers of trained parameters and of their tensors
+    buckets: dict[str, BucketCost]  # by name; one with an empty name if all images have one shape
     weights: dict[str, int]  # bytes that lie on the device all the time
     step: StepCount
     forward_per_sample: int  # of a whole forward pass, as validation makes it
@@ -87,8 +87,8 @@ _COUNTED: dict[str, Counted] = {}
 
 @dataclass(frozen=True)
 class Plan:
-    """The costs of one run. FLOPs are a whole batch's; memory is bytes; hours are GPU-hours, on one device. In steps
-    from `stop_step` on nothing is aligned; None: there are no such steps."""
+    """The costs of one run. FLOPs are a whole batch's; memory is in bytes; hours are GPU-hours, on one device. Steps
+    from `stop_step` on have no alignment terms; None: there are no such steps."""
 
     device: Device
     settings: Settings
@@ -101,7 +101,7 @@ class Plan:
         return self.settings.batch_size // self.settings.accumulation
 
     def flops(self, direction: str) -> dict[str, int]:
-        """Of a step, by part; `direction` is "forward" or "backward"."""
+        """FLOPs of a step, by part; `direction` is "forward" or "backward"."""
         by_part: dict[str, int] = getattr(self.counted.step, direction)
         parts = [*self.counted.parameters, AFTER_THE_MODEL]
         return {part: by_part.get(part, 0) * self.settings.accumulation for part in parts}
@@ -112,45 +112,45 @@ class Plan:
 
     @property
     def flops_after_stop(self) -> int:
-        """Of a step from `stop_step` on: without the teacher and the alignment terms, heads and all else as before."""
+        """FLOPs of a step from `stop_step` on: without the teacher and the alignment terms, but with the heads."""
         parts = (*WITH_TEACHER, AFTER_THE_MODEL)
         return self.flops_per_step - sum(self.flops(d).get(p, 0) for d in ("forward", "backward") for p in parts)
 
     @property
     def validation_flops(self) -> int:
-        """Of all validations of the run, the teacher's share included: they ask it after the stop too."""
+        """FLOPs of all validations of the run, including the teacher's: they use it after `stop_step` too."""
         s = self.settings
         times = s.max_steps // s.validate_every + (s.max_steps % s.validate_every > 0)
         return times * self.counted.samples["val"] * self.counted.forward_per_sample
 
     @property
     def run_flops(self) -> int:
-        """Training steps and validations; what is logged and evaluated beside them is not counted."""
+        """FLOPs of training steps and validations; logging and evaluations are not counted."""
         steps = self.settings.max_steps
         aligned = steps if self.stop_step is None else min(self.stop_step, steps)
         return aligned * self.flops_per_step + (steps - aligned) * self.flops_after_stop + self.validation_flops
 
     @property
     def saved_bytes(self) -> int:
-        """What a micro-batch's forward pass keeps for the backward one."""
+        """Bytes that a micro-batch's forward pass saves for the backward pass."""
         return sum(self.counted.step.saved.values())
 
     @property
     def peak_bytes(self) -> int:
-        """Weights, optimiser, EMA and the most that a step needs at once, without the workspace of kernels and what
-        the allocator loses."""
+        """Bytes of weights, optimiser and EMA, and the peak of a step, without the workspace of kernels and the
+        allocator's overhead."""
         held = self.counted.weights["gradients"] if self.settings.accumulation > 1 else 0
         kept = sum(size for name, size in self.counted.weights.items() if name != "gradients")
         return kept + held + self.counted.step.peak
 
     @property
     def fits(self) -> bool | None:
-        """Is the device's memory larger than the peak? None: not known."""
+        """Whether the device's memory is at least the peak; None: not known."""
         return None if self.device.memory_bytes is None else self.peak_bytes <= self.device.memory_bytes
 
     @property
     def floor_step_s(self) -> float | None:
-        """FLOPs over the device's rate."""
+        """A lower bound of a step's seconds: FLOPs divided by the device's rate."""
         return None if self.device.flops_per_s is None else self.flops_per_step / self.device.flops_per_s
 
     @property
@@ -159,8 +159,8 @@ class Plan:
 
     @property
     def reference(self) -> dict[str, Any] | None:
-        """The measurement that expected hours rest on: of our own path, and among several the one of this batch
-        size and of as many FLOPs a step."""
+        """The measurement from which expected hours are computed: of this project's own loop, preferably of the same
+        step, then of the same batch size."""
         own = [row for row in self.measured if row["path"] == "urepa"]
         return min(
             own,
@@ -213,7 +213,7 @@ class Plan:
         } | self._buckets()
 
     def _buckets(self) -> dict[str, Any]:
-        """Of several, for JSON."""
+        """The buckets for JSON; empty if there is only one."""
         buckets = self.counted.buckets
         if len(buckets) == 1:
             return {}
@@ -232,7 +232,7 @@ def plan(config: dict[str, Any], device: Device, measured: Path | None = None) -
 
 
 def _count_cached(config: dict[str, Any], kind: str) -> Counted:
-    """Counts a config once for all arms and seeds with the same costs; evaluations cost no step."""
+    """Counts a config once for all arms and seeds with the same costs; evaluations do not change a step's costs."""
     costly = {k: v for k, v in flatten(config).items() if not any(k == n or k.startswith(f"{n}.") for n in NOT_COUNTED)}
     track: Track = declaration_of(config["data"])
     backbone: Backbone = declaration_of(config["backbone"])
@@ -245,7 +245,7 @@ def _count_cached(config: dict[str, Any], kind: str) -> Counted:
 
 
 def _states(config: dict[str, Any]) -> int:
-    """Copies of what trains that the optimiser keeps."""
+    """The number of copies of the trained weights that the optimiser keeps."""
     optimizer: Optimizer = declaration_of(config["optimizer"])
     return optimizer.states
 
@@ -307,7 +307,8 @@ class CountedStep:
     mode: Any
 
     def cost_in(self, view: Any, samples: Mapping[str, int] | None, asked: dict[str, OnlineCost]) -> BucketCost:
-        """In a bucket (`urepa.data.stores.bucket_views`) with so many samples; `asked`: networks beside the model."""
+        """The costs in a bucket (`urepa.data.stores.bucket_views`). `samples`: its samples by split; `asked`: the
+        networks that run beside the model."""
         model, loss, settings = self.model, self.loss, self.settings
         micro_batch = settings.batch_size // settings.accumulation
 
@@ -321,7 +322,7 @@ class CountedStep:
             batch = example(view, self.teacher, self.objective, micro_batch, loss.diffusion_fraction)
             return step_terms(run, self.objective, loss, batch, 0, lambda x_BD: x_BD)[0].total
 
-        model.zero_grad()  # gradients of the bucket before
+        model.zero_grad()  # gradients of the previous bucket
         with self.mode:
             counts = count_step(model, lambda name: part_of(model, name), step)
             one = example(view, self.teacher, self.objective, 1)
@@ -340,20 +341,20 @@ class CountedStep:
 
 
 def _sums(by_bucket: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
-    """Samples of each split in all buckets."""
+    """The number of samples of each split in all buckets."""
     splits = next(iter(by_bucket.values()))
     return {split: sum(own[split] for own in by_bucket.values()) for split in splits}
 
 
 def part_of(model: AlignedModel, name: str) -> str:
-    """One of the backbone's stages, or head: where a module or parameter of this name belongs."""
+    """The part to which a module or parameter of this name belongs: one of the backbone's stages, or "head"."""
     owner, _, rest = name.partition(".")
     backbone: Any = model.backbone
     return "head" if owner == "heads" else backbone.stage_of(rest)
 
 
 def parameters_by_part(model: AlignedModel) -> dict[str, dict[str, int]]:
-    """How many there are, and how many train."""
+    """The number of parameters, and of those that train, by part."""
     backbone: Any = model.backbone
     parts = (*backbone.stages, "head")
     counts: dict[str, dict[str, int]] = {part: {"all": 0, "trainable": 0} for part in parts}
@@ -365,8 +366,8 @@ def parameters_by_part(model: AlignedModel) -> dict[str, dict[str, int]]:
 
 
 def weight_bytes(model: nn.Module, states: int) -> dict[str, int]:
-    """What lies on the device from the first step to the last. The optimiser keeps `states` copies of whatever trains
-    (AdamW two moments) and EMA one, in its precision."""
+    """Bytes that are on the device from the first step to the last. The optimiser keeps `states` copies of the trained
+    weights (AdamW: two moments) and EMA keeps one, in their precision."""
     trains = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     return {
         "frozen weights": sum(p.nbytes for p in model.parameters() if not p.requires_grad),
@@ -381,7 +382,7 @@ def weight_bytes(model: nn.Module, states: int) -> dict[str, int]:
 def example(
     track: Any, teacher: Any | None, objective: ObjectiveMath, size: int, diffusion_fraction: float = 1.0
 ) -> Batch:
-    """A batch of the shapes of a track, or of one of its buckets (`urepa.data.stores.bucket_views`)."""
+    """A batch with the shapes of a track, or of one of its buckets (`urepa.data.stores.bucket_views`)."""
     t_B = torch.full((size,), objective.time_at(0.5))
     x0 = torch.zeros(size, *track.latent_shape)
     stored, teachers = track.stores(teacher), {}

@@ -1,4 +1,4 @@
-"""What networks cost that run during training instead of reading a cache."""
+"""The costs of networks that run during training because there is no cache of their output."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from urepa.data.stages.vae import vae_without_weights
 from urepa.data.stores.bucket_views import teachers_of
 from urepa.models.teachers.several_teachers import by_name
 
-TEACHER = "teacher"  # one that is asked in training
+TEACHER = "teacher"  # an online teacher
 VAE = "VAE"
-DECODER = "decoder"  # of latents, where a teacher that is asked in training sees these decoded
-WITH_TEACHER = (TEACHER, DECODER)  # what no longer runs once the teacher is not asked
+DECODER = "decoder"  # decodes latents for an online teacher that is given decoded images
+WITH_TEACHER = (TEACHER, DECODER)  # the networks that no longer run once the teacher is not used
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class OnlineCost:
 
 
 def online_costs(view: Any, teacher: Any | None, kind: str) -> dict[str, OnlineCost]:
-    """Of each such network, for images of one bucket (`urepa.data.stores.bucket_views`)."""
+    """The costs of each such network, for images of one bucket (`urepa.data.stores.bucket_views`)."""
     asked: dict[str, OnlineCost] = {}
     if not (view.online_teacher or view.online_latents):
         return asked
@@ -55,7 +55,7 @@ def online_costs(view: Any, teacher: Any | None, kind: str) -> dict[str, OnlineC
         if view.online_latents:
             dtype = torch.bfloat16 if kind == "cuda" else torch.float32
             vae = vae_without_weights(view.vae, view.latent_shape[0])
-            nn.Module.to(vae, dtype)  # diffusers' own would warn of nothing
+            nn.Module.to(vae, dtype)  # diffusers' own `to` would print a needless warning
             with torch.no_grad(), flop_counter() as counter, LiveBytes() as live:
                 vae.encode(torch.empty(AT_ONCE, 3, height, width, dtype=dtype))
             asked[VAE] = OnlineCost.of(vae, counter.get_total_flops() // AT_ONCE, live.peak)
@@ -65,6 +65,6 @@ def online_costs(view: Any, teacher: Any | None, kind: str) -> dict[str, OnlineC
             nn.Module.to(decoder, dtype)
             with torch.no_grad(), flop_counter() as counter, LiveBytes() as live:
                 decoder.decode(torch.empty(DECODED_AT_ONCE, *view.latent_shape, dtype=dtype))
-            again = asked[VAE].flops if VAE in asked else 0  # images are encoded for it once more
+            again = asked[VAE].flops if VAE in asked else 0  # images are encoded once more for the decoder
             asked[DECODER] = OnlineCost.of(decoder, counter.get_total_flops() // DECODED_AT_ONCE + again, live.peak)
     return asked

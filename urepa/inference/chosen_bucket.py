@@ -1,4 +1,4 @@
-"""Which bucket `bucket=...` of a request names."""
+"""Chooses the bucket of a request (`bucket=...`)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from urepa.core.errors import UserError
 
 
 def choose_bucket(asked: str | None, names: Sequence[str], whose: str) -> str | None:
-    """The bucket that is asked for, of those of a model (`urepa.core.track_protocols.Track.bucket_names`), the first
-    one where none is; None where the model has none. UserError for another name."""
+    """The requested one of a model's buckets (`urepa.core.track_protocols.Track.bucket_names`), or the first if none is
+    requested; None if the model has none. Raises UserError for an unknown name."""
     if not names[0]:
         if asked is not None:
             raise UserError(f"bucket={asked} has no effect: the images of {whose} have one shape; drop it")

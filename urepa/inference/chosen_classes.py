@@ -1,4 +1,4 @@
-"""Which classes `classes=...` of a request names: ids and names, mixed."""
+"""Chooses the classes of a request (`classes=...`), which may be ids and names, mixed."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from urepa.core.ranks import is_first
 from urepa.core.track_protocols import Track
 from urepa.data.lists.classes import class_names
 
-SHOWN = 10  # names in a sentence
+SHOWN = 10  # names that a message lists at most
 
 
 def names_of(config: dict[str, Any], kept: list[str]) -> list[str]:
-    """The names of a model's classes by id: those of `data.class_names`, else those that were kept with the run or the
-    export. [] where there are none."""
+    """The names of a model's classes by id: those of `data.class_names`, otherwise `kept`, the names stored with the
+    run or the export. [] if there are none."""
     track: Track = declaration_of(config["data"])
     named = track.class_names
     if named is None:
@@ -31,8 +31,8 @@ def names_of(config: dict[str, Any], kept: list[str]) -> list[str]:
 
 
 def choose_classes(asked: Any, count: int, names: Sequence[str], whose: str) -> list[int]:
-    """The ids that are asked for, in order, each once: None asks for all, a list for its members, anything else for
-    itself. UserError for what is neither the id nor the name of one of `count` classes."""
+    """The requested ids, sorted and without duplicates. `asked` is None for all classes, a list of ids and names, or a
+    single id or name. Raises UserError for anything that is neither the id nor the name of one of `count` classes."""
     if asked is None:
         return list(range(count))
     members = asked if isinstance(asked, list) else [asked]

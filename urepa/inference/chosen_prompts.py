@@ -1,4 +1,4 @@
-"""The prompts of a request for images, of a model that was trained on captions."""
+"""Chooses the prompts of a request for images of a model that was trained on captions."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from urepa.core.part_names import TEXT
 from urepa.core.track_protocols import condition_widths
 from urepa.data.sources.caption_files import read_lines
 
-HOW = "prompt=TEXT, or prompts=FILE with one a line"
+HOW = "prompt=TEXT, or prompts=FILE with one prompt per line"
 
 
 def choose_prompts(asked: dict[str, Any], config: dict[str, Any], whose: str) -> list[str] | None:
-    """The texts that are asked for, in order; None of a model of classes. UserError for prompts that it does not take,
-    and where it takes some and none is given.
+    """The requested texts in order; None for a model whose conditions are classes. Raises UserError if such a model is
+    given prompts, or a model whose conditions are captions is not.
 
     Args:
         asked: the request (`urepa.config.command_schemas.Images`).
-        whose: of the model, as "this run".
+        whose: the model's name in messages, such as "this run".
     """
     given = [key for key in ("prompt", "prompts") if asked[key] is not None]
     if TEXT not in condition_widths(declaration_of(config["data"])):
@@ -30,26 +30,26 @@ def choose_prompts(asked: dict[str, Any], config: dict[str, Any], whose: str) ->
     if asked["classes"] is not None:
         raise UserError(f"classes has no effect on {whose}, whose conditions are captions; give {HOW}")
     if len(given) != 1:
-        raise UserError(f"say what the images of {whose} are to show by one of the two: {HOW}")
+        raise UserError(f"the conditions of {whose} are captions; give one of {HOW}")
     if asked["prompt"] is not None:
         return [asked["prompt"].strip()]
     file = Path(asked["prompts"])
     if not file.is_file():
-        raise UserError(f"prompts={file} is no file; give one with a prompt a line")
+        raise UserError(f"prompts={file} is not a file; give a text file with one prompt per line")
     if not (prompts := read_lines(file)):
-        raise UserError(f"prompts={file} has no text; write a prompt a line")
+        raise UserError(f"prompts={file} has no text; write one prompt per line")
     return prompts
 
 
 def check_negative(asked: dict[str, Any], whose: str) -> str | None:
-    """The negative prompt of a request whose `prompts` are chosen. UserError where it would have no effect."""
+    """The negative prompt of a request whose `prompts` are chosen. Raises UserError if it would have no effect."""
     if asked["negative"] is None:
         return None
     if asked["prompts"] is None:
         raise UserError(f"negative has no effect on {whose}, whose conditions are classes; drop it")
     if asked["guidance"] == 1:
-        raise UserError("negative has no effect with guidance=1, which is none; give guidance=4 or so, or drop it")
+        raise UserError("negative has no effect with guidance=1, which is no guidance; give guidance=4 or drop it")
     negative = str(asked["negative"]).strip()
     if not negative:
-        raise UserError("negative is empty, and images are guided away from the null condition without it; drop it")
+        raise UserError("negative is empty; drop it: without it images are guided away from the null condition")
     return negative

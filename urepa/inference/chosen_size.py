@@ -1,4 +1,4 @@
-"""Which shape the images of a request have: that of a bucket (`bucket=...`), or rows and columns in pixels
+"""Chooses the shape of a request's images: that of a bucket (`bucket=...`), or rows and columns in pixels
 (`size=...`)."""
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from urepa.inference.chosen_bucket import choose_bucket
 from urepa.training.checks.sizes import as_shape, check_latents
 
 LARGEST = 16384  # pixels of a side
-HALVINGS = 8  # so often at most a backbone is taken to halve x0
+HALVINGS = 8  # the most times that a backbone is assumed to halve x0
 
 
 def choose_shape(asked: dict[str, Any], config: dict[str, Any], names: Sequence[str], whose: str) -> dict[str, Any]:
-    """The request with its bucket (None where the model has none, or a size is asked for), its size in pixels (None
-    where that is what the model has without it) and the shape of x0 of that size.
+    """The request with the chosen `bucket` (None if the model has none, or a size is requested), `size` in pixels (None
+    if it is the model's default) and `x0_shape`, the shape of x0 at that size (None if `size` is None).
 
     Args:
-        names: of the model's buckets; one empty name where it has none.
+        names: the names of the model's buckets; one empty name if it has none.
 
-    UserError for a bucket that the model has not, and for a size that the backbone or the autoencoder cannot have.
+    Raises UserError for an unknown bucket, and for a size that the backbone or the autoencoder does not support.
     """
     size, bucket = asked["size"], asked["bucket"]
     if size is not None and bucket is not None:
@@ -41,7 +41,7 @@ def choose_shape(asked: dict[str, Any], config: dict[str, Any], names: Sequence[
 
 
 def _x0_shape(size: str, track: Any, backbone: Any, whose: str) -> tuple[int, int, int]:
-    """[C,H,W] of images of a size."""
+    """The shape [C,H,W] of x0 for images of a size."""
     found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", size)
     sides = [int(side) for side in found.groups()] if found else []
     if not sides or not all(0 < side <= LARGEST for side in sides):
@@ -54,9 +54,9 @@ def _x0_shape(size: str, track: Any, backbone: Any, whose: str) -> tuple[int, in
     factor = height // rows  # of the autoencoder, or of folding pixels into channels
 
     shape = (channels, sides[0] // factor, sides[1] // factor)
-    if any(side % factor for side in sides) or not _is_taken(backbone, shape):
-        # odd numbers of a multiple halve as often as it alone
-        halved = (2**k for k in range(HALVINGS) if _is_taken(backbone, (channels, 3 * 2**k, 5 * 2**k)))
+    if any(side % factor for side in sides) or not _is_supported(backbone, shape):
+        # 3 and 5 times 2**k can be halved as often as 2**k
+        halved = (2**k for k in range(HALVINGS) if _is_supported(backbone, (channels, 3 * 2**k, 5 * 2**k)))
         multiple = next(halved, None)
         advice = "drop it" if multiple is None else f"give multiples of {factor * multiple} pixels"
         raise UserError(f"size={size} does not fit {whose}: {advice}")
@@ -64,13 +64,13 @@ def _x0_shape(size: str, track: Any, backbone: Any, whose: str) -> tuple[int, in
         check_latents(backbone, [own, shape] if shape != own else [own])
     except UserError:
         raise UserError(
-            f"size={size}: the backbone of {whose} takes the one shape that it was trained on; drop it"
+            f"size={size}: the backbone of {whose} supports only the shape that it was trained on; drop it"
         ) from None
     return shape
 
 
-def _is_taken(backbone: Any, shape: tuple[int, int, int]) -> bool:
-    """Does it take x0 of this shape, by itself?"""
+def _is_supported(backbone: Any, shape: tuple[int, int, int]) -> bool:
+    """Whether the backbone supports x0 of this shape, apart from other shapes."""
     try:
         backbone.check(shape)
     except UserError:

@@ -1,5 +1,5 @@
-"""A run's EMA weights as others load them, in the layout that the backbone writes: LoRA as diffusers' pipelines do, the
-whole U-Net, or a SiT as published; or LoRA on a U-Net in kohya-ss's layout.
+"""Exports a run's EMA weights in layouts that other programs load: a LoRA or a whole U-Net as diffusers' pipelines
+store it, a SiT as published, or a LoRA on a U-Net in kohya-ss's layout.
 
 Layout: pytorch_lora_weights.safetensors, lora_kohya.safetensors or unet/ (and embedding.safetensors where it was
 trained) beside scheduler/scheduler_config.json, or a SiT's model.safetensors; heads.safetensors, config.yaml,
@@ -31,23 +31,23 @@ from urepa.models.weight_files import save_tensors
 from urepa.runs import checkpoint
 from urepa.training.provenance import class_names
 
-PRIVATE = ("tracking", "resume")  # where runs are tracked is nobody else's business
+PRIVATE = ("tracking", "resume")  # parts of the config that are not published
 
 
 def export(asked: dict[str, Any]) -> Path:
-    """Writes the folder that is asked for (`urepa.config.Export`), whole or not at all. Returns it."""
+    """Writes the requested folder (`urepa.config.Export`), whole or not at all, and returns its path."""
     run = Path(asked["run"])
     found = checkpoint.require(run)
     is_kohya = asked["format"] == "kohya"
     name = f"step_{found.step:08d}" + ("_kohya" if is_kohya else "")
     target = run / "export" / name if asked["out"] is None else Path(asked["out"])
     if target.exists():
-        raise UserError(f"{target} is there already; move it away, or give out=FOLDER, a new one")
+        raise UserError(f"{target} exists already; move it away, or give a new folder, out=FOLDER")
     opened = open_base(run, torch.device("cpu"), given_places(asked))
     declared: Backbone = declaration_of(opened.config["backbone"])
     if declared.is_diffusers_unet and not isinstance(opened.objective, DDPMMath):
         raise UserError(
-            f"{run} trained a U-Net on a flow, which diffusers' layout has no place for; `urepa.load` opens the run"
+            f"{run} trained a U-Net on a flow, which diffusers' layout cannot represent; open it with `urepa.load`"
         )
     opened.load_ema(found)
     if found.step < (end := opened.config["trainer"]["max_steps"]):
@@ -66,7 +66,7 @@ def export(asked: dict[str, Any]) -> Path:
 
 
 def write_parts(opened: OpenedRun, folder: Path, is_kohya: bool) -> None:
-    """Weights, scheduler, heads, config and card."""
+    """Writes weights, scheduler, heads, config and model card."""
     backbone: Any = opened.model.backbone
     if is_kohya:
         write_kohya_lora(backbone.unet, folder / KOHYA)

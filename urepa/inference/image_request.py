@@ -1,7 +1,7 @@
-"""The images of one request: in a folder of their own, each there whole or not at all, made once.
+"""Generates the images of one request in a folder of their own. Each file is written whole or not at all, and once.
 
-The list of images is cut into batches in an order that the request alone decides, and a batch is always computed as a
-whole. So any number of processes, and any number of kills, gives the same files; another batch size rounds otherwise.
+The request alone determines how the list of images is cut into batches, and a batch is always computed as a whole. So
+the files do not depend on the number of processes or on interruptions. Another batch size rounds differently.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from urepa.training.assembly import build_part
 from urepa.training.checks.sizes import as_shape
 from urepa.training.run_lifecycle import accelerate_for
 
-SHOWN = 4  # differences that are named
-GRID_COLUMNS, GRID_CLASSES = 12, 24  # at most so many are shown
-TUNED = "images"  # the folder of the run's own images; the base model's bear its name
-EVERYWHERE = [0.0, 1.0]  # the interval of times in which guidance holds, by default
+SHOWN = 4  # differences that a message lists at most
+GRID_COLUMNS, GRID_CLASSES = 12, 24  # shown at most
+TUNED = "images"  # folder of the run's own images; the folder of the base model's is named as `against`
+EVERYWHERE = [0.0, 1.0]  # the default interval of times with guidance
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ class Image:
 
 
 def generate(asked: dict[str, Any]) -> None:
-    """Makes what is missing of the images that are asked for (`urepa.config.command_schemas.Images`), then the grid."""
+    """Generates the missing images of a request (`urepa.config.command_schemas.Images`), then the grid."""
     trainer = config_of(asked)["trainer"]
     with deterministic_accelerator(trainer | {"precision": asked["precision"]}) as accelerator:
         images = ImageSet(asked, on_main(lambda: find_origin(asked)))
-        missing = on_main(images.prepare)  # asked once: a rank that looked later would see others' new files
+        missing = on_main(images.prepare)  # on one rank: a later rank would see new files of others
         if any(missing.values()):
             try:
                 images.make(missing, accelerator)
@@ -86,7 +86,7 @@ def deterministic_accelerator(trainer: dict[str, Any]) -> Iterator[Accelerator]:
 
 
 class ImageSet:
-    """One request's images: what they are, which of them are there, and how the others are made."""
+    """The images of one request: lists them, finds those that exist, and generates the others."""
 
     def __init__(self, asked: dict[str, Any], origin: Origin) -> None:
         objective = build_part(origin.config["objective"])
@@ -102,7 +102,7 @@ class ImageSet:
         self.variants = ([] if asked["against"] is None else [asked["against"]]) + [TUNED]
 
     def _request(self) -> dict[str, Any]:
-        """All that the images depend on, but for rounding."""
+        """Everything that the images depend on, except for rounding."""
         keys = (
             "classes" if self.asked["prompts"] is None else "prompts",
             "n",
@@ -122,7 +122,7 @@ class ImageSet:
         return request | self.undivided | ({} if interval == EVERYWHERE else {"guidance_interval": interval})
 
     def _default_folder(self) -> Path:
-        """Below the run's or the checkpoint's folder, named by the request."""
+        """The default folder: below the run's or the checkpoint's, and named after the request."""
         asked = self.asked
         parent, name = self.origin.folder
         name = [*name, f"{asked['sampler']}{asked['steps']}"]
@@ -139,11 +139,11 @@ class ImageSet:
             name.append("classes=" + "+".join(map(str, asked["classes"])))
         return parent / folder_name(name)
 
-    # --- what is there ----------------------------------------------------------------------------------
+    # --- existing images --------------------------------------------------------------------------------
 
     def prepare(self) -> dict[str, list[int]]:
-        """Makes the folder the request's own. Returns, for each variant, the batches of which images are missing;
-        a UserError if the folder holds another request's."""
+        """Creates the folder and records the request in it. Returns, for each variant, the batches with missing images.
+        Raises UserError if the folder contains another request's images."""
         self.folder.mkdir(parents=True, exist_ok=True)
         record = self.folder / "request.json"
         there = read_json(record) if record.exists() else self.request
@@ -151,7 +151,7 @@ class ImageSet:
         differing = [f"{k}: {there.get(k)} there, {v} here" for k, v in here.items() if there.get(k) != v]
         if differing:
             some = "; ".join(differing[:SHOWN]) + ("; ..." if len(differing) > SHOWN else "")
-            raise UserError(f"{self.folder} holds other images ({some}); give out=FOLDER, another one")
+            raise UserError(f"{self.folder} holds other images ({some}); give another folder, out=FOLDER")
         write_whole(record, json.dumps(self.request, indent=1))
         if self.origin.warning is not None:
             print(f"warning: {self.origin.warning}")
@@ -174,10 +174,10 @@ class ImageSet:
     def _missing(self, variant: str, batch: list[Image]) -> list[Image]:
         return [image for image in batch if not (self.folder / variant / image.name).exists()]
 
-    # --- what is made -----------------------------------------------------------------------------------
+    # --- generation -------------------------------------------------------------------------------------
 
     def make(self, missing: dict[str, list[int]], accelerator: Accelerator) -> None:
-        """This process's part of the missing batches."""
+        """Generates this process's part of the missing batches."""
         rank, world = accelerator.process_index, accelerator.num_processes
         own = {variant: batches[rank::world] for variant, batches in missing.items()}
         total = sum(len(self._missing(v, self.batches[i])) for v, batches in own.items() for i in batches)
@@ -189,7 +189,7 @@ class ImageSet:
                     continue
                 device = accelerator.device
                 opened = self.origin.open_tuned(device, opened) if variant == TUNED else self.origin.open_base(device)
-                _ = opened.autoencoder  # missed now, not after all the steps
+                _ = opened.autoencoder  # an error of missing weights is raised before sampling
                 if bar is None:
                     bar = stack.enter_context(progress.bar(total=total, desc="images", unit="image"))
                 for i in batches:
@@ -212,17 +212,18 @@ class ImageSet:
         return sample_images(backbone, opened.objective, images, shape, condition, **how)
 
     def _write(self, variant: str, batch: list[Image], images_B3HW: torch.Tensor) -> int:
-        """Writes what is not there yet. Returns how many those were."""
+        """Writes the images that do not exist yet and returns their number."""
         missing = self._missing(variant, batch)
         for image, rgb_3HW in zip(batch, images_B3HW, strict=True):
             if image in missing:
                 write_whole(self.folder / variant / image.name, to_png(to_pixels(rgb_3HW)))
         return len(missing)
 
-    # --- what is shown ----------------------------------------------------------------------------------
+    # --- grid and report --------------------------------------------------------------------------------
 
     def write_grid(self) -> None:
-        """A row per class; with a base model, its row above the run's, the same noise in each column."""
+        """Writes the grid: a row per class or prompt. With a base model, its row is above the run's; both images of a
+        column start from the same noise."""
         columns = range(min(self.asked["n"], GRID_COLUMNS))
         titles = {TUNED: self.origin.label}
         rows = []
@@ -235,11 +236,11 @@ class ImageSet:
         write_whole(self.folder / "grid.png", labelled_grid(rows))
 
     def _label(self, class_id: int) -> str:
-        """The class's id, and its name where there is one; a prompt's number, and the prompt."""
+        """The class's id and, if there is one, its name; or a prompt's number and the prompt."""
         names = self.asked["class_names"]
         return f"{class_id} {names[class_id]}" if class_id < len(names) else f"class {class_id}"
 
     def report(self) -> None:
-        """Where everything lies."""
+        """Prints how many images there are, and where."""
         total = sum(map(len, self.batches)) * len(self.variants)
         print(f"{total} images ({self.new} new) in {self.folder}/, shown in {self.folder}/grid.png")

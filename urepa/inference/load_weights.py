@@ -1,4 +1,4 @@
-"""Where the model of a request's images comes from: a run's newest checkpoint, or published weights."""
+"""Finds and opens the model of a request for images: a run's newest checkpoint, or published weights."""
 
 from __future__ import annotations
 
@@ -20,42 +20,42 @@ from urepa.runs import checkpoint
 from urepa.runs.run_folder import require_config
 from urepa.training.assembly import build_backbone, build_part
 
-# of a published checkpoint's composition: where things lie, and what the request names otherwise
+# settings composed for published weights that a request does not record: paths, and what it records under other keys
 NOT_OF_IMAGES = ("_target_", "weights", "prompts", "gradient_checkpointing", "draw")
 
 
 class Origin(Protocol):
-    """A model for images, found but not opened."""
+    """A model that generates images, found but not opened."""
 
     @property
     def config(self) -> dict[str, Any]:
-        """What it is composed of."""
+        """The model's config."""
 
     @property
     def label(self) -> str:
-        """In the grid."""
+        """The model's label in the grid."""
 
     @property
     def warning(self) -> str | None:
-        """What should be known of it."""
+        """A warning that the user should see, or None."""
 
     @property
     def folder(self) -> tuple[Path, list[str]]:
-        """Where requests' folders go by default, and what their names begin with."""
+        """The default parent of requests' folders, and the first parts of their names."""
 
     @property
     def weights(self) -> dict[str, Any]:
-        """What the images depend on, as a request records it."""
+        """The properties of the weights on which images depend, as a request records them."""
 
     def open_base(self, device: torch.device) -> OpenedRun:
-        """The base model, without what was trained on it."""
+        """Opens the base model, without the weights that were trained on it."""
 
     def open_tuned(self, device: torch.device, base: OpenedRun | None) -> OpenedRun:
-        """The model itself, from its base where that is open already; then `base` is used up."""
+        """Opens the model itself. If its base model is given, it is changed in place and must not be used again."""
 
 
 @dataclass(frozen=True)
-class OfRun:
+class RunWeights:
     """The EMA weights of a run's newest valid checkpoint."""
 
     run: Path
@@ -91,8 +91,8 @@ class OfRun:
 
 
 @dataclass(frozen=True)
-class OfCheckpoint:
-    """Published weights, and the config that says what they are of."""
+class PublishedModel:
+    """Published weights, and the config of the model to which they belong."""
 
     published: Published
     config: dict[str, Any]
@@ -135,7 +135,7 @@ class OfCheckpoint:
         return opened
 
     def _open_backbone(self, config: dict[str, Any], device: torch.device) -> OpenedRun:
-        """The composed backbone, without LoRA or heads."""
+        """Opens the composed backbone, without LoRA or heads."""
         objective, track = build_part(config["objective"]), build_part(config["data"])
         model = AlignedModel(build_backbone(config, track), {})
         buckets = declaration_of(config["data"]).bucket_names
@@ -143,24 +143,24 @@ class OfCheckpoint:
 
 
 def config_of(asked: dict[str, Any]) -> dict[str, Any]:
-    """What the model of a request was composed of, where its files lay then."""
+    """The config of a request's model, with the original paths of its files."""
     config = require_config(Path(asked["run"])) if asked["checkpoint"] is None else asked["config"]
     return dict(config)
 
 
 def find_origin(asked: dict[str, Any]) -> Origin:
-    """The model of a request (`urepa.config.command_schemas.Images`). UserError where it is not to be had."""
+    """Finds the model of a request (`urepa.config.command_schemas.Images`). Raises UserError if it cannot be opened."""
     if asked["checkpoint"] is None:
         run, places = Path(asked["run"]), given_places(asked)
         found = checkpoint.require(run)
-        return OfRun(run, relocate(config_of(asked), places), places, found)
+        return RunWeights(run, relocate(config_of(asked), places), places, found)
     config = asked["config"]
     published = find(asked["checkpoint"], config)
     has_base = declaration_of(config["backbone"]).base is not None
     if asked["against"] is not None and not has_base:
-        raise UserError("against=base: these are all of the backbone's weights, and no others are composed beside them")
+        raise UserError("against=base: the checkpoint has all weights of the backbone, so there is no base model")
     if published.kind == WeightsKind.lora and not has_base:
-        raise UserError("a LoRA is trained on certain base weights: give them, backbone.weights=...")
+        raise UserError("a LoRA needs the base weights on which it was trained: give backbone.weights=...")
     if published.kind == WeightsKind.backbone and "backbone.weights" in asked["given"] and asked["against"] is None:
         raise UserError("backbone.weights has no effect beside all weights of a backbone; drop it, or add against=base")
-    return OfCheckpoint(published, config)
+    return PublishedModel(published, config)

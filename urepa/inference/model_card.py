@@ -1,4 +1,4 @@
-"""The README.md of exported weights: the claim, how to load them, what the scheduler must be, metrics and config."""
+"""The README.md of exported weights: the claim, how to load them, the scheduler they need, metrics and config."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LISTED = 200  # classes
 
 
 def model_card(run: Path, step: int, config: dict[str, Any], config_yaml: str, files: list[str]) -> str:
-    """The card of a run's weights at a step. What comes from names is escaped."""
+    """The card of a run's weights at a step. Names are escaped."""
     names = stored_names(run)
     backbone: Backbone = declaration_of(config["backbone"])
     title = f"{markdown(names.experiment)} · {markdown(names.arm)} · seed {config['seed']} · step {step}"
@@ -64,38 +64,38 @@ def class_section(names: list[str]) -> list[str]:
 
 
 def bucket_shapes(run: Path, config: dict[str, Any]) -> dict[str, tuple[int, int, int]]:
-    """Of x0, [C,H,W], in each bucket that the run's data have, by its name; one without a name where there are none."""
+    """The shape [C,H,W] of x0 in each bucket of the run's data, by its name; without buckets, one of an empty name."""
     track: Track = declaration_of(config["data"])
     shapes = dict(zip(track.bucket_names, map(as_shape, track.latent_shapes), strict=True))
     return {name: shapes[name] for name in bucket_names(run, track.bucket_names)}
 
 
 def shape_section(shapes: dict[str, tuple[int, int, int]]) -> list[str]:
-    """A section with the shapes that were trained on; none where there are no buckets."""
+    """A section with the shapes of the training; none if there are no buckets."""
     if "" in shapes:
         return []
     lines = [f"- `bucket={name}`: x0 of {'×'.join(map(str, x0))}" for name, x0 in shapes.items()]
-    said = "Trained on images of these rows and columns in pixels. `urepa.generate` makes the first by default."
-    return ["## Shapes", said, "\n".join(lines)]
+    text = "Trained on images of these rows and columns in pixels. `urepa.generate` makes the first by default."
+    return ["## Shapes", text, "\n".join(lines)]
 
 
 def card_facts(
     names: Names, config: dict[str, Any], files: list[str], shapes: dict[str, tuple[int, int, int]]
 ) -> CardFacts:
-    """What the backbone's own section is made of. `shapes`: of `bucket_shapes`."""
+    """The facts for the backbone's section of the card. `shapes`: the result of `bucket_shapes`."""
     parts = training_command(names.experiment, names.overrides)
     track: Track = declaration_of(config["data"])
-    if "" not in shapes:  # those that the data have, also of data.buckets=auto
+    if "" not in shapes:  # the buckets of the data, also with data.buckets=auto
         sizes = json.dumps([list(map(int, name.split("x"))) for name in shapes], separators=(",", ":"))
         parts = [part for part in parts if not part.startswith("data.buckets=")] + [f"data.buckets={sizes}"]
     if track.source == "folder" and not any(part.startswith("data.num_classes=") for part in parts):
-        parts.append(f"data.num_classes={config['data']['num_classes']}")  # it was counted where the images lay
+        parts.append(f"data.num_classes={config['data']['num_classes']}")  # counted from the images, which are not here
     command = " ".join(shlex.quote(part) for part in parts)
     return CardFacts(tuple(files), command, next(iter(shapes.values())), config["objective"].get("timesteps"))
 
 
 def front_matter(config: dict[str, Any], files: list[str]) -> str:
-    """What model hubs read."""
+    """The YAML front matter, which model hubs read."""
     backbone: Backbone = declaration_of(config["backbone"])
     about = backbone.hub_metadata()
     if declaration_of(config["loss"]).lambda_max > 0:
@@ -142,10 +142,10 @@ def metrics_table(run: Path, step: int) -> str:
     upto = {k: v for row in rows if row["step"] <= step for k, v in row.items()} if not finished else {}
     metrics: dict[str, Any] = summary["metrics"] if summary is not None and finished else upto
     of_the_model = [k for kind in ("val/", "final/", "floor/", "train/") for k in sorted(metrics) if k.startswith(kind)]
-    shown = {k: metrics[k] for k in of_the_model if "_by_t/" not in k and metrics[k] is not None}  # null: taken back
+    shown = {k: metrics[k] for k in of_the_model if "_by_t/" not in k and metrics[k] is not None}  # null: withdrawn
     table = Table("", ("metric", "value"), tuple((key, f"{float(value):.5g}") for key, value in shown.items()))
     note = [] if finished else ["The run was not finished: these are the last values up to this step.", ""]
     if damage := rows.damage():
-        warnings.warn(f"the card of {run} is made of what can be read of its metrics: {damage}", stacklevel=2)
+        warnings.warn(f"the card of {run} lists only the metrics that can be read: {damage}", stacklevel=2)
         note[0] += " Some could not be read, so later ones may be missing."
     return "\n".join([*note, table.markdown()])

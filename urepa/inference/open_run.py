@@ -35,13 +35,13 @@ from urepa.runs.summary import read_summary
 from urepa.training.assembly import build_loss, build_model, build_part
 from urepa.training.provenance import bucket_names
 
-# where things lie now, for a run that was trained elsewhere
+# keys whose paths may be replaced, for a run that was trained elsewhere
 PLACES = ("data.root", "data.vae", "data.text_encoder.model", "backbone.weights")
 
 
 @dataclass(repr=False)
 class OpenedRun:
-    """What `urepa.load` gives. In eval mode, frozen, fp32."""
+    """The result of `urepa.load`. The model is in eval mode, frozen and in fp32."""
 
     folder: Path
     step: int
@@ -51,8 +51,8 @@ class OpenedRun:
     track: Any
     device: torch.device
     made_latents: dict[str, Any] = field(default_factory=dict)  # the manifest of a finished run's latents
-    buckets: Sequence[str] = ("",)  # names of those that its data have; one empty name where all have one shape
-    made_text: dict[str, Any] | None = None  # as `made_latents`, of its captions' records
+    buckets: Sequence[str] = ("",)  # names of the data's buckets; one empty name if all have one shape
+    made_text: dict[str, Any] | None = None  # as `made_latents`, for its captions
 
     def __post_init__(self) -> None:
         self._trained = trainable(self.model)
@@ -64,7 +64,7 @@ class OpenedRun:
 
     @cached_property
     def autoencoder(self) -> Any:
-        """The network between images and x0; None where there is none. UserError where its weights are not to be had,
+        """The network between images and x0; None if there is none. Raises UserError if its weights cannot be loaded,
         or the run was trained on latents with other constants."""
         vae = self.track.autoencoder
         if "scaling_factor" in self.made_latents:
@@ -72,16 +72,16 @@ class OpenedRun:
         return vae
 
     def track_of(self, bucket: str | None) -> Any:
-        """The track as images of a bucket see it; `bucket` None or empty: of a track without buckets."""
+        """The track with the shapes of a bucket; `bucket` is None or empty if the track has no buckets."""
         return self.track.of_bucket(bucket) if bucket else self.track
 
     def condition(self, class_ids: Sequence[int]) -> Condition:
-        """Of these classes, on the device; the null condition where no sample ever had a class in training."""
+        """The condition of these classes, on the device; the null condition if no sample of training had a class."""
         return self.track.conditions.of_classes(class_ids).to(self.device)
 
     def prompt_condition(self, prompts: Sequence[str]) -> Condition:
-        """Of these texts, on the device; an empty one is the null condition. UserError where the run's conditions are
-        no texts."""
+        """The condition of these texts, on the device; an empty text is the null condition. Raises UserError if the
+        run's conditions are not texts."""
         if not hasattr(self.track.conditions, "of_prompts"):
             raise UserError("this run's conditions are classes, not texts: give classes")
         condition: Condition = self._conditions.of_prompts(prompts)
@@ -89,7 +89,7 @@ class OpenedRun:
 
     @property
     def _conditions(self) -> Any:
-        """The track's maker of conditions; of captions one that encodes with the weights of the training alone."""
+        """The object that makes the track's conditions; for captions it accepts only the training's encoder weights."""
         conditions = self.track.conditions
         return conditions if self.made_text is None else conditions.made_by(self.made_text)
 
@@ -102,11 +102,11 @@ class OpenedRun:
             images: [B,C,H,W] in [0,1], of the track's channels and size, or of one of its buckets'; a VAE encodes them
                 where the track has one.
             t: a time of the run's objective, or one per image. None: half way, 500 of 1,000.
-            tap: None: the one that the run aligns, the first of several.
+            tap: the tap's name. None: the tap that the run aligns, or the first of several.
             noise: standard normal, of the latents' shape. None: the same fixed noise for every image, so that an
-                image's features depend on nothing beside it.
+                image's features do not depend on the other images.
 
-        Raises UserError where the images, the time or the tap are not the run's.
+        Raises UserError if the images, the time or the tap do not fit the run.
         """
         chosen = self._tap(tap)
         return self._denoise(images, t, (chosen,), noise).features[chosen].float()
@@ -119,8 +119,8 @@ class OpenedRun:
         noise: Tensor | None = None,
         teacher: str = ALONE,
     ) -> Tokens:
-        """The same through the tap's head: unit tokens in the teacher's space, on its grid. A run of several teachers
-        asks for one of them by its name."""
+        """The output of the tap's head for the same features: unit tokens in the teacher's space, on its grid. With
+        several teachers, `teacher` names one of them."""
         tap = self._tap(tap)
         head = name_at(tap, teacher)
         if head not in self.model.heads:
@@ -139,7 +139,7 @@ class OpenedRun:
         tracks = [self.track_of(bucket) for bucket in self.buckets]
         check_images(images, [track.image_shape for track in tracks])
         (track,) = (track for track in tracks if tuple(images.shape[1:]) == tuple(track.image_shape))
-        _ = self.autoencoder  # compared with what the run records
+        _ = self.autoencoder  # raises if its constants are not those of the run
         images = images.to(self.device, torch.float32)
         t_B = self._times(t, len(images))
         shape = track.latent_shape
@@ -152,14 +152,14 @@ class OpenedRun:
         return self.model.backbone(x_t, t_B, null, taps, no_rows(self.device))
 
     def _tap(self, tap: str | None) -> str:
-        """The one that is asked for, or that the run aligns."""
+        """The given tap, or the first that the run aligns."""
         aligned = tuple(declaration_of(self.config["loss"]).taps)
         if tap is None and not aligned:
-            raise UserError("this run aligns no tap (loss=none): say which one is read, tap=NAME")
+            raise UserError("this run aligns no tap (loss=none): name the one to read, tap=NAME")
         return aligned[0] if tap is None else tap
 
     def _times(self, t: float | Tensor | None, count: int) -> Tensor:
-        """[count], on the device."""
+        """The times [count], on the device."""
         time = self.objective.time_at(0.5) if t is None else t
         t_B = self.objective.times_of(time).to(self.device).expand(count)
         if not self.objective.has_time(t_B):
@@ -167,13 +167,13 @@ class OpenedRun:
         return t_B
 
     def load_ema(self, found: checkpoint.Checkpoint) -> None:
-        """From base weights to the checkpoint's EMA weights."""
+        """Replaces the trained weights by the checkpoint's EMA weights."""
         checkpoint.load_named(self._trained, found.tensors("ema"), str(found.folder))
         self.step = found.step
 
 
 def check_images(images: Tensor, shapes: Sequence[tuple[int, int, int]]) -> None:
-    """Are they [B,C,H,W] of one of these shapes [C,H,W], in [0,1]?"""
+    """Raises UserError unless the images are floats [B,C,H,W] in [0,1] of one of these shapes [C,H,W]."""
     if images.ndim != 4 or tuple(images.shape[1:]) not in shapes or not len(images):
         expected = " or ".join(f"[B,{','.join(map(str, shape))}]" for shape in shapes)
         raise UserError(f"images are {list(images.shape)}; this run's are {expected}: resize them first")
@@ -185,7 +185,7 @@ def open_base(run: Path, device: torch.device, places: dict[str, str] | None = N
     """The run's model as it was before its first step: base weights, LoRA without effect."""
     config = relocate(require_config(run), {} if places is None else places)
     loss, objective, track = build_loss(config), build_part(config["objective"]), build_part(config["data"])
-    # heads ask its width and grid; its weights stay unread
+    # heads need its width and grid; its weights are not read
     teacher = build_part(config["teacher"]) if loss.taps else None
     model, _ = build_model(config, track, teacher, loss)
     recorded = (read_summary(run) or {}).get("data") or {}
@@ -201,9 +201,9 @@ def load(run: str | Path, device: str | torch.device | None = None, places: dict
     Args:
         run: its folder, `outputs/.../seed0`.
         device: None takes the GPU, if there is one.
-        places: where things lie now, if the run was trained elsewhere: keys of `PLACES`.
+        places: current paths, if the run was trained elsewhere; its keys are among `PLACES`.
 
-    Raises UserError for a folder that is not a run's, has no valid checkpoint, or whose weights are not to be had.
+    Raises UserError if the folder is not a run's, has no valid checkpoint, or its weights cannot be loaded.
     """
     run = Path(run)
     require_config(run)
@@ -216,17 +216,17 @@ def load(run: str | Path, device: str | torch.device | None = None, places: dict
 
 
 def given_places(asked: dict[str, Any]) -> dict[str, str]:
-    """The places that a door was given."""
+    """The paths of `PLACES` that a command was given."""
     given = flatten({group: asked[group] for group in ("data", "backbone")})
     return {key: given[key] for key in PLACES if given.get(key) is not None}
 
 
 def relocate(config: dict[str, Any], places: dict[str, str]) -> dict[str, Any]:
-    """A run's config with other paths for some of its files; UserError for a key without effect."""
+    """A run's config with other paths for some of its files. Raises UserError for a key without effect."""
     known = flatten(config)
     for key, place in places.items():
         if key not in PLACES:
-            raise UserError(f"{key} is no place of a run's files; those are {', '.join(PLACES)}")
+            raise UserError(f"{key} is not a path of a run's files; give one of {', '.join(PLACES)}")
         if key not in known:
             raise UserError(f"{key} has no effect: this run has no such part; drop it")
         config = move_paths(config, str(known[key]), place) if key == "data.root" else replace_value(config, key, place)

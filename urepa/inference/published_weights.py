@@ -1,5 +1,5 @@
-"""Published weights on this disk: what they are, the files that they depend on, and whether the scheduler or the config
-beside them says what is composed. Needs no torch."""
+"""Published weights on the local disk: their kind, their files, and whether the scheduler or the config beside them
+agrees with the composed config. Does not import torch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from urepa.runs.run_folder import parse_overrides
 from urepa.runs.stored_config import read_plain
 from urepa.runs.upgrades import upgrade
 
-# What of a composition says what weights are of; the rest of a training has no effect on their images.
+# The parts of a config that describe the model of the weights; the rest of a training has no effect on their images.
 OF_WEIGHTS = ("experiment", "backbone", "objective", "data", "trainer.threads")
 OF_DATA = (
     "data.root",  # of the prompts
@@ -44,7 +44,7 @@ OF_DATA = (
     "data.captions",
     "data.text_encoder",
 )
-# diffusers leaves out of scheduler_config.json what has its default
+# diffusers' defaults, for settings that scheduler_config.json leaves out
 SCHEDULER: dict[str, Any] = {
     "prediction_type": "epsilon",
     "beta_schedule": "linear",
@@ -56,21 +56,21 @@ SCHEDULER: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Published:
-    """Weights, and all that their images depend on."""
+    """Published weights: their kind, path and content."""
 
     kind: WeightsKind
-    path: Path  # what was asked for
-    files: tuple[Path, ...]  # what is read
+    path: Path  # as the user gave it
+    files: tuple[Path, ...]  # the files that are read
     digest: str  # SHA-256
 
     @property
     def name(self) -> str:
-        """For people, and their folders: not where the hub's cache keeps it, behind a link."""
+        """The name in messages and folder names: the given path's, not that of the hub cache's file behind it."""
         return Path(os.path.abspath(self.path)).name
 
 
 def has_effect(override: str) -> bool:
-    """Does this key say what weights are of?"""
+    """Whether this key describes the model of the weights."""
     key = override.replace("/", ".")
     if key.startswith("data."):
         return key in OF_DATA or key.startswith("data.text_encoder.")
@@ -78,19 +78,19 @@ def has_effect(override: str) -> bool:
 
 
 def training_command(experiment: str, overrides: tuple[str, ...]) -> list[str]:
-    """What of a run's command composes its weights again."""
+    """The part of a run's command that composes the model of its weights again."""
     first = [] if experiment == "quickstart" else [f"+experiment={experiment}"]
     return first + [o for o in overrides if has_effect(next(iter(parse_overrides([o]))))]
 
 
 def check_name(name: str) -> None:
-    """UserError if the name is neither a local path nor a file on the hub."""
+    """Raises UserError if the name is neither a local path nor a file on the hub."""
     if hub_file(name) is None and not Path(name).exists():
         raise UserError(f"checkpoint={name} is not there; give a path, or a file on the hub as OWNER/NAME/FILE")
 
 
 def find(name: str, config: dict[str, Any]) -> Published:
-    """What `checkpoint=name` is for a composed config. UserError where it is not for its backbone or its objective."""
+    """The weights of `checkpoint=name`. Raises UserError if they do not fit the config's backbone or objective."""
     path = ensure_local(name, "checkpoint")
     backbone: Backbone = declaration_of(config["backbone"])
     found = backbone.find_weights(path)
@@ -115,7 +115,7 @@ def digest_of(files: Sequence[Path]) -> str:
 
 
 def check_scheduler(file: Path, objective: dict[str, Any]) -> None:
-    """A UserError where the weights were trained with another target or other betas than are composed."""
+    """Raises UserError if the weights were trained with another target or other betas than the composed ones."""
     stored = SCHEDULER | read_json(file)
     there, here = {key: stored[key] for key in SCHEDULER}, scheduler_of(objective)
     differing = [f"{key} {there[key]}, here {here[key]}" for key in there if there[key] != here[key]]
@@ -136,26 +136,26 @@ def objectives() -> dict[str, Any]:
 
 
 def scheduler_of(objective: dict[str, Any]) -> dict[str, Any]:
-    """What the config of its diffusers scheduler says; None of what there is none for."""
+    """The settings of the objective's diffusers scheduler, by diffusers' names; None where there is none."""
     declared = objectives()[objective["_target_"]]
     values = {key: objective.get(name, getattr(declared, name, None)) for key, name in declared.scheduler.items()}
     return dict.fromkeys(SCHEDULER) | values | {"prediction_type": declared.prediction_type}
 
 
 def objective_advice(changes: Callable[[dict[str, Any]], dict[str, Any] | None]) -> str:
-    """How to compose the objective that is asked for, for an error message: of the choices, the one that the fewest
-    settings are changed of. `changes` says which, by the settings of a choice; None: it cannot be that objective."""
+    """The overrides that compose the weights' objective, for an error message: of all options, the one with the fewest
+    changed settings. `changes` returns the settings to change in an option; None: it cannot be that objective."""
     offered: list[list[str]] = []
     for option, settings in settings_of("objective").items():
         changed = changes(settings) if settings.get("_target_") in objectives() else None
         if changed is not None and is_possible(settings | changed):
             offered.append([f"objective={option}", *(f"objective.{key}={value}" for key, value in changed.items())])
     offered.sort(key=len)
-    return f"give {' '.join(offered[0])}" if offered else "no objective here has that"
+    return f"give {' '.join(offered[0])}" if offered else "no available objective has these settings"
 
 
 def is_possible(objective: dict[str, Any]) -> bool:
-    """Are there such settings, of such values?"""
+    """Whether the objective has these settings, and their values are valid."""
     try:
         OmegaConf.merge(OmegaConf.structured(objectives()[objective["_target_"]]), objective)
         check_numbers({"objective": objective})
@@ -165,12 +165,12 @@ def is_possible(objective: dict[str, Any]) -> bool:
 
 
 def check_export_config(file: Path, objective: dict[str, Any]) -> None:
-    """The same by an export's config: a flow has no scheduler. Another config.yaml than ours says nothing of this, and
-    how the times of a training are drawn is nothing to its images."""
+    """The same check with an export's config, because a flow has no scheduler. A config.yaml that is not an export's is
+    ignored, and so is the draw of training times, which does not affect images."""
     try:
         stored = read_plain(file)
     except UserError as error:
-        raise UserError(f"{error}; it lies beside the weights: copy it again or move it away") from None
+        raise UserError(f"{error}; it is beside the weights: copy it again or move it away") from None
     there = stored.get("objective") if isinstance(stored, dict) else None
     target = str(there.get("_target_")) if isinstance(there, dict) else ""
     if (
@@ -178,7 +178,7 @@ def check_export_config(file: Path, objective: dict[str, Any]) -> None:
     ):  # a declared one may be of the user's own package
         return
     there = upgrade(stored)["objective"]
-    declared = objectives().get(there["_target_"])  # it may name anything: nothing of it is imported
+    declared = objectives().get(there["_target_"])  # an untrusted name: nothing is imported from it
     names = [] if declared is None else [k.name for k in keys_of(declared) if k.name not in declared.training_only]
     keys = names if there["_target_"] == objective["_target_"] else ["_target_"]
     differing = [

@@ -1,7 +1,7 @@
-"""On which grid a tap's tokens and a teacher's are compared where theirs differ: what `loss.grid` means. Without torch.
+"""The grid on which a tap's tokens and a teacher's are compared if theirs differ (`loss.grid`). Does not import torch.
 
-A head takes the tap's tokens to that grid after projecting them (`urepa.core.protocols.HeadNetwork`); the teacher's are
-resized to it by `urepa.models.layers.resize_tokens`.
+A head projects the tap's tokens and resizes them to that grid (`urepa.core.protocols.HeadNetwork`);
+`urepa.models.layers.resize_tokens` resizes the teacher's.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ WORDS = (TEACHER, STUDENT, SMALLER)
 
 
 def policy_of(loss: Any) -> Any:
-    """`grid` of a loss, declared or built; one without it compares on the teacher's grid."""
+    """The setting `grid` of a loss, declared or built; the teacher's grid if the loss has no such setting."""
     return getattr(loss, "grid", TEACHER)
 
 
 def check_policy(policy: Any) -> None:
-    """UserError where it is neither one of `WORDS` nor a grid."""
+    """Raises UserError if the policy is neither one of `WORDS` nor a grid."""
     is_grid = isinstance(policy, list) and len(policy) == 2 and all(type(side) is int and side > 0 for side in policy)
     if policy not in WORDS and not is_grid:
         raise UserError(
@@ -33,7 +33,7 @@ def check_policy(policy: Any) -> None:
 
 
 def compared_on(policy: Any, tap: Grid, teacher: Grid) -> Grid:
-    """The grid of the comparison. Of "smaller" it is the one with fewer tokens, at as many the teacher's."""
+    """The grid of the comparison. "smaller" is the grid with fewer tokens; if both have as many, the teacher's."""
     if policy == TEACHER:
         return teacher
     if policy == STUDENT:
@@ -45,12 +45,12 @@ def compared_on(policy: Any, tap: Grid, teacher: Grid) -> Grid:
 
 
 def description(policy: Any) -> list[str]:
-    """Where the two sides are compared, as `describe` writes it; nothing of the teacher's grid, as heads say that."""
+    """The sentence of `describe` on the grid of the comparison; none for the teacher's, which heads describe."""
     if policy == TEACHER:
         return []
     place = {STUDENT: "the tap's grid", SMALLER: "the smaller of the tap's and the teacher's grid"}
     where = place[policy] if policy in WORDS else f"a grid of {shape(policy)}"
     return [
-        f"A tap and a teacher are compared on {where}: where the teacher has another one, its tokens are interpolated "
-        "bilinearly to it, and then have unit length again."
+        f"A tap and a teacher are compared on {where}. If the teacher's own grid differs, its tokens are interpolated "
+        "bilinearly to this grid and normalised to unit length again."
     ]

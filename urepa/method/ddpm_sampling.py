@@ -1,9 +1,9 @@
-"""From noise to x0 under classifier-free guidance: DDIM and diffusers' samplers for DDPM, our own for flow.
+"""Samplers from noise to x0 under guidance: DDIM and diffusers' samplers for DDPM, this project's own for flow.
 
 Shapes: B images, CHW latent.
 
-DDIM is own code because diffusers' scheduler goes to wrong timesteps where the number of steps does not divide T;
-elsewhere both give the same bits.
+DDIM is implemented here because diffusers' scheduler uses wrong timesteps if the number of steps does not divide T;
+otherwise both give the same results, bit for bit.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ OPTIONS: dict[str, dict[str, Any]] = {"ddim": {"clip_sample": False}}  # x0 need
 def scheduler_for(objective: DDPMMath, sampler: str) -> Any:
     """diffusers' scheduler with the objective's own betas and prediction type. All three are deterministic.
 
-    "trailing" steps begin at the noisiest timestep, where the noise that we start from is (Lin et al. 2024, §3.3).
+    "trailing" steps begin at the noisiest timestep, to which the initial pure noise belongs (Lin et al. 2024, §3.3).
     """
     import diffusers
 
@@ -50,21 +50,21 @@ def scheduler_for(objective: DDPMMath, sampler: str) -> Any:
         beta_schedule=objective.beta_schedule,
         prediction_type=objective.prediction_type,
         timestep_spacing="trailing",
-        steps_offset=1,  # nothing here, but StableDiffusionPipeline asks for it
+        steps_offset=1,  # has no effect here, but StableDiffusionPipeline requires it
         **OPTIONS.get(sampler, {}),
     )
 
 
 def image_noise(seed: int, class_id: int, index: int, shape: tuple[int, int, int]) -> Tensor:
-    """The noise [C,H,W] that image `index` of a class begins with, whatever else is made beside it."""
+    """The initial noise [C,H,W] of image `index` of a class; it does not depend on the other images."""
     return random_draws.normal(shape, random_draws.generator(seed, "image", class_id, index))
 
 
 def trailing(timesteps: int, steps: int) -> list[int]:
-    """`steps` of T timesteps, falling evenly from T − 1 (Lin et al. 2024, table 2); 1 to T of them.
+    """`steps` (1 to T) of T timesteps, evenly spaced and decreasing from T − 1 (Lin et al. 2024, table 2).
 
-    These are diffusers' own without its surplus: with a float T/steps, np.arange is one entry too long for some
-    numbers (61 of 1,000), and the last timestep is −1.
+    These are diffusers' timesteps, without a superfluous last one: because T/steps is a float, np.arange returns one
+    entry too many for some numbers (61 of 1,000), whose timestep is −1.
     """
     assert 1 <= steps <= timesteps
     return [int(t) - 1 for t in np.arange(timesteps, 0, -timesteps / steps)[:steps].round()]
@@ -73,8 +73,9 @@ def trailing(timesteps: int, steps: int) -> list[int]:
 def ddim(objective: DDPMMath, predict: Predict, x: Tensor, timesteps: list[int]) -> Tensor:
     """DDIM with η = 0 (Song et al. 2021, eq. 12) from each timestep to the next, and from the last to ᾱ = 1, x0.
 
-    diffusers' DDIMScheduler goes to t − T // steps, which is the next timestep only where `steps` divides T. There the
-    two are equal, bit for bit: ᾱ stays a scalar on the CPU, by which CUDA divides with another rounding.
+    diffusers' DDIMScheduler goes to t − T // steps, which is the next timestep only if `steps` divides T. In that case
+    the two are equal, bit for bit. For this, ᾱ must stay a scalar on the CPU: CUDA rounds a division by it differently
+    than a division by a tensor on the GPU.
     """
     alpha_bars = pairwise([*objective.alphas_cumprod[timesteps], torch.ones(())])
     for t, (here, after) in zip(
@@ -88,7 +89,7 @@ def ddim(objective: DDPMMath, predict: Predict, x: Tensor, timesteps: list[int])
 
 
 def diffusers_solver(sampler: str) -> Solver:
-    """diffusers' scheduler as a solver: it steps between the timesteps that it is given, and then to σ = 0, x0."""
+    """diffusers' scheduler as a solver: it steps through the given timesteps, and then to σ = 0, which is x0."""
 
     def solve(objective: DDPMMath, predict: Predict, x: Tensor, timesteps: list[int]) -> Tensor:
         scheduler = scheduler_for(objective, sampler)
@@ -125,33 +126,36 @@ def sample(
     scales: Mapping[str, float],
     negative: Condition | None = None,
 ) -> Tensor:
-    """x0 [B,C,H,W] from standard normal noise, on its device. `scales` are of guidance, by name. Where
-    `steps` divides the timesteps, these are the steps of diffusers' pipelines, bit for bit."""
+    """Samples x0 [B,C,H,W] from standard normal noise, on its device. `scales` are guidance scales by name. If `steps`
+    divides the number of timesteps, the steps equal those of diffusers' pipelines, bit for bit."""
     timesteps = trailing(objective.timesteps, steps)
     predict = guided_predictor(backbone, condition, scales, torch.float32, negative)
     return SAMPLERS[sampler](objective, predict, noise, timesteps)
 
 
 def check_steps(objective: ObjectiveMath, steps: int, key: str = "steps") -> None:
-    """UserError where a sampler of the objective cannot take so many steps; `key` is what the user gave them as."""
+    """Raises UserError if the objective has fewer timesteps than `steps`; `key` is the user's name for the number."""
     most = objective.most_steps
     if steps > most:
         raise UserError(f"{key}={steps}: this run has {most} timesteps; give as many or fewer")
 
 
 def choose_sampler(objective: ObjectiveMath, name: str | None) -> str:
-    """The sampler of this name (None: the objective's default). UserError if it cannot sample this objective."""
+    """The sampler's name (None: the objective's default). Raises UserError if it cannot sample this objective."""
     if name is None:
         return objective.samplers[0]
     if name not in objective.samplers:
-        raise UserError(f"sampler={name} is not for this run's objective, which has {', '.join(objective.samplers)}")
+        raise UserError(
+            f"sampler={name} cannot sample this run's objective; give one of {', '.join(objective.samplers)}"
+        )
     return name
 
 
 def uneven_timesteps(objective: ObjectiveMath, steps: int) -> dict[str, int]:
-    """The number of timesteps if `steps` does not divide it, for names of image folders; else empty.
+    """An entry for names of image folders: the number of timesteps if `steps` does not divide it; otherwise empty.
 
-    Folders that do not state them have images of before `ddim` and `trailing`, which were others there."""
+    Folders without this entry were made before `ddim` and `trailing` were implemented here, when such images were
+    different."""
     if not isinstance(objective, DDPMMath) or objective.timesteps % steps == 0:
         return {}
     return {"timesteps": objective.timesteps}
@@ -169,10 +173,10 @@ def sample_by(
     interval: tuple[float, float] = (0.0, 1.0),
     negative: Condition | None = None,
 ) -> Tensor:
-    """x0 [B,C,H,W] by a sampler of the objective's (None: its usual one). `rngs`, one per image, are for samplers that
-    add noise on the way. `guidance` is one scale for all parts of the condition together (1: none), or one by name.
-    `interval` are the times at which a flow is guided; DDPM's are all. `negative`: the condition [B] of negative
-    prompts (`urepa.method.guidance`)."""
+    """Samples x0 [B,C,H,W] with a sampler of the objective (None: its default). `rngs`, one per image, are for samplers
+    that add noise at each step. `guidance` is one scale for all parts of the condition together (1: no guidance), or a
+    scale per name. `interval`: the times at which a flow is guided; DDPM is guided at all times. `negative`: the
+    condition [B] of negative prompts (`urepa.method.guidance`)."""
     name = choose_sampler(objective, sampler)
     check_steps(objective, steps)
     scales = scales_of(guidance, condition.names)
@@ -199,7 +203,8 @@ def sample_images(
     interval: tuple[float, float] = (0.0, 1.0),
     negative: Condition | None = None,
 ) -> Tensor:
-    """x0 [B,C,H,W] of images (class id, index), each from its own addressed noise, on the condition's device."""
+    """Samples x0 [B,C,H,W] of images (class id, index) on the condition's device. The noise of an image depends on
+    the seed, its class id and its index alone."""
     noise = torch.stack([image_noise(seed, class_id, index, shape) for class_id, index in images])
     rngs = [random_draws.generator(seed, "image on the way", class_id, index) for class_id, index in images]
     noise = noise.to(condition.device)

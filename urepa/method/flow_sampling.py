@@ -1,6 +1,6 @@
-"""From noise to x0 along a flow: Euler and Heun on its ODE, Euler-Maruyama on an SDE with the same marginals.
+"""Samplers from noise to x0 along a flow: Euler and Heun on its ODE, Euler-Maruyama on an SDE with the same marginals.
 
-Shapes: B images, CHW latent. The state is fp64, the backbone sees fp32. Times run from 1, noise, down to 0, data.
+Shapes: B images, CHW latent. The state is fp64, the backbone's input fp32. Times decrease from 1 (noise) to 0 (data).
 
 diffusers' flow schedulers compute in fp32, and have neither a guidance interval nor SiT's SDE.
 """
@@ -67,8 +67,8 @@ def heun(flow: FlowMath, velocity: Velocity, x: Tensor, steps: int, rngs: list[n
 def euler_maruyama(
     flow: FlowMath, velocity: Velocity, x: Tensor, steps: int, rngs: list[np.random.Generator]
 ) -> Tensor:
-    """dx = (v − w·s/2)dt + √w dW with w = 2t (SiT, §2.4, and its code): `steps` times from 1 to 0.04, then 0, the last
-    step by its drift alone. Each image's noise comes from its own generator."""
+    """dx = (v − w·s/2)dt + √w dW with w = 2t (SiT, §2.4, and its code): `steps` times from 1 to 0.04, then 0. The last
+    step uses only the drift. Each image's noise comes from its own generator."""
     noisy = torch.linspace(1, LAST, steps, dtype=torch.float64, device=x.device)
     times = torch.cat([noisy, noisy.new_zeros(1)])
     for t, after in step_intervals(times, len(x)):
@@ -102,7 +102,7 @@ def sample(
     rngs: list[np.random.Generator],
     negative: Condition | None = None,
 ) -> Tensor:
-    """x0 [B,C,H,W] from standard normal noise, on its device. `scales` are of guidance, by name; `rngs`, one per image,
-    are for the SDE's noise."""
+    """Samples x0 [B,C,H,W] from standard normal noise, on its device. `scales` are guidance scales by name; `rngs`, one
+    per image, draw the SDE's noise."""
     velocity = guided_velocity(backbone, condition, scales, interval, negative)
     return SAMPLERS[sampler](flow, velocity, noise.double(), steps, rngs).float()

@@ -1,8 +1,8 @@
 """Guidance over named parts of a condition: u + Σ_k s_k·(c_k − u), which with one part is classifier-free guidance.
 
-u has all guided parts withheld, c_k has those of name k given and the other guided parts withheld. With a negative
-condition its guided parts stand wherever these are withheld, so that u is the negative prompt's prediction. Parts that
-are not guided are the condition's in every pass.
+In u all guided parts are withheld; in c_k the parts of name k are given and the other guided parts are withheld. With a
+negative condition, its parts replace the withheld ones, so that u is the prediction under the negative prompt. Parts
+that are not guided are given in every pass.
 
 Shapes: B images, CHW latent.
 """
@@ -18,18 +18,19 @@ from torch import Tensor, nn
 from urepa.core.conditions import JOIN, Condition, check_names, covered_parts
 from urepa.core.errors import UserError
 
-# A number is the scale of all parts together; by name, each name's parts have their own (`conditions.covered_parts`).
+# A number: one scale for all parts together. A mapping: one scale for the parts of each name
+# (`conditions.covered_parts`).
 Guidance = float | Mapping[str, float]
 
 
 class GuidedPredictor(Protocol):
-    """x [B,C,H,W] and a time [] to the guided prediction [B,C,H,W]; to the plain one where `guided` is False."""
+    """Maps x [B,C,H,W] and a time [] to the guided prediction [B,C,H,W], or the unguided one if `guided` is False."""
 
     def __call__(self, x: Tensor, t: Tensor, guided: bool = True) -> Tensor: ...
 
 
 def scales_of(guidance: Guidance, parts: tuple[str, ...]) -> dict[str, float]:
-    """The scale of each guided name. A number guides all parts together, as a model of classes is guided.
+    """The scale of each guided name. A number guides all parts together, as in classifier-free guidance.
 
     Raises UserError for a name that covers none of the parts, or a part that two names cover.
     """
@@ -51,8 +52,8 @@ def guided_predictor(
     negative: Condition | None = None,
 ) -> GuidedPredictor:
     """The backbone's prediction under guidance (Ho & Salimans 2022; Liu et al. 2022 for several parts), combined in
-    `dtype`. All passes are one batch, [u; c_1; c_2; ...] in the order of `scales`. One pass is enough where nothing is
-    guided, or one name by a scale of 1."""
+    `dtype`. All passes are one batch, [u; c_1; c_2; ...] in the order of `scales`. There is only one pass if nothing is
+    guided, or if the only scale is 1."""
     plain = not scales or list(scales.values()) == [1]
     passes = condition if plain else guidance_passes(condition, tuple(scales), negative)
 
@@ -71,8 +72,8 @@ def guided_predictor(
 
 
 def guidance_passes(condition: Condition, names: tuple[str, ...], negative: Condition | None = None) -> Condition:
-    """The conditions of all passes in one batch: u, then c_k of each name. `negative`: what u has of the guided parts,
-    for each of the same images; None: they are withheld."""
+    """The conditions of all passes in one batch: u, then c_k of each name. `negative`: the condition whose parts
+    replace withheld ones, for the same images; None: they are withheld."""
     all_B = torch.ones(len(condition), dtype=torch.bool, device=condition.device)
     covered = {name: covered_parts(name, condition.names) for name in names}
     base = condition.drop(dict.fromkeys(names, all_B)) if negative is None else negative

@@ -1,4 +1,4 @@
-"""λ and the learning rate as functions of the step: the index of the update that is about to happen."""
+"""λ and the learning rate as functions of the step, which is the index of the next update."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def linear_warmup(step: int, maximum: float, warmup_steps: int) -> float:
 
 def cosine_with_warmup(step: int, max_steps: int, warmup_ratio: float, final_ratio: float = 0.0) -> float:
     """The factor of the peak learning rate, in [0,1]: linear over the first `warmup_ratio` of the run, then half a
-    cosine down to `final_ratio` at `max_steps` (at 1 it stays where it is)."""
+    cosine down to `final_ratio` at `max_steps` (constant if `final_ratio` is 1)."""
     warmup_steps = round(warmup_ratio * max_steps)
     if step < warmup_steps:
         return step / warmup_steps

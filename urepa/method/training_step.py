@@ -58,12 +58,12 @@ class AlignedModel(nn.Module):
     ) -> Aligned:
         """
         Args:
-            grids: rows and columns of each teacher's tokens in this batch, by its name. A teacher that has no tokens in
-                it has none, and its heads are called with the tap's own grid: they stay in the graph.
+            grids: rows and columns of each teacher's tokens in this batch, by its name. A teacher without tokens in the
+                batch is absent; its heads are called with the tap's own grid, so that they stay in the graph.
         """
         with self.attention():
             denoised = self.backbone(x_t, t_B, condition, taps=self.taps, rows_R=rows_R)
-        with torch.autocast(x_t.device.type, enabled=False):  # heads are small, and feed the losses: fp32
+        with torch.autocast(x_t.device.type, enabled=False):  # fp32: heads are small, and losses use them
             tapped = {tap: denoised.features[tap].float() for tap in self.taps}
             tokens = {}
             for name, head in self.heads.items():
@@ -74,7 +74,7 @@ class AlignedModel(nn.Module):
         return Aligned(denoised.prediction_RCHW, denoised.features, tokens)
 
     def compared_on(self, tap: Grid, teacher: Grid) -> Grid:
-        """The grid to which a head is asked to take a tap of one grid for a teacher of another."""
+        """The grid to which a head resizes a tap's tokens, given the tap's grid and the teacher's."""
         return compared_on(self.grid_policy, tap, teacher)
 
     @torch.no_grad()
@@ -84,12 +84,12 @@ class AlignedModel(nn.Module):
         t_B: Tensor,
         condition: Condition,
     ) -> list[dict[str, Grid]]:
-        """The grids of the heads' tokens, by head, for each of the shapes. UserError of a head that cannot take a tap
-        to its grid, before the step at which it would be asked to.
+        """The grids of the heads' tokens, by head, for each of the shapes. It is called before training: a head that
+        cannot resize a tap to its grid raises its UserError here and not at the step that needs it.
 
         Args:
-            shapes: of x_t [C,H,W] that batches have, each with the teachers' grids there.
-            t_B, condition: of one sample, on the model's device.
+            shapes: the shapes [C,H,W] of x_t in all batches, each with the teachers' grids at this shape.
+            t_B, condition: those of one sample, on the model's device.
         """
         was_training = self.training
         self.eval()
@@ -104,7 +104,7 @@ class AlignedModel(nn.Module):
 @dataclass(frozen=True)
 class Terms:
     """A step's terms. `per_sample` are [B], the diffusion term [R] where only the rows `rows_R` have one;
-    `alignment` is L_token + w·L_manifold, before λ(step), and `weighted_B` what of it is a sample's own: g(t)·L_token.
+    `alignment` is L_token + w·L_manifold, before λ(step); `weighted_B` is its per-sample part, g(t)·L_token.
     """
 
     total: Tensor
@@ -123,7 +123,7 @@ class Terms:
         return torch.stack(list(finite.values())).all(0)
 
     def means(self) -> dict[str, Tensor]:
-        """The logged scalars, on the device. A term that no sample had is not there."""
+        """The logged scalars, on the device. A term that no sample has is absent."""
         means = {name: value.mean() for name, value in self.per_sample.items() if len(value)}
         scalars = {"total": self.total} | means
         if self.manifold is not None:
@@ -134,7 +134,7 @@ class Terms:
 
 
 def shares_of(names: Iterable[str], weights: dict[str, float]) -> dict[str, float]:
-    """Each teacher's share in the mean over them; one that has no weight has 1."""
+    """Each teacher's share in the mean over teachers; a teacher that `weights` does not list has weight 1."""
     weight_of = {name: weights.get(name, 1.0) for name in names}
     return {name: weight / sum(weight_of.values()) for name, weight in weight_of.items()}
 
@@ -147,8 +147,8 @@ def step_terms(
     step: int,
     gather: Gather,
 ) -> tuple[Terms, Aligned]:
-    """The losses of one micro-batch: corrupt, predict, compare. Where the batch names rows, only they have a
-    diffusion term, an unbiased estimate of the batch's: each row is as likely as any other."""
+    """The losses of one micro-batch: corrupt, predict, compare. If the batch has `rows_R`, only these rows have a
+    diffusion term. It is an unbiased estimate of the whole batch's, because all rows are equally likely."""
     x_t = objective.corrupt(batch.x0, batch.noise, batch.t_B)
     output = model(x_t, batch.t_B, batch.condition, batch.rows_R, batch.grids)
     target = objective.target(batch.x0, batch.noise, batch.t_B)
@@ -159,9 +159,9 @@ def step_terms(
 
 
 def tap_gradients(terms: Terms, output: Aligned) -> dict[str, Tensor]:
-    """Why λ matters: at each tap, Σg² of the diffusion term and of the alignment term (before λ), and their
-    inner product, as a [3] tensor. Sums, so that ranks can add them. A tap that nothing trainable precedes
-    has no gradient and is left out, and without a diffusion term there is nothing to compare."""
+    """The gradients that λ balances: at each tap, Σg² of the diffusion term and of the alignment term (before λ), and
+    their inner product, as a [3] tensor. These are sums, so that ranks can add them. A tap without trainable weights
+    before it has no gradient and is left out. Empty if the batch has no diffusion term or no alignment term."""
     sums: dict[str, Tensor] = {}
     if terms.alignment is None or not len(terms.per_sample["diffusion"]):
         return sums

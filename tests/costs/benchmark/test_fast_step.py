@@ -1,4 +1,5 @@
-"""The fast step is the description's step: staged and plain bit for bit, the description's loop to fp32 rounding."""
+"""The fast step equals the description's step: staged and plain forward passes bit for bit, the description's loop to
+fp32 rounding."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ TINY = ("trainer.batch_size=4", "trainer.validation_group=4", "loss.warmup_steps
 
 
 def small_sd(folder: Path) -> tuple[str, ...]:
-    """Track A over a small U-Net of SD-1.5's kind."""
+    """Track A on a small U-Net of SD-1.5's kind."""
     return (
         "+experiment=track_a",
         f"backbone.weights={write_unet(folder / 'weights', **(SMALL | {'cross_attention_dim': 768}))}",
@@ -75,7 +76,7 @@ def own_loss(bench: BenchLoops, batch: Batch, step: int) -> Tensor:
 @pytest.mark.parametrize("kind", ["tiny", pytest.param("sd", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("objective", ["ddpm_v", "ddpm_eps_scaled"])
 def test_gradients_are_those_of_the_documents_loop(bench_of: Any, tmp_path: Path, kind: str, objective: str) -> None:
-    """Same weights, data, noise and timesteps; two implementations. With channels_last where track A has it."""
+    """Same weights, data, noise and timesteps in two implementations, with channels_last as in track A."""
     bench: BenchLoops = bench_of(*(TINY if kind == "tiny" else small_sd(tmp_path)), f"objective={objective}")
     assert bench.trainer.settings.channels_last == (kind == "sd")
     model = bench.trainer.model
@@ -108,7 +109,7 @@ def test_gradients_are_those_of_the_documents_loop(bench_of: Any, tmp_path: Path
 
 
 def losses_of(bench: BenchLoops, steps: int) -> tuple[list[float], dict[str, Tensor]]:
-    """Totals of the first updates, and the weights after them."""
+    """The total losses of the first updates, and the weights after them."""
     totals = []
     for step in range(steps):
         update = bench.trainer.update(step, bench.trainer.reader.read(step), with_tap_gradients=step % 5 == 0)
@@ -137,7 +138,7 @@ def test_twenty_staged_steps_are_the_plain_ones_bit_for_bit(bench_of: Any, taps:
 
 @pytest.mark.slow
 def test_mid_only_steps_have_the_full_forwards_gradients_bit_for_bit(bench_of: Any, tmp_path: Path) -> None:
-    """SD-1.5's kind, diffusion term off: stopping after the middle against going on to the end."""
+    """A small SD-1.5 without a diffusion term: stopping after the middle block, compared with the full forward pass."""
     bench: BenchLoops = bench_of(*small_sd(tmp_path), "loss.diffusion_fraction=0")
     model = bench.trainer.model
     batch = bench.trainer.reader.read(5)[0]
@@ -149,7 +150,7 @@ def test_mid_only_steps_have_the_full_forwards_gradients_bit_for_bit(bench_of: A
     assert flat(list(whole)).norm() > 0
 
 
-def test_what_the_document_has_not_cannot_be_measured_against_it(bench_of: Any) -> None:
+def test_experiments_unlike_the_description_cannot_be_compared_with_it(bench_of: Any) -> None:
     with pytest.raises(UserError, match=r"bench\.against=documented"):
         bench_of(*TINY, "loss.level=token").description_loop()
 
@@ -158,13 +159,13 @@ def test_what_the_document_has_not_cannot_be_measured_against_it(bench_of: Any) 
 def test_a_sits_step_is_timed_alone(
     bench_of: Any, compose: Callable[..., dict[str, Any]], small_sit: list[str]
 ) -> None:
-    """The description's loop and its parts are a U-Net's; what is counted of a real step is what is planned."""
+    """The description's loop and its parts exist only for a U-Net; the counts of a real step equal the plan's."""
     bench: BenchLoops = bench_of(*small_sit)
     with pytest.raises(
-        UserError, match=r"bench\.against=documented takes what the description has: .* a DDPM objective"
+        UserError, match=r"bench\.against=documented needs the description's settings: .* a DDPM objective"
     ):
         bench.description_loop()
-    with pytest.raises(UserError, match=r"bench\.parts takes a U-Net's step apart"):
+    with pytest.raises(UserError, match=r"bench\.parts times the parts of a U-Net's step"):
         check_bench(compose(*small_sit) | {"bench": BENCH})
     (row,) = measure([bench.training_loop()], bench.trainer.model, 8, torch.device("cpu"), steps=1, rounds=1)
     planned = plan(compose(*small_sit), Device("CPU", "cpu", None, None))
@@ -174,7 +175,7 @@ def test_a_sits_step_is_timed_alone(
 
 
 @pytest.mark.slow
-def test_the_door_tells_ratios_of_one_run(tmp_path: Path) -> None:
+def test_the_command_reports_ratios_of_one_run(tmp_path: Path) -> None:
     command = ["trainer.batch_size=4", "trainer.validation_group=4", "trainer.threads=1", "bench.against=documented"]
     command += ["bench.parts=true", "bench.steps=2", "bench.rounds=3", "bench.batches=2", "bench.workers=1"]
     done = forks.run(["-m", "urepa.bench", *command, "out=rows.json"], tmp_path)

@@ -1,4 +1,5 @@
-"""The step that asks the teacher is our step but for where its tokens come from, and its row counts the teacher."""
+"""The step with an online teacher equals this project's step except for the source of its tokens, and its row counts
+the teacher."""
 
 from __future__ import annotations
 
@@ -64,8 +65,8 @@ def bench_of(compose: Callable[..., dict[str, Any]], tmp_path: Path) -> Iterator
 
 
 def store_the_teachers_own(bench: BenchLoops, folder: Path) -> None:
-    """Our loop reads what the teacher says of the images that the online loop shows it, in fp16. The teacher rounds its
-    tokens to fp16 from now on, so that a store holds them as they are."""
+    """The stores contain the teacher's tokens, in fp16, of the images that the online loop uses. From now on the
+    teacher rounds its tokens to fp16, so that both loops have equal ones."""
     own_tokens = bench.teacher.tokens
 
     def rounded(images_B3HW: Tensor) -> Tokens:
@@ -125,7 +126,7 @@ def test_losses_and_weights_are_those_of_our_loop_bit_for_bit(
 
 @pytest.mark.fast(1)
 def test_the_plain_loop_trains_the_same_loss(bench_of: BenchOf, architecture: list[str]) -> None:
-    """After λ's warm-up its total is ours on the same batch, and its average follows the weights."""
+    """After λ's warm-up its total loss equals this project's on the same batch, and its average follows the weights."""
     bench = bench_of(*architecture, *SAMPLES, "loss.manifold_weight=3", "loss.warmup_steps=0")
     plain, trainer = bench.plain_loop(), bench.trainer
     batches = next(plain.data)
@@ -141,8 +142,8 @@ def test_the_plain_loop_trains_the_same_loss(bench_of: BenchOf, architecture: li
 
 
 def dinov2_flops(layers: int, width: int, patches: int, patch: int) -> int:
-    """A forward pass of one image, two FLOPs a multiply-add: the patches' embedding, then four projections, attention
-    and an MLP of four times the width in each layer, with the CLS token."""
+    """FLOPs of a forward pass of one image, two per multiply-add: the patch embedding, then in each layer four
+    projections, attention and an MLP of four times the width, with the CLS token."""
     n = patches + 1
     layer = 4 * 2 * n * width**2 + 2 * 2 * n**2 * width + 2 * 2 * n * width * 4 * width
     return 2 * patches * 3 * patch**2 * width + layers * layer
@@ -150,7 +151,7 @@ def dinov2_flops(layers: int, width: int, patches: int, patch: int) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_the_teacher_is_asked_once_a_step_and_its_flops_count(
+def test_the_teacher_runs_once_per_step_and_its_flops_count(
     compose: Callable[..., dict[str, Any]],
     small_sit: list[str],
     tmp_path: Path,
@@ -181,8 +182,8 @@ def test_the_teacher_is_asked_once_a_step_and_its_flops_count(
     assert table(rows).splitlines()[2].split()[-1] == "1.00x"
 
 
-def test_minor_faults_are_counted_by_the_step() -> None:
-    """Every page of fresh shared memory is a fault of its own."""
+def test_minor_faults_are_counted_per_step() -> None:
+    """Each page of fresh shared memory causes one fault."""
     pages = 2000
     model = torch.nn.Linear(1, 1)
 
@@ -196,11 +197,11 @@ def test_minor_faults_are_counted_by_the_step() -> None:
     assert pages <= row["minor_faults_per_step"] < 1.2 * pages
 
 
-def test_without_a_teacher_there_is_nothing_to_ask(
+def test_without_a_teacher_the_online_loop_is_refused(
     compose: Callable[..., dict[str, Any]], small_run: list[str]
 ) -> None:
     own = [o for o in small_run if not o.startswith("loss.")]
     with pytest.raises(
-        UserError, match=r"bench\.against=online asks the teacher in every step, and loss=none has none"
+        UserError, match=r"bench\.against=online runs the teacher in every step, and loss=none has none"
     ):
         check_bench(compose(*own, "loss=none") | {"bench": BENCH})

@@ -1,4 +1,4 @@
-"""How many classes a track has, and what they are called."""
+"""The number of a track's classes, and their names."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ def test_classes_are_counted_where_no_number_is_given(compose: Compose, images: 
     assert compose("data=folder", f"data.images={images}", "data.num_classes=7")["data"]["num_classes"] == 7
 
 
-def test_finished_caches_are_what_counts(compose: Compose, images: Path, make_track: Any, tmp_path: Path) -> None:
-    """A run goes on beside other images, or none."""
+def test_finished_caches_decide_the_number_of_classes(
+    compose: Compose, images: Path, make_track: Any, tmp_path: Path
+) -> None:
+    """A run continues with other images beside it, or with none."""
     root = Path(shutil.copytree(images, tmp_path / "photos"))
     track = make_track(images=str(root))
     track.open(None).close()
@@ -52,7 +54,7 @@ def test_finished_caches_are_what_counts(compose: Compose, images: Path, make_tr
         (("data.images=x", "data.source=parquet"), "the classes of data.source=parquet are not counted; give data.num"),
     ],
 )
-def test_where_nothing_tells_the_number_it_is_asked_for(overrides: tuple[str, ...], words: str) -> None:
+def test_an_unknown_number_of_classes_must_be_given(overrides: tuple[str, ...], words: str) -> None:
     prepare()
     with (
         initialize_config_dir(CONF, version_base="1.3"),
@@ -73,13 +75,13 @@ def test_names_stay_with_a_track(make_track: Any, images: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ['["cat", "dog"]', '["cat", "dog", 3]', '{"0": "cat"}', "[", ""])
-def test_other_content_is_one_sentence(tmp_path: Path, content: str) -> None:
+def test_a_file_of_other_content_is_reported_in_one_sentence(tmp_path: Path, content: str) -> None:
     (tmp_path / "classes.json").write_text(content)
     with pytest.raises(UserError, match="classes.json"):
         read_names(tmp_path, 3)
 
 
-def test_names_beside_weights_are_an_exports(tmp_path: Path) -> None:
+def test_names_beside_weights_come_from_an_export(tmp_path: Path) -> None:
     (tmp_path / "classes.json").write_text('["cat"]')
     assert names_beside(tmp_path / "model.safetensors", 3) == [], "another program's file beside weights"
     (tmp_path / "config.yaml").write_text("")

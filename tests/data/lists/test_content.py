@@ -1,4 +1,4 @@
-"""What data are, wherever they lie: digests of samples and records, by hand."""
+"""The identity of data wherever they are stored: digests of samples and records, computed by hand."""
 
 from __future__ import annotations
 
@@ -48,9 +48,7 @@ def test_content_is_of_samples_and_records(make_track: Any, teacher: Any) -> Non
     cache.close()
 
 
-def test_content_does_not_depend_on_place_or_order_but_on_everything_else(
-    built: Path, build_of: Any, tmp_path: Path
-) -> None:
+def test_content_depends_on_everything_but_place_and_order(built: Path, build_of: Any, tmp_path: Path) -> None:
     def content(change: Callable[[Path], Any]) -> dict[str, str]:
         root = Path(shutil.copytree(built, tmp_path / f"cache{len(list(tmp_path.iterdir()))}"))
         (root / "track.json").unlink()  # which would refuse another list
@@ -85,7 +83,7 @@ def test_content_does_not_depend_on_place_or_order_but_on_everything_else(
     assert {key for key in plain if other_record[key] != plain[key]} == {"latents"}
 
 
-def test_what_is_asked_while_training_is_of_its_images(built: Path, build_of: Any) -> None:
+def test_the_content_of_online_encoders_is_that_of_their_images(built: Path, build_of: Any) -> None:
     build = build_of(built, "data.online_latents=true", "data.online_teacher=true")
     cache = build.track.open(build.teacher)
     content, images = cache.content(), cache.images

@@ -1,4 +1,4 @@
-"""Which of equal images move, by the rules alone."""
+"""The rules that decide which of several equal images move to another split."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def names(rows: Sequence[SourceImage]) -> set[str]:
         ("v1 e1", "", "v1 e1"),  # of images that were drawn for validation and for test
     ],
 )
-def test_what_lies_in_several_splits_moves(group: str, left_out: str, train_only: str) -> None:
+def test_images_in_several_splits_move(group: str, left_out: str, train_only: str) -> None:
     splits = {"train": [row("t1"), row("t2")], "val": [row("v1"), row("v2")], "test": [row("e1")]}
     splits["test"] += [row("p1", "test"), row("p2", "test")]
     equal = EqualImages()
@@ -45,7 +45,7 @@ def test_what_lies_in_several_splits_moves(group: str, left_out: str, train_only
     assert not equal.keep_apart(splits, [group.split()]), "it was noted"
 
 
-def test_before_there_are_splits_whatever_has_an_equal_stays_in_training(capsys: pytest.CaptureFixture[str]) -> None:
+def test_before_splitting_images_with_copies_are_assigned_to_training(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [row("a"), row("b"), row("c"), row("p", "test"), row("q", "test"), row("r", "test")]
     equal = EqualImages()
     equal.settle(rows, [["a", "b"], ["c", "p"], ["q", "r"]])
@@ -59,7 +59,7 @@ def test_before_there_are_splits_whatever_has_an_equal_stays_in_training(capsys:
     assert capsys.readouterr().out == ""
 
 
-def test_the_next_of_its_class_takes_the_place_of_one_that_moves() -> None:
+def test_the_next_image_of_its_class_replaces_one_that_moves() -> None:
     """Splits are those of the drawn order, with and without images that only training may have."""
     rows = [row(f"{c}_{i}", class_id=c) for c in range(2) for i in range(10)]
     drawn = [

@@ -1,4 +1,4 @@
-"""Rows in arrays are the rows of the list."""
+"""Rows stored in arrays equal the rows of the list."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_mirrored_rows_have_the_mirror_images_keys(samples: Samples) -> None:
 
 @pytest.mark.parametrize("form", ["list", "arrays"])
 def test_orders_are_those_of_sorted_lists(samples: Samples, form: str) -> None:
-    """Runs, probes and built stores of before rest on them."""
+    """Runs, probes and existing stores depend on these orders."""
     rows: Any = samples if form == "arrays" else PLAIN
     for n in (5, len(PLAIN), 100):
         assert (
@@ -97,8 +97,8 @@ def test_keys_are_of_several_lists(samples: Samples) -> None:
     assert samples.row_digests().tobytes() == b"".join(row.digest() for row in rows)
 
 
-def test_a_row_takes_a_few_dozen_bytes_beside_its_text(tmp_path: Path) -> None:
-    """A Sample object with its strings takes 290."""
+def test_a_row_takes_a_few_dozen_bytes_more_than_its_text(tmp_path: Path) -> None:
+    """A Sample object with its strings takes 290 bytes."""
     rows = 30_000
     text = [f"train_n{i % 1000:08d}_{i:07d},{i % 1000},train/n{i % 1000:08d}/{i:07d}.JPEG,train" for i in range(rows)]
     (tmp_path / "list.csv").write_text("\n".join(["sample_id,class_id,path,split", *text]) + "\n")
@@ -114,8 +114,8 @@ def test_a_row_takes_a_few_dozen_bytes_beside_its_text(tmp_path: Path) -> None:
     assert peak < 2 * (length + 45)
 
 
-def test_keys_are_not_all_there_at_once() -> None:
-    """A list of them would take 64 bytes each."""
+def test_keys_are_not_all_in_memory_at_once() -> None:
+    """A list of them would take 64 bytes per key."""
     rows = 100_000
     samples = Samples.of_rows((f"n{i:08d}", 0, "", "train") for i in range(rows))
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""Captions beside images: text files and metadata, as a careful reader takes them; mistakes in one line."""
+"""Captions beside images, in text files and metadata: what is read, and mistakes, each reported in one line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ARABIC, FAMILY = "قطة على السرير", "👩‍👩‍👧 \u200fat home
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """a/0.png, a/1.png and b/0.png."""
+    """A folder with a/0.png, a/1.png and b/0.png."""
     for name in ("a/0", "a/1", "b/0"):
         file = tmp_path / f"{name}.png"
         file.parent.mkdir(exist_ok=True)
@@ -59,7 +59,8 @@ def test_a_byte_order_mark_is_no_text(root: Path, encoding: str) -> None:
 
 
 def test_characters_are_kept_as_they_are_written(root: Path) -> None:
-    """Composed or not, control characters and marks of direction; two ways to write a letter are two captions."""
+    """Composed or decomposed characters, control characters and marks of direction; two ways to write a letter make two
+    captions."""
     composed, apart, control = "caf\u00e9", "cafe\u0301", "\u202bשלום\u202c\x1b[31m\x85end"
     write(root, a_0=composed, a_1=apart, b_0=control)
     assert read(root) == {"all_a_0": [composed], "all_a_1": [apart], "all_b_0": [control]}
@@ -67,7 +68,7 @@ def test_characters_are_kept_as_they_are_written(root: Path) -> None:
 
 @pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
 def test_metadata_of_windows(root: Path, name: str) -> None:
-    """With a byte order mark and its line ends."""
+    """With a byte order mark and Windows line ends."""
     rows = [("a/0.png", ARABIC), ("a/1.png", "two"), ("b/0.png", FAMILY)]
     lines = [json.dumps({"file_name": file, "text": text}) for file, text in rows]
     if name.endswith("csv"):
@@ -77,7 +78,8 @@ def test_metadata_of_windows(root: Path, name: str) -> None:
 
 
 def test_metadata_as_hugging_face_has_it(root: Path) -> None:
-    """In a class folder with its own names, at the root with paths; rows of one file add up, and so does a list."""
+    """In a class folder with its own file names, or at the root with paths. Rows of one file are added up, and so are
+    the entries of a list."""
     (root / "a" / "metadata.csv").write_text('\ufefffile_name,text\r\n0.png,"one, with a\ncomma"\r\n1.png,two\r\n')
     rows = [{"file_name": "b/0.png", "text": "three"}, {"file_name": "b/0.png", "text": [" four ", "five"], "n": 1}]
     (root / "metadata.jsonl").write_text("\n\n".join(map(json.dumps, rows)))

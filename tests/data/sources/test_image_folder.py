@@ -1,4 +1,4 @@
-"""A folder of images as a stranger hands it over: what is read of it, and what is left out by which reason."""
+"""A user's folder of images: what is read, and what is left out for which reason."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from urepa.data.sources.source_identity import Listing
 
 @pytest.fixture
 def mess(images: Path, tmp_path: Path) -> Path:
-    """The training images, in class folders alone, and what is no image."""
+    """Training images, in class folders alone, and files that are not images."""
     root = Path(shutil.copytree(images / "train", tmp_path / "mess"))
     cat, dog = root / "cat", root / "dog"
     for name in ("notes.txt", "more.txt", "clip.gif", "raw", ".hidden"):
@@ -47,7 +47,7 @@ def mess(images: Path, tmp_path: Path) -> Path:
 
 
 def test_regular_files_alone_are_read_and_nothing_else_is_opened(mess: Path, tmp_path: Path) -> None:
-    """A FIFO would hang whoever opens it."""
+    """Opening a FIFO would wait for ever."""
     rows = list(SOURCES["folder"](str(mess)))
     assert [r.path for r in rows if r.path[4:6] not in {f"{i:02d}" for i in range(12)}] == ["cat/linked.png"]
     assert len(rows) == 37
@@ -66,14 +66,14 @@ def test_what_is_left_out_is_counted_by_reason(mess: Path, capsys: pytest.Captur
     )
 
 
-def test_where_nothing_is_left_out_nothing_is_said(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_reported_if_nothing_is_left_out(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not count_left_out(images, readable())
     Listing("folder", str(images), {}).print_left_out(0, "")
     Listing("digits", "scikit-learn", {}).print_left_out(0, "")
     assert capsys.readouterr().out == ""
 
 
-def test_a_name_cannot_drive_the_terminal(images: Path, tmp_path: Path) -> None:
+def test_control_characters_in_a_name_are_escaped(images: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(images / "train", tmp_path / "mine"))
     (root / "\x1b[31mred").mkdir()
     os.mkdir(os.path.join(os.fsencode(root), b"caf\xe9"))
@@ -105,8 +105,10 @@ def test_a_format_that_wants_a_plugin_is_named_with_it(images: Path, tmp_path: P
             list(SOURCES["folder"](str(root)))
 
 
-def test_lists_of_before_do_not_grow_with_pillow(images: Path, tmp_path: Path, make_track: Any) -> None:
-    """An earlier version passed a.jfif over: its track is as it was, also for a copy with other times."""
+def test_lists_of_earlier_versions_get_no_images_of_newly_supported_formats(
+    images: Path, tmp_path: Path, make_track: Any
+) -> None:
+    """An earlier version ignored a.jfif: its track stays unchanged, also for a copy with other times."""
     root = Path(shutil.copytree(images, tmp_path / "mine"))
     shutil.copy(root / "train" / "cat" / "00.png", root / "train" / "cat" / "a.jfif")
     known = {"source": "folder", "count": 48, "listing_sha256": "of before"}

@@ -51,7 +51,7 @@ def test_a_folders_classes_are_numbered_by_the_alphabet(images: Path) -> None:
 
 
 def test_equal_file_names_are_told_apart(images: Path, tmp_path: Path) -> None:
-    """cat/cat_1.png in train and in test, as many data sets have it, are two images."""
+    """cat/cat_1.png in train and in test, as in many data sets, are two images."""
     picture = (images / "train/cat/00.png").read_bytes()
     for split in ("train", "test"):
         for name in ("cat", "dog"):
@@ -87,7 +87,7 @@ def test_parquet_files_give_the_same_images(images: Path, parquet_images: Path) 
 
 
 def test_a_test_split_without_labels_is_passed_over_for_validation(parquet_images: Path, tmp_path: Path) -> None:
-    """ImageNet's own layout: train, validation, and a test split whose labels are all -1."""
+    """ImageNet's layout: train, validation, and a test split whose labels are all -1."""
     import datasets
 
     shutil.copy(next(parquet_images.glob("train*")), tmp_path)
@@ -129,7 +129,7 @@ def test_parquet_files_without_images_are_a_user_error(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("source", ["folder", "parquet"])
-def test_an_empty_place_is_a_user_error(source: str, tmp_path: Path) -> None:
+def test_an_empty_folder_is_a_user_error(source: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"data.images={tmp_path}.*data.source={source}"):
         list(SOURCES[source](str(tmp_path)))
 
@@ -157,7 +157,7 @@ def test_class_folders_alone_leave_the_split_to_the_track(images: Path, make_tra
     cache.close()
 
 
-def test_photographs_are_cut_to_their_central_square_not_squeezed(make_track: Any, tmp_path: Path) -> None:
+def test_photographs_are_cropped_to_their_central_square(make_track: Any, tmp_path: Path) -> None:
     from PIL import Image
 
     wide = np.zeros((8, 24, 3), dtype=np.uint8)
@@ -175,7 +175,7 @@ def test_photographs_are_cut_to_their_central_square_not_squeezed(make_track: An
 def test_training_folders_alone_leave_the_validation_to_the_track(
     images: Path, make_track: Any, tmp_path: Path
 ) -> None:
-    """ImageNet's layout with nothing kept apart; an unsorted val/ beside it is not passed over in silence."""
+    """ImageNet's layout without a validation folder; a val/ without class folders beside it is reported."""
     shutil.copytree(images / "train", tmp_path / "train")
     rows = list(SOURCES["folder"](str(tmp_path)))
     assert Counter((row.split, row.class_id) for row in rows) == {("train", class_id): 12 for class_id in range(3)}

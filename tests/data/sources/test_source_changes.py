@@ -1,4 +1,4 @@
-"""Whether images are those that caches were made from, asked of real files."""
+"""Whether images are those from which caches were made, tested with real files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from urepa.data.sources import source_changes
 
 @pytest.fixture
 def source(tmp_path: Path, images: Path) -> Path:
-    """A copy of the images, and what is recorded of it in tmp_path/caches."""
+    """A copy of the images, and its record in tmp_path/caches."""
     root = tmp_path / "mine"
     shutil.copytree(images, root)
     assert not source_changes.record("folder", str(root), tmp_path / "caches")
@@ -31,7 +31,7 @@ def picture(file: Path, value: int) -> None:
 
 
 def rewrite(root: Path) -> None:
-    """Another picture of as many bytes."""
+    """Replaces an image by another one of the same size in bytes."""
     file = root / "train" / "cat" / "00.png"
     content = bytearray(file.read_bytes())
     content[-20] ^= 1
@@ -72,8 +72,8 @@ def test_a_change_is_said(tmp_path: Path, source: Path, name: str) -> None:
     assert re.search(words, found), found
 
 
-def test_what_is_the_same_is_the_same(tmp_path: Path, source: Path) -> None:
-    """As it was, touched, beside a file that is no image, copied with other times, and gone."""
+def test_unchanged_images_are_recognised(tmp_path: Path, source: Path) -> None:
+    """Unchanged, touched, with another file that is not an image, copied with other times, and removed."""
     caches = tmp_path / "caches"
     assert source_changes.changes("folder", str(source), caches) is None
     (source / "train" / "cat" / "notes.txt").write_text("a folder's time changes")
@@ -86,7 +86,7 @@ def test_what_is_the_same_is_the_same(tmp_path: Path, source: Path) -> None:
     assert source_changes.changes("folder", str(source), caches) is None
 
 
-def test_of_many_files_the_folders_tell_what_came_and_went(
+def test_with_many_files_folders_show_additions_and_removals(
     tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(source_changes, "LOOKED_AT", 10)
@@ -113,7 +113,7 @@ def test_other_sources(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_a_folder_that_is_no_source_any_more_has_changed(tmp_path: Path, source: Path) -> None:
-    """It is no damaged record, and no reason to refuse a run that goes on: its caches are what counts."""
+    """This is not a damaged record, and no reason to refuse a run that continues: its caches decide."""
     shutil.rmtree(source / "test" / "emu")
     found = source_changes.changes("folder", str(source), tmp_path / "caches")
     assert found is not None
@@ -125,7 +125,7 @@ def test_a_folder_that_is_no_source_any_more_has_changed(tmp_path: Path, source:
     )
 
 
-def test_a_damaged_record_is_one_sentence(tmp_path: Path, source: Path) -> None:
+def test_a_damaged_record_is_reported_in_one_sentence(tmp_path: Path, source: Path) -> None:
     (tmp_path / "caches" / source_changes.FILE).write_bytes(b"PK damaged")
     with pytest.raises(UserError, match="cannot be read"):
         source_changes.changes("folder", str(source), tmp_path / "caches")
@@ -145,7 +145,7 @@ def test_a_build_of_changed_images_is_refused(tmp_path: Path, source: Path, make
         source_changes.refuse_changes(track)
 
 
-def test_what_a_killed_build_made_of_other_images_goes(
+def test_records_of_a_killed_build_from_other_images_are_removed(
     tmp_path: Path, source: Path, make_track: Callable[..., Any]
 ) -> None:
     track = make_track(images=str(source))

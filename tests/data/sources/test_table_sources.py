@@ -1,4 +1,4 @@
-"""Images and captions of parquet files: columns as Hugging Face has them, and mistakes in one line."""
+"""Images and captions of parquet files: columns in Hugging Face's layout, and mistakes, each reported in one line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from urepa.data.sources.source_image import SourceImage
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `datasets` makes of the files."""
+    """Keeps the caches that `datasets` makes in the test's own folder."""
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
@@ -47,7 +47,7 @@ def captions(folder: Path, column: str | None = None) -> dict[str, list[str]]:
 
 
 def write(folder: Path, **columns: Any) -> Path:
-    """FOLDER/train.parquet of three images with further columns."""
+    """Writes FOLDER/train.parquet with three images and further columns."""
     folder.mkdir(exist_ok=True)
     write_table(pa.table({"image": [png(i) for i in range(3)]} | columns), folder / "train.parquet")
     return folder
@@ -116,7 +116,9 @@ def test_without_labels_all_are_of_one_class_if_there_are_texts(tmp_path: Path) 
         count_classes("parquet", str(tmp_path / "names"), tmp_path / "none")
 
 
-def test_splits_are_told_by_names_or_left_to_the_track(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_splits_follow_from_file_names_or_are_drawn_by_the_track(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_parquet(tmp_path / "in" / "0000.parquet", ROWS[:2])
     write_parquet(tmp_path / "in" / "0001.parquet", ROWS[2:])
     assert [(row.split, row.name[:6]) for row in read(tmp_path / "in")] == [("train", "train_")] * 3
@@ -131,7 +133,7 @@ def test_splits_are_told_by_names_or_left_to_the_track(tmp_path: Path, capsys: p
         read(tmp_path / "in")
 
 
-def test_a_row_without_an_image_is_one_that_cannot_be_read(tmp_path: Path) -> None:
+def test_a_row_without_an_image_counts_as_unreadable(tmp_path: Path) -> None:
     write(tmp_path / "in", text=["a", "b", "c"])
     images = pa.array([{"bytes": png(1), "path": None}, None, {"bytes": None, "path": None}])
     write_table(pa.table({"image": images, "text": ["a", "b", "c"]}), tmp_path / "in" / "train.parquet")
@@ -142,7 +144,7 @@ def test_a_row_without_an_image_is_one_that_cannot_be_read(tmp_path: Path) -> No
             row.load()
 
 
-def test_what_is_no_table_of_images_is_said_in_a_line(tmp_path: Path) -> None:
+def test_a_table_without_images_is_reported_in_one_line(tmp_path: Path) -> None:
     write_parquet(tmp_path / "in" / "train-0.parquet", ROWS)
     write_parquet(tmp_path / "in" / "train-1.parquet", ROWS, "other")
     with pytest.raises(UserError, match=r"^the parquet files of \S* cannot be read together \(.+\)$") as error:

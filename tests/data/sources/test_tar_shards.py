@@ -1,4 +1,4 @@
-"""Images and captions in tar shards: what is a sample, and what is refused in one line."""
+"""Images and captions in tar shards: which members form a sample, and what is refused in one line."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def captions(folder: Path, column: str | None = None) -> list[list[str]]:
 
 
 def test_members_of_a_key_are_a_sample(tmp_path: Path) -> None:
-    """Contents are what `tarfile` itself gives; nothing is written beside the shard."""
+    """The contents equal those that `tarfile` reads; nothing is written beside the shard."""
     shard = write_tar(tmp_path / "shard-0.tar", MEMBERS)
     rows = read(tmp_path)
     assert [(r.name, r.class_id, r.split, r.path) for r in rows] == [
@@ -77,7 +77,7 @@ def test_keys_end_at_the_first_dot_and_members_lie_in_any_order(tmp_path: Path) 
     assert captions(tmp_path) == [["one"], ["قطة"], ["three", "third"]]
 
 
-def test_what_is_not_read_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ignored_members_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_tar(tmp_path / "s.tar", [*MEMBERS, ("000.npy", b"0"), ("9.txt", b"no image")])
     with tarfile.open(tmp_path / "s.tar", "a") as archive:
         link = tarfile.TarInfo("link.png")
@@ -90,7 +90,7 @@ def test_what_is_not_read_is_counted(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == said
 
 
-def test_splits_are_told_by_the_shards_names(tmp_path: Path) -> None:
+def test_splits_follow_from_the_shards_names(tmp_path: Path) -> None:
     for name in ("train-0", "train-1", "val-0"):
         write_tar(tmp_path / f"{name}.tar", MEMBERS)
     assert [(r.split, r.name) for r in read(tmp_path)][::4] == [
@@ -154,7 +154,7 @@ FAULTS: dict[str, tuple[Members, str]] = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_faults_are_one_line_with_the_shard(tmp_path: Path, name: str) -> None:
+def test_faults_are_reported_in_one_line_with_the_shard(tmp_path: Path, name: str) -> None:
     members, said = FAULTS[name]
     write_tar(tmp_path / "s.tar", members)
     with pytest.raises(UserError, match=said) as error:
@@ -167,8 +167,8 @@ CUT = ("a header", "half a header", "half a file", "no end", "garbage", "a bad e
 
 
 @pytest.mark.parametrize("left", CUT)
-def test_a_shard_that_is_not_whole_is_refused(tmp_path: Path, left: str) -> None:
-    """`tarfile` takes most of these for whole ones with fewer members."""
+def test_an_incomplete_shard_is_refused(tmp_path: Path, left: str) -> None:
+    """`tarfile` reads most of these as whole shards with fewer members."""
     shard = write_tar(tmp_path / "s.tar", [("0.png", image(0)), ("1.png", image(1))])
     content = shard.read_bytes()
     second = content.index(b"1.png")

@@ -1,4 +1,4 @@
-"""Images that cannot be read: all are listed at once, before anything is made of the others."""
+"""Images that cannot be read: all are listed at once, before the other images are processed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def damaged(images: Path, tmp_path: Path) -> Path:
     return damage(Path(shutil.copytree(images, tmp_path / "photos")), *BAD)
 
 
-def test_all_are_listed_before_the_teacher_is_asked(
+def test_all_are_listed_before_the_teacher_runs(
     damaged: Path, make_track: Any, teacher: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Asked(type(teacher)):  # type: ignore[misc]
@@ -47,8 +47,9 @@ def test_all_are_listed_before_the_teacher_is_asked(
     assert set(listed) == {"train_cat_05", "train_dog_11", "test_emu_02"}
 
 
-def test_what_may_be_left_out_is_as_if_it_were_not_there(damaged: Path, make_track: Any, tmp_path: Path) -> None:
-    """Not by luck: the next image of the class is in its place, as in a folder without the damaged ones."""
+def test_images_left_out_do_not_affect_the_others(damaged: Path, make_track: Any, tmp_path: Path) -> None:
+    """This does not depend on the order: the next image of the class replaces it, as in a folder without the damaged
+    ones."""
     with pytest.raises(UserError, match=r"^2 of 39 .* data.max_skipped=0.052$"):
         make_track(images=str(damaged), limit=27).open(None)
     track = make_track(images=str(damaged), limit=27, max_skipped=0.052)
@@ -62,7 +63,7 @@ def test_what_may_be_left_out_is_as_if_it_were_not_there(damaged: Path, make_tra
         cache.close()
 
 
-def test_a_file_that_nobody_may_read_is_one_of_them(images: Path, make_track: Any, tmp_path: Path) -> None:
+def test_a_file_without_read_permission_is_listed(images: Path, make_track: Any, tmp_path: Path) -> None:
     root = Path(shutil.copytree(images, tmp_path / "photos"))
     os.chmod(root / BAD[0], 0)
     if os.access(root / BAD[0], os.R_OK):
@@ -72,10 +73,10 @@ def test_a_file_that_nobody_may_read_is_one_of_them(images: Path, make_track: An
         make_track(images=str(root)).open(None)
 
 
-def test_a_build_that_was_killed_beside_a_damaged_image_ends_as_another(
+def test_a_killed_build_is_completed_after_a_damaged_image_was_repaired(
     damaged: Path, images: Path, make_track: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The image that took the place of one is no part of the track once that one can be read."""
+    """An image that replaced a damaged one is no longer part of the track once the damaged one can be read."""
     track = make_track(images=str(damaged), limit=27, max_skipped=0.1)
     with monkeypatch.context() as patch:
         patch.setattr(PixelBucket, "seal_latents", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -106,7 +107,7 @@ def test_a_build_that_was_killed_beside_a_damaged_image_ends_as_another(
 def test_the_share_that_may_be_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], found: int, of: int, share: float, allowed: bool
 ) -> None:
-    """0 means none; of any other share one image may always be."""
+    """0 allows none; any other share always allows one image."""
     sentences = {f"i{n}": f"a/\x1b{n}.png: truncated" for n in range(found)}
     if allowed:
         report(sentences, of, share, tmp_path)
@@ -122,7 +123,7 @@ def test_the_share_that_may_be_left_out(
     assert not (tmp_path / "unreadable.json").exists()
 
 
-def test_the_share_that_is_offered_is_enough(tmp_path: Path) -> None:
+def test_the_share_that_the_message_proposes_suffices(tmp_path: Path) -> None:
     for found, of in ((1, 3), (7, 1000), (57, 1000), (1, 1_281_167), (3, 3)):
         sentences = {f"i{n}": "a.png: truncated" for n in range(found)}
         with pytest.raises(UserError) as refused:

@@ -1,4 +1,4 @@
-"""From photographs to verified caches through the real SD, DINOv2 and CLIP code, killed and taken up again."""
+"""From photographs to verified caches with the real SD, DINOv2 and CLIP code, killed and resumed."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_smaller_track_is_a_subset(built: Path, build_of: Any, tmp_path: Path)
     assert small < large
 
 
-def test_where_no_images_are_kept_apart_the_validation_images_are_drawn(
+def test_without_a_validation_folder_the_validation_images_are_drawn(
     material: Path, build_of: Any, tmp_path: Path
 ) -> None:
     photos = f"data.images={material / 'photos' / 'train'}"
@@ -118,7 +118,7 @@ def test_where_no_images_are_kept_apart_the_validation_images_are_drawn(
 
 
 def test_a_class_without_images_is_refused(build_of: Any, tmp_path: Path) -> None:
-    """Its folder would not be counted, and every later class would bear its number and its name."""
+    """Its folder would not be counted, so every later class would get its number and its name."""
     with pytest.raises(UserError, match=r"the images have 2 classes; data.num_classes=3"):
         build_of(tmp_path, "data.num_classes=3", "data.val_images=15").run("manifest")
     assert not (tmp_path / "train_200k.csv").exists()
@@ -126,7 +126,7 @@ def test_a_class_without_images_is_refused(build_of: Any, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_a_larger_track_goes_on_from_a_smaller_ones_caches(built: Path, build_of: Any, tmp_path: Path) -> None:
-    """A- first, then A, in one folder: what is there stays, what is missing is made."""
+    """First A-, then A, in one folder: existing records stay, missing ones are made."""
     root, small = tmp_path / "cache", [f"data.train_images={TRAIN // 2}", "data.train=train_100k.csv"]
     for more in (small, []):
         for stage in ("manifest", "images", "latents", "tokens"):
@@ -156,7 +156,8 @@ def test_a_larger_track_goes_on_from_a_smaller_ones_caches(built: Path, build_of
 def test_another_source_of_images_is_refused_and_a_moved_one_is_not(
     material: Path, build_of: Any, tmp_path: Path
 ) -> None:
-    """Both have the wanted ids; one has an image more, another's images are in the other class."""
+    """Both sources have the wanted ids; one has an additional image, and in another the images are in the other
+    class."""
     root, photos = tmp_path / "cache", material / "photos"
     build_of(root, f"data.train_images={TRAIN - 4}").run("manifest")
     more = Path(shutil.copytree(photos, tmp_path / "more"))
@@ -218,7 +219,7 @@ def test_a_part_that_is_done_with_a_smaller_track_does_not_finish_a_larger_one(b
     assert counts == [None, TRAIN // 2 + VAL, TRAIN // 2 + VAL, TRAIN + VAL]
 
 
-def test_a_damaged_file_of_squares_is_a_sentence(built: Path, build_of: Any, tmp_path: Path) -> None:
+def test_a_damaged_file_of_squares_is_reported_in_one_sentence(built: Path, build_of: Any, tmp_path: Path) -> None:
     root = Path(shutil.copytree(built, tmp_path / "cache", ignore=shutil.ignore_patterns("*_lmdb")))
     (file,) = root.glob("images/part-*/*.zip")
     file.write_bytes(file.read_bytes()[:1000])
@@ -231,8 +232,8 @@ def test_a_damaged_file_of_squares_is_a_sentence(built: Path, build_of: Any, tmp
             build_of(root).run(stage)
 
 
-def test_a_stage_does_not_go_on_with_other_settings(built: Path, build_of: Any, tmp_path: Path) -> None:
-    """Neither with a finished store nor with a begun one: half of its records would be another teacher's."""
+def test_a_stage_does_not_continue_with_other_settings(built: Path, build_of: Any, tmp_path: Path) -> None:
+    """Neither with a finished store nor with a half-built one, whose first records would be of another teacher."""
     root = copy_of(built, tmp_path)
     other = ["teacher.family=dinov2_registers", "teacher.positions=null", "data.image_size=32"]
     for finished in (True, False):
@@ -248,8 +249,8 @@ def test_a_stage_does_not_go_on_with_other_settings(built: Path, build_of: Any, 
     build_of(root).run("all")
 
 
-def test_caches_outlive_the_images_that_could_not_be_read(build_of: Any, material: Path, tmp_path: Path) -> None:
-    """images/ may go once the caches are there; what was skipped is remembered."""
+def test_caches_are_valid_after_their_images_are_deleted(build_of: Any, material: Path, tmp_path: Path) -> None:
+    """images/ may be deleted once the caches exist; which images were skipped is recorded."""
     photos = Path(shutil.copytree(material / "photos", tmp_path / "photos"))
     bad = photos / "train" / "china" / "0003.png"
     bad.write_bytes(bad.read_bytes()[:300])

@@ -105,7 +105,7 @@ def test_training_runs_on_the_built_caches(built: Path, material: Path, tmp_path
 
 @pytest.mark.slow
 def test_a_folder_of_photographs_from_files_to_a_trained_run(tmp_path: Path) -> None:
-    """The commands of someone with photographs and no hub: preprocess, verify, train; with flips."""
+    """The commands of a user with photographs and no hub: preprocess, verify, train; with flips."""
     photos = write_photos(tmp_path / "photos", 420, 2) / "train"
     track = ["data=folder", f"data.images={photos}", "data.num_classes=2", "data.flip=true", f"data.root={tmp_path}"]
     track += ["data.validation_images=40", "data.test_images=20"]
@@ -131,7 +131,7 @@ def test_a_folder_of_photographs_from_files_to_a_trained_run(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_samples(material: Path, tmp_path: Path) -> None:
-    """Peak memory of each stage over 200 and over 1,200 images: 49 MB of pixels more, were they kept.
+    """Peak memory of each stage with 200 and with 1,200 images: keeping their pixels would take 49 MB more.
     UREPA_MEMORY_IMAGES=1000,10000 measures the table of docs/data.md."""
     few, many = (int(n) for n in os.environ.get("UREPA_MEMORY_IMAGES", "200,1200").split(","))
     peaks: dict[int, list[int]] = {}

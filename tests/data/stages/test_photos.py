@@ -1,4 +1,4 @@
-"""Photographs as they come, CIFAR's binary archive, and tokens in int8."""
+"""Photographs in all formats, CIFAR's binary archive, and tokens in int8."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_exif_orientation_is_honoured(photo: Image.Image) -> None:
     assert np.array_equal(reread(photo, "PNG", exif=exif), np.rot90(np.asarray(photo), -1))
 
 
-def test_transparency_lies_over_white() -> None:
+def test_transparent_images_are_placed_on_white() -> None:
     clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
     assert (reread(clear, "PNG") == 255).all()
 
@@ -72,7 +72,7 @@ def test_values_of_no_known_range_are_unreadable_rather_than_black(values: np.nd
 
 
 def bomb(side: int) -> bytes:
-    """A PNG whose header says that it is so wide and high."""
+    """A PNG whose header claims this width and height."""
     file = io.BytesIO()
     Image.new("L", (1, 1)).save(file, format="PNG")
     content = bytearray(file.getvalue())
@@ -124,7 +124,7 @@ def test_truncated_files_are_listed_and_left_out_up_to_a_threshold(photo: Image.
 
 
 def test_all_unreadable_images_are_listed_and_tried_again(photo: Image.Image, tmp_path: Path) -> None:
-    """Of three chunks; what was read stays, and networks are not asked of what is not there."""
+    """In three chunks: images that were read stay, and networks do not run on missing ones."""
     jpeg = io.BytesIO()
     photo.save(jpeg, format="JPEG")
     whole, bad = jpeg.getvalue(), [f"i{n:03d}" for n in (0, 300, 599)]
@@ -148,8 +148,8 @@ def test_all_unreadable_images_are_listed_and_tried_again(photo: Image.Image, tm
     assert list(json.loads((folder / "unreadable.json").read_text())) == ["i000", "i599"]
 
 
-def test_one_limit_of_pixels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Whatever Pillow says of a size, it is this limit that is named, and nothing is decoded."""
+def test_one_limit_of_pixels_applies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Messages name this limit, whatever Pillow's own is, and nothing is decoded."""
     for side, words in ((13_000, "its 13000 x 13000 pixels are more than"), (60_000, "it has more than")):
         (tmp_path / "a.png").write_bytes(bomb(side))
         with pytest.raises(ValueError, match=f"^{words} the 120 megapixels that are read; reduce it$"):
@@ -190,7 +190,7 @@ def test_int8_tokens_lose_less_than_5e_4_of_cosine_on_real_tokens(photo: Image.I
     assert float(1 - F.cosine_similarity(tokens, out, dim=-1).mean()) < 5e-4
 
 
-def test_int8_stands_a_massive_dimension() -> None:
+def test_int8_keeps_tokens_with_one_very_large_dimension() -> None:
     tokens = np.random.default_rng(0).standard_normal((64, 1024)).astype(np.float32)
     tokens[:, 77] = 60.0  # as some layers of DINOv2 have
     raw = np.frombuffer(encode(tokens, "int8"), dtype=np.uint8).copy()

@@ -1,4 +1,4 @@
-"""Do latents and tokens see the same field of view? Each known fault is fed to the check."""
+"""Whether latents and tokens show the same field of view: each known fault is tested."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def test_caches_of_another_view_are_caught(views: dict[str, Any], tmp_path: Path
         check(tmp_path, x0, tokens)
 
 
-def test_too_few_samples_to_tell_are_said_to_be_too_few(tmp_path: Path) -> None:
-    """A wide token overfits: nothing is explained, or hardly anything, and nobody is accused of another crop."""
+def test_too_few_samples_for_a_decision_are_reported(tmp_path: Path) -> None:
+    """A regression on wide tokens overfits: little or nothing is explained, and no other crop is reported."""
     rng = torch.Generator().manual_seed(0)
     x0, tokens = (torch.randn(40, width, 16, 16, generator=rng) for width in (3, 512))
     with pytest.raises(UserError, match="40 training samples are too few to tell, at least 256 are needed"):
@@ -79,8 +79,8 @@ def test_too_few_samples_to_tell_are_said_to_be_too_few(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("moved", "words"), [(0.4, "are too few to tell"), (2.0, "do not see the same field of view")])
-def test_few_samples_accuse_of_what_is_clear_alone(tmp_path: Path, moved: float, words: str) -> None:
-    """Tokens that see a little of their own crop, and a little or much more of a neighbouring one."""
+def test_with_few_samples_only_clear_faults_are_reported(tmp_path: Path, moved: float, words: str) -> None:
+    """Tokens that show a little of their own crop, and a little or much more of a neighbouring one."""
     rng = torch.Generator().manual_seed(0)
     x0, tokens = (torch.randn(40, width, 16, 16, generator=rng) for width in (3, 64))
     tokens[:, :3] += 0.35 * x0 + moved * torch.roll(x0, 1, -1)

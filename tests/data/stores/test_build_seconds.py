@@ -1,4 +1,4 @@
-"""How long making a teacher's tokens took, with a clock that goes on by 1,000 seconds a batch."""
+"""The recorded seconds of making a teacher's tokens, with a clock that advances by 1,000 seconds per batch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BATCH_TAKES = 1000.0
 
 @pytest.fixture
 def timed(teacher: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A teacher whose batches take 1,000 seconds; `after` of them its process is interrupted."""
+    """A teacher whose batches take 1,000 seconds; after `after` of them its process is interrupted."""
     real, batches = time.monotonic, [0]
     monkeypatch.setattr(time, "monotonic", lambda: real() + BATCH_TAKES * batches[0])
     monkeypatch.setattr(pixel_bucket_caches, "CHUNK", 8)
@@ -57,7 +57,7 @@ def test_builds_that_were_interrupted_count(make_track: Track, timed: Any) -> No
     assert seconds(track, timed) == found, "a store that is there takes nothing"
 
 
-def test_it_is_no_part_of_what_a_store_is(make_track: Track, timed: Any) -> None:
+def test_the_seconds_are_no_part_of_a_stores_identity(make_track: Track, timed: Any) -> None:
     track = make_track()
     cache = track.open(timed)
     cache.close()
@@ -70,7 +70,7 @@ def test_it_is_no_part_of_what_a_store_is(make_track: Track, timed: Any) -> None
     assert teacher_cache_seconds(again) is None, "not known, as of a store that an earlier version made"
 
 
-def test_what_an_earlier_version_has_begun_stays_unknown(make_track: Track, timed: Any) -> None:
+def test_the_seconds_of_a_build_begun_by_an_earlier_version_are_unknown(make_track: Track, timed: Any) -> None:
     track = make_track()
     timed.after = 3
     with pytest.raises(KeyboardInterrupt):
@@ -85,7 +85,7 @@ def test_without_tokens_nothing_was_spent(make_track: Track) -> None:
     assert seconds(make_track(), None) == 0.0
 
 
-def test_a_note_is_of_all_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recorded_seconds_are_those_of_all_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     for _ in range(2):

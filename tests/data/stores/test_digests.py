@@ -1,4 +1,4 @@
-"""What is in a store is what was written there, or it is found."""
+"""Changes of a store's records after they were written are found."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OF_CRC = np.frombuffer((0x1DB710641).to_bytes(5, "little"), np.uint8)  # the pol
 
 
 def changed(key: str, change: Callable[[np.ndarray], Any]) -> Damage:
-    """`change` of a record's bytes [B], in place, in the file."""
+    """Changes a record's bytes [B] in place in the file, by `change`."""
 
     def damage(store: Path) -> None:
         place = Index(store).find(key)
@@ -44,7 +44,7 @@ def changed(key: str, change: Callable[[np.ndarray], Any]) -> Damage:
 
 
 def some(change: Callable[[np.ndarray], Any]) -> Damage:
-    """`change` of a hundred records."""
+    """Applies `change` to a hundred records."""
 
     def damage(store: Path) -> None:
         for key in sorted(Store(store).keys())[200:300]:
@@ -58,7 +58,7 @@ def zeroed(raw_B: np.ndarray) -> None:
 
 
 def noise(raw_B: np.ndarray) -> None:
-    """Of the values' own scale."""
+    """Noise of the same scale as the values."""
     values = np.frombuffer(raw_B.tobytes(), np.float16).astype(np.float32)
     rng = np.random.default_rng(0)
     raw_B[:] = np.frombuffer(
@@ -67,7 +67,7 @@ def noise(raw_B: np.ndarray) -> None:
 
 
 def one_bit(raw_B: np.ndarray) -> None:
-    """Of the lowest, by which a value changes by a thousandth."""
+    """Flips the lowest bit, which changes a value by a thousandth."""
     raw_B[len(raw_B) // 2 & ~1] ^= 1
 
 
@@ -198,7 +198,7 @@ def test_a_record_that_has_changed_is_not_read(digits: Path, tmp_path: Path) -> 
 
 
 def by_hand(*folders: Path) -> np.ndarray:
-    """What digests.npy is to hold, through LMDB itself."""
+    """The expected content of digests.npy, read through LMDB itself."""
     rows = []
     for folder in folders:
         with lmdb.open(str(folder), readonly=True, lock=False) as env, env.begin() as txn:
@@ -227,10 +227,8 @@ def values(seed: int, n: int = 6) -> list[tuple[str, np.ndarray]]:
     return [(f"id{i}", rng.standard_normal((2, 3)).astype(np.float32)) for i in range(n)]
 
 
-def test_of_a_record_that_is_written_again_the_last_digest_counts(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """In one process or several, also the twelfth time, and where a put is broken off."""
+def test_the_last_digest_of_a_rewritten_record_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In one process or several, after twelve writes too, and if a put is interrupted."""
     for seed in range(6):
         with StoreWriter(tmp_path) as writer:
             writer.put(values(seed, 6 if seed == 0 else 4))
@@ -244,7 +242,7 @@ def test_of_a_record_that_is_written_again_the_last_digest_counts(
     store.close()
 
 
-def test_rows_of_digests_are_no_records(tmp_path: Path) -> None:
+def test_rows_of_digests_are_not_read_as_records(tmp_path: Path) -> None:
     with StoreWriter(tmp_path) as writer:
         writer.put(values(0), add_to_sum=np.ones(4))
         assert writer.missing(["id0", "id9"]) == ["id9"]
@@ -281,7 +279,7 @@ def files_of(root: Path) -> dict[str, bytes]:
     return {str(file.relative_to(root)): file.read_bytes() for name in names for file in root.rglob(name)}
 
 
-def test_stores_of_an_earlier_version_are_read_and_get_the_digests_that_they_would_have(
+def test_stores_of_an_earlier_version_are_read_and_get_the_same_digests(
     built_with_flips: Path, build_of: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = Path(shutil.copytree(built_with_flips, tmp_path / "cache"))

@@ -1,4 +1,4 @@
-"""Predicted cache sizes against stores that are really built."""
+"""Predicted cache sizes, compared with stores that are really built."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_digits_caches_are_predicted(compose: Callable[..., dict[str, Any]],
     assert set(sizes) == {"latents", "tokens"}
 
 
-def test_flips_are_kept_of_the_training_images_alone(compose: Callable[..., dict[str, Any]]) -> None:
+def test_only_training_images_have_flips(compose: Callable[..., dict[str, Any]]) -> None:
     config = compose("+experiment=repa_imagenet256")
     sizes = {size.name: size.records for size in cache_sizes(build_part(config["data"]), build_part(config["teacher"]))}
     train, both = 1_281_167, 1_331_167
@@ -75,7 +75,7 @@ def test_flips_are_kept_of_the_training_images_alone(compose: Callable[..., dict
         (["data=track_b", "data.val_images=1000"], {"train": 1_281_167, "val": 1000}),
     ],
 )
-def test_samples_are_known_before_anything_is_built(
+def test_the_number_of_samples_is_known_before_a_build(
     compose: Callable[..., dict[str, Any]],
     overrides: list[str],
     expected: dict[str, int],
@@ -95,7 +95,7 @@ def test_a_folder_of_images_is_counted(make_track: Callable[..., Any], teacher: 
     cache.close()
 
 
-def test_a_track_that_is_there_has_the_samples_it_has(
+def test_an_existing_track_has_its_own_number_of_samples(
     material: Path, built: Path, compose: Callable[..., dict[str, Any]]
 ) -> None:
     config = compose(*overrides(material, built), "data.train_images=5", root="preprocess")

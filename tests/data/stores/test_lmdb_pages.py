@@ -1,4 +1,4 @@
-"""The index says what LMDB's own cursor says, without touching the values."""
+"""The index agrees with LMDB's own cursor, without reading the values."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def write(folder: Path, items: dict[str, bytes], drop: tuple[str, ...] = ()) -> 
 
 
 def sizes(n: int) -> dict[str, bytes]:
-    """Values within a leaf page, just below and above its half, and over several pages of their own."""
+    """Values that fit into a leaf page, are just below or above its half, or need several pages."""
     rng = np.random.default_rng(0)
     return {f"key-{i * 7919 % n:05d}-ü": rng.bytes(int(rng.choice([0, 3, 2000, 2040, 2100, 9000]))) for i in range(n)}
 
 
 @pytest.mark.parametrize("n", [1, 5, 3000])
-def test_every_record_lies_where_lmdb_finds_it(tmp_path: Path, n: int) -> None:
+def test_every_record_is_found_where_lmdb_finds_it(tmp_path: Path, n: int) -> None:
     items = sizes(n)
     write(tmp_path / "store", items, drop=tuple(items)[1::3])
     write(tmp_path / "store", dict.fromkeys(tuple(items)[2::3], b"written over" * 400))
@@ -55,7 +55,7 @@ def test_a_store_without_records_has_none(tmp_path: Path) -> None:
 
 
 def test_an_index_does_not_read_the_values(tmp_path: Path) -> None:
-    """48 MB of values; a cursor of LMDB that is asked for them touches each page."""
+    """48 MB of values; an LMDB cursor that reads them would touch each page."""
     value = np.random.default_rng(0).bytes(2**18)
     write(tmp_path / "store", {f"n{i:04d}": value for i in range(192)})
 

@@ -1,4 +1,4 @@
-"""A store is whole or it does not count."""
+"""A store is either complete or ignored."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def broken_off(after: int) -> Iterator[tuple[str, np.ndarray]]:
     raise KeyboardInterrupt
 
 
-def test_a_half_built_store_does_not_count(tmp_path: Path) -> None:
+def test_a_half_built_store_is_ignored(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write_store(tmp_path / "store", broken_off(3), {})
     assert not (tmp_path / "store").exists()
@@ -118,7 +118,7 @@ def test_a_half_built_store_does_not_count(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["store"]
 
 
-def test_a_store_that_breaks_off_leaves_the_old_one(tmp_path: Path) -> None:
+def test_an_interrupted_store_leaves_the_old_one(tmp_path: Path) -> None:
     write_store(tmp_path / "store", records(), {"version": 1})
     with pytest.raises(KeyboardInterrupt):
         write_store(tmp_path / "store", broken_off(3), {"version": 2})
@@ -128,7 +128,7 @@ def test_a_store_that_breaks_off_leaves_the_old_one(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_new_store_takes_the_old_ones_place(tmp_path: Path) -> None:
+def test_a_new_store_replaces_the_old_one(tmp_path: Path) -> None:
     write_store(tmp_path / "store", records(5), {"version": 1})
     write_store(tmp_path / "store", records(2), {"version": 2}, lambda: {"beside.txt": b"yes"})
     store = Store(tmp_path / "store")
@@ -150,7 +150,7 @@ def test_a_part_has_one_writer_at_a_time(tmp_path: Path) -> None:
         assert writer.missing(["id0", "id9", "id4"]) == ["id9"]
 
 
-def test_parts_divide_the_samples_and_a_samples_tokens_lie_beside_it() -> None:
+def test_parts_divide_the_samples_and_contain_their_tokens() -> None:
     names = [f"id{i}" for i in range(300)]
     parts = [Part(i, 3) for i in range(3)]
     held = [[name for name in names if part.holds(name)] for part in parts]

@@ -1,4 +1,5 @@
-"""Keys of tokens: sample ids in new stores; stores of before, with "_mid" behind them, are the same data."""
+"""Keys of tokens: sample ids in new stores; stores of earlier versions, whose keys end in "_mid", contain the same
+data."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ FORMS = ("", "_mid")
 
 
 def keys_on_disk(store: Path) -> set[str]:
-    """As LMDB has them."""
+    """The keys as LMDB stores them."""
     found: set[str] = set()
     for data in store.rglob("data.mdb"):
         with lmdb.open(str(data.parent), readonly=True, lock=False) as env, env.begin() as txn:
@@ -31,7 +32,7 @@ def keys_on_disk(store: Path) -> set[str]:
 
 
 def dies_after(build: Any, batches: int) -> None:
-    """The teacher's next batches, then a kill."""
+    """Makes the teacher's next batches and then kills the process."""
     tokens, asked = build.teacher.tokens, []
 
     def dying(images: torch.Tensor) -> Any:
@@ -44,7 +45,7 @@ def dies_after(build: Any, batches: int) -> None:
 
 
 def opened(build: Any) -> tuple[dict[str, str], torch.Tensor, list[str]]:
-    """What the data are, some tokens with their mirror images, all ids."""
+    """The identity of the data, some tokens with their mirror images, and all ids."""
     cache = build.track.open(build.teacher)
     train = cache.splits["train"]
     chosen = [*train[:5], *(train.as_mirrored()[2:6] if cache.flips else [])]
@@ -63,10 +64,10 @@ def test_new_stores_have_sample_ids_as_keys(built_with_flips: Path, build_of: An
 
 
 @pytest.mark.parametrize("which", [("",), ("_flip",), ("", "_flip")])
-def test_stores_of_before_are_the_same_data(
+def test_stores_of_earlier_versions_are_the_same_data(
     built_with_flips: Path, build_of: Any, tmp_path: Path, which: tuple[str, ...]
 ) -> None:
-    """Also where one of the two is new; whoever asks for what is there makes nothing."""
+    """Also if one of the two is new; opening existing data makes nothing."""
     root = Path(shutil.copytree(built_with_flips, tmp_path / "cache"))
     for flip in which:
         with_mid_in_keys(root / f"{TOKENS}{flip}")
@@ -82,7 +83,7 @@ def test_stores_of_before_are_the_same_data(
     assert opened(build)[0] == content
 
 
-def test_verify_finds_a_record_of_before_that_has_changed(built: Path, build_of: Any, tmp_path: Path) -> None:
+def test_verify_finds_a_changed_record_of_an_earlier_version(built: Path, build_of: Any, tmp_path: Path) -> None:
     root = Path(shutil.copytree(built, tmp_path / "cache"))
     with_mid_in_keys(root / TOKENS)
     with lmdb.open(str(root / TOKENS), map_size=2**30) as env, env.begin(write=True) as txn:
@@ -96,7 +97,7 @@ def test_verify_finds_a_record_of_before_that_has_changed(built: Path, build_of:
 @pytest.mark.fast(1)
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("suffix", FORMS)
-def test_a_half_built_store_goes_on_as_it_began(
+def test_a_half_built_store_continues_with_its_own_keys(
     built: Path, build_of: Any, tmp_path: Path, suffix: str, parts: int
 ) -> None:
     root = Path(shutil.copytree(built, tmp_path / "cache"))
@@ -124,7 +125,7 @@ def test_a_half_built_store_goes_on_as_it_began(
 
 
 @pytest.mark.parametrize("suffix", FORMS)
-def test_a_small_tracks_half_built_store_goes_on_too(make_track: Any, teacher: Any, suffix: str) -> None:
+def test_a_small_tracks_half_built_store_continues_too(make_track: Any, teacher: Any, suffix: str) -> None:
     """The batches before the kill are not made again, and mirror images may be added later."""
     track, seen = make_track(), []
 
@@ -160,7 +161,7 @@ def test_a_small_tracks_half_built_store_goes_on_too(make_track: Any, teacher: A
     cache.close()
 
 
-def test_a_sample_id_may_end_as_keys_of_tokens_did(material: Path, build_of: Any, tmp_path: Path) -> None:
+def test_a_sample_id_may_end_in_mid(material: Path, build_of: Any, tmp_path: Path) -> None:
     photos = Path(shutil.copytree(material / "photos", tmp_path / "photos"))
     shutil.copy(photos / "train/china/0004.png", photos / "train/china/0003_mid.png")
     build = build_of(tmp_path / "cache", f"data.images={photos}", "data.train_images=null")

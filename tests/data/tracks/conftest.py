@@ -32,7 +32,7 @@ def bucket_build(material: Path, flat_images: Path, compose: Callable[..., Any])
 
 @pytest.fixture(scope="session")
 def whole(bucket_build: Callable[..., Build], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An undisturbed build."""
+    """A build that was not interrupted."""
     root = tmp_path_factory.mktemp("whole") / "cache"
     bucket_build(root).run("all")
     return root

@@ -1,4 +1,4 @@
-"""Photographs of several shapes: which bucket each goes to, what is cut of it, and what the caches hold."""
+"""Photographs of several shapes: the bucket of each, its crop, and the content of the caches."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ LISTED = [[8, 8], [6, 10], [10, 6]]
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight of each shape in either class."""
+    """Eight photographs of each shape in either class."""
     return write_shapes(tmp_path_factory.mktemp("shapes") / "photos", 8)
 
 
 class Pooled:
-    """A teacher of mean colours over a grid as fine as the image's proportions ask for; a square's is 4x4."""
+    """A teacher of mean colours on a grid with the image's proportions; a square's grid is 4x4."""
 
     width, grid, image_size, is_local = 3, (4, 4), 8, True
 
@@ -123,12 +123,12 @@ def test_the_cut_is_the_largest_rectangle_of_the_aspect(size: Any, bucket: Any, 
         ([[64, 64], [48, 82]], r"\[48,82\] is not a multiple of data.unshuffle=4"),
     ],
 )
-def test_lists_that_are_none_are_refused(buckets: Any, words: str) -> None:
+def test_invalid_lists_of_buckets_are_refused(buckets: Any, words: str) -> None:
     with pytest.raises(UserError, match=words):
         check_bucket_list(buckets, 64, 4, "data.unshuffle")
 
 
-def test_auto_needs_quarters_that_divide(photos: Path, tmp_path: Path) -> None:
+def test_auto_needs_sides_whose_quarters_divide(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="must be a multiple of 16"):
         check_bucket_list("auto", 72, 4, "data.unshuffle")
     with pytest.raises(UserError, match="data.buckets needs data.source=folder"):
@@ -155,13 +155,13 @@ def test_every_photograph_is_in_the_bucket_of_its_shape(bucketed: Any) -> None:
     assert {s: len(samples) for s, samples in cache.splits.items()} == {"train": 36, "val": 6, "test": 6}
 
 
-def test_headers_have_the_shapes_of_what_is_read(photos: Path) -> None:
+def test_shapes_from_headers_equal_those_of_the_decoded_images(photos: Path) -> None:
     for file in sorted(photos.rglob("*.png")):
         assert dimensions(file) == read(file).shape[:2]
 
 
 def test_x0_is_the_central_rectangle_of_the_photograph(bucketed: Any, photos: Path) -> None:
-    """By PIL alone: the centre, then an antialiased bilinear resize, to a grey level."""
+    """With PIL alone: a central crop, then an antialiased bilinear resize, up to one grey level."""
     track, cache = bucketed
     for bucket, (height, width) in zip(cache.buckets, LISTED, strict=True):
         samples = bucket.splits["train"]
@@ -204,9 +204,7 @@ def test_samples_of_two_shapes_are_not_read_together(bucketed: Any) -> None:
         cache.x0(mixed)
 
 
-def test_content_is_the_same_wherever_it_lies_and_another_for_other_buckets(
-    bucketed: Any, photos: Path, tmp_path: Path
-) -> None:
+def test_content_does_not_depend_on_the_folder_but_on_the_buckets(bucketed: Any, photos: Path, tmp_path: Path) -> None:
     _, cache = bucketed
     again = settings(photos, tmp_path / "again", buckets=LISTED).build().open(Pooled())
     assert again.content() == cache.content()
@@ -250,8 +248,8 @@ def test_auto_leaves_out_a_bucket_that_has_no_photograph(photos: Path, tmp_path:
     assert len(again.build().open(None).buckets) == 2
 
 
-def test_a_killed_build_goes_on(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed between the seals of two buckets, it ends as if it never had been."""
+def test_a_killed_build_is_completed(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between the seals of two buckets, it ends as an uninterrupted build."""
     from urepa.data.tracks.pixel_bucket_caches import PixelBucket
 
     def kill(bucket: PixelBucket, samples: Any, seal: Callable[..., None] = PixelBucket.seal_latents) -> None:

@@ -1,5 +1,5 @@
-"""Tracks over the same captioned photographs from a folder, parquet files, tar shards and a hub: the same records, with
-their images; changes of files and columns."""
+"""Tracks over the same captioned photographs from a folder, parquet files, tar shards and a hub: equal records with
+their images, and changes of files and columns."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ print(json.dumps(contents_of(settings)))
 
 @pytest.fixture(scope="module", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What `datasets` makes of parquet files."""
+    """Keeps the caches that `datasets` makes of parquet files in the test's own folder."""
     import datasets
 
     with pytest.MonkeyPatch.context() as patch:
@@ -50,7 +50,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same in PLACE/folder, PLACE/parquet and PLACE/webdataset, in two files each."""
+    """The same data in PLACE/folder, PLACE/parquet and PLACE/webdataset, in two files each."""
     root = tmp_path_factory.mktemp("sources")
     rows = rows_of(write_captioned(root / "folder"))
     clip_at(root)
@@ -65,8 +65,8 @@ def settings_of(place: Path, root: Path, source: str, **changes: Any) -> Any:
 
 
 def contents_of(settings: Any) -> dict[str, Any]:
-    """What the track's caches hold: how many samples each split has, each image's latent and class with its captions,
-    and the records of the captions."""
+    """The content of the track's caches: the number of samples of each split, each image's latent and class with its
+    captions, and the records of the captions."""
     cache = settings.build().open(None)
     written = {
         row["id"]: row["captions"]
@@ -86,7 +86,7 @@ def contents_of(settings: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def expected(place: Path) -> dict[str, Any]:
-    """Of the folder, whose captions are what its text files say: compared with these beside each image's own pixels."""
+    """The content for the folder, whose captions are those of its text files, compared by each image's own pixels."""
     found = contents_of(settings_of(place, place / "root", "folder"))
     assert found["counts"] == {"train": 16, "val": 4, "test": 4}
     assert Counter(json.dumps([c, texts]) for _, c, texts in found["images"]) == Counter(
@@ -106,8 +106,8 @@ def test_each_source_gives_the_folders_records(
 
 
 @pytest.mark.slow
-def test_a_data_set_of_the_hub_gives_them_too(place: Path, tmp_path: Path, expected: dict[str, Any]) -> None:
-    """Through the real client; only the server is ours."""
+def test_a_data_set_of_the_hub_gives_the_same_records(place: Path, tmp_path: Path, expected: dict[str, Any]) -> None:
+    """With the real client and a local server."""
     files = {file.name: file for file in (place / "parquet").iterdir()}
     paths = json.dumps([str(Path(__file__).parent), str(Path(__file__).parents[2])])
     shutil.copytree(place / "clip", tmp_path / "clip")
@@ -134,7 +134,7 @@ def test_without_labels_there_is_one_class(place: Path, tmp_path: Path, source: 
 
 
 def rewrite(place: Path, source: str) -> str:
-    """Another caption for the last image. Returns the name of the file that it lies in."""
+    """Changes the caption of the last image and returns the name of its file."""
     rows = rows_of(place / "folder")[10:]
     rows[-1] = (*rows[-1][:2], ["something else"], rows[-1][3])
     if source == "parquet":
@@ -160,8 +160,8 @@ def test_files_that_have_changed_are_not_built_from_again(place: Path, tmp_path:
     settings.build().open(None).close()  # what was written down is enough
 
 
-def test_a_build_that_was_killed_goes_on_only_from_the_same_captions(place: Path, tmp_path: Path) -> None:
-    """Captions of a former content of the shard do not stay, whether or not they were written down."""
+def test_a_killed_build_is_continued_only_with_the_same_captions(place: Path, tmp_path: Path) -> None:
+    """Captions of an earlier content of the shard do not stay, whether they were written down or not."""
     for name in ("folder", "webdataset", "clip"):
         shutil.copytree(place / name, tmp_path / name)
     settings = settings_of(tmp_path, tmp_path / "root", "webdataset")
@@ -244,7 +244,8 @@ def test_the_text_store_has_no_more_than_the_captions(expected: dict[str, Any], 
 def test_latents_are_listed_with_captions_and_buckets(
     bucket_build: Callable[..., Any], flat_images: Path, tmp_path: Path, source: str
 ) -> None:
-    """The stages up to the rectangles: as many of each bucket as of the folder, and each image with its captions."""
+    """The stages up to the rectangles: each bucket has as many samples as with the folder, and each image its
+    captions."""
     rows = []
     for row in SOURCES["folder"](str(flat_images)):
         file = flat_images / row.path

@@ -1,5 +1,5 @@
-"""Captions of a small track: what is written down, the store of their records, and the conditions of its samples
-(B samples, L positions, D width)."""
+"""Captions of a small track: the lists, the store of their records, and the conditions of samples (B samples, L
+positions, D width)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CAPTIONS = 9  # different ones of `write_captioned`, with the empty one: 3 of ea
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images in PLACE/images, their track's caches in PLACE/root."""
+    """Images in PLACE/images, and their track's caches in PLACE/root."""
     root = tmp_path_factory.mktemp("captions")
     write_captioned(root / "images")
     return root
@@ -47,7 +47,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def opened(place: Path) -> Any:
-    """The track, and its open cache."""
+    """The track and its open cache."""
     track = captioned_track(place / "images", place / "root", clip_at(place)).build()
     cache = track.open(None)
     yield track, cache
@@ -77,7 +77,7 @@ def raw(track: Any) -> dict[str, bytes]:
 # --- what is written down ---------------------------------------------------------------------------------------
 
 
-def test_captions_lie_beside_the_lists(opened: Any, place: Path) -> None:
+def test_captions_are_stored_beside_the_lists(opened: Any, place: Path) -> None:
     track, cache = opened
     rows = [json.loads(line) for line in (track.folder / "captions.jsonl").read_text().splitlines()]
     listed = {sample_id for split in cache.splits.values() for sample_id in split.ids()}
@@ -88,7 +88,7 @@ def test_captions_lie_beside_the_lists(opened: Any, place: Path) -> None:
 
 
 def test_a_caption_that_many_share_is_encoded_once(opened: Any, place: Path) -> None:
-    """And the empty one is there. Records are transformers' own output, in fp16, of each caption by itself."""
+    """The empty caption has a record too. Records are transformers' own output, in fp16, of each caption alone."""
     track, cache = opened
     store = cache.text
     assert store.count() == CAPTIONS
@@ -143,10 +143,10 @@ def test_images_and_encoder_are_not_needed_again(place: Path, tmp_path: Path) ->
     again.close()
 
 
-def test_a_killed_build_goes_on_and_ends_the_same(
+def test_a_killed_build_is_completed_with_the_same_result(
     opened: Any, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It encodes what is missing alone."""
+    """It encodes only the missing captions."""
     monkeypatch.setattr(caption_caches, "CHUNK", 2)
     whole = captioned_track(place / "images", tmp_path / "whole", clip_at(place)).build()
     whole.build(None)
@@ -171,7 +171,7 @@ def test_a_killed_build_goes_on_and_ends_the_same(
     assert text_store(track).manifest["digests_sha256"] == text_store(whole).manifest["digests_sha256"]
 
 
-def test_what_is_cut_is_said_once(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_truncated_captions_are_reported_once(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     track = captioned_track(place / "images", tmp_path, clip_at(place, length=7)).build()
     for _ in range(2):
         track.open(None).close()
@@ -218,7 +218,7 @@ def test_another_encoder_has_a_store_of_its_own_and_other_settings_are_refused(p
 
 
 def test_names_of_classes_as_prompts(place: Path, tmp_path: Path) -> None:
-    """The same latents, beside captions of files."""
+    """The same latents as with captions of files."""
     both = [captioned_track(place / "images", tmp_path, clip_at(place), captions=c) for c in ("files", "classes")]
     caches = [settings.build().open(None) for settings in both]
     assert caches[0].latents.folder == caches[1].latents.folder
@@ -240,7 +240,7 @@ def test_names_of_classes_as_prompts(place: Path, tmp_path: Path) -> None:
         ({"source": "digits"}, "data.captions needs data.source=folder"),
     ],
 )
-def test_settings_that_do_not_go_together(place: Path, tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+def test_incompatible_settings_are_refused(place: Path, tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     settings = captioned_track(place / "images", tmp_path, clip_at(place), **changes)
     with pytest.raises(UserError, match=said):
         settings.check()
@@ -250,7 +250,7 @@ def test_settings_that_do_not_go_together(place: Path, tmp_path: Path, changes: 
 
 
 def test_each_step_draws_a_caption_by_its_address(opened: Any) -> None:
-    """Of the seed, the step and the position in the global batch, however that is cut."""
+    """By the seed, the step and the position in the global batch, however the batch is divided."""
     _, cache = opened
     conditions = cache.conditions
     whole = TrainingReader(cache, OBJECTIVE, Layout(8), seed=3)
@@ -286,7 +286,7 @@ def test_validation_takes_the_first_caption(opened: Any) -> None:
 
 
 def test_tokens_and_vector_are_withheld_together(opened: Any) -> None:
-    """As often as asked for; withheld is the empty prompt and the null condition, bit for bit."""
+    """At the requested rate; a withheld caption is the empty prompt and the null condition, bit for bit."""
     _, cache = opened
     reader = TrainingReader(cache, OBJECTIVE, Layout(8), seed=0)
     conditions = [reader.read(step)[0].condition for step in range(60)]
@@ -304,7 +304,7 @@ def test_tokens_and_vector_are_withheld_together(opened: Any) -> None:
 
 
 def test_prompts_are_encoded_as_the_store_would_have_them(opened: Any, place: Path) -> None:
-    """A track that is not open encodes them; one that is open encodes those that it has no record of."""
+    """A track that is not open encodes them; an open one encodes those without a record."""
     track, cache = opened
     prompts = ["a red b", "never seen", ""]
     closed, there = track.conditions.of_prompts(prompts), cache.conditions.of_prompts(prompts)
@@ -329,7 +329,7 @@ def test_prompts_are_for_the_encoder_of_the_training(opened: Any, tmp_path: Path
         other.conditions.made_by(cache.text.manifest).of_prompts(["a"])
 
 
-def test_a_model_that_never_saw_a_caption_is_asked_without(place: Path, tmp_path: Path) -> None:
+def test_a_model_trained_without_captions_gets_the_null_condition(place: Path, tmp_path: Path) -> None:
     track = captioned_track(place / "images", tmp_path, clip_at(place), cfg_dropout=1.0).build()
     assert not track.conditions.of_prompts(["a"])[TEXT].given_B.any()
 
@@ -352,7 +352,7 @@ def test_buckets_share_the_captions(place: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_learns_from_captions(trainer_of: Callable[..., Any], place: Path, tmp_path: Path) -> None:
-    """Every parameter of the condition moves, in a few steps through the trainer."""
+    """Every parameter of the condition changes in a few steps of the trainer."""
     trainer = trainer_of(
         *overrides(place / "images", tmp_path, place / "clip", "trainer.max_steps=3", "head=irepa"),
         *("teacher=efficientnet_lite0_s16", "teacher.image_size=64", "teacher.grid=[4,4]"),
@@ -367,7 +367,7 @@ def test_a_run_learns_from_captions(trainer_of: Callable[..., Any], place: Path,
 
 
 def test_a_part_of_a_config_holds_the_encoder(compose: Callable[..., Any], place: Path, tmp_path: Path) -> None:
-    """As it is stored and read again, of this kind alone."""
+    """As stored and read again; only a part of this kind is accepted."""
     config = compose(*overrides(place / "images", tmp_path, place / "clip"))
     checked = check_config({key: value for key, value in config.items() if key != "arm"})
     of_sd15 = {"padding": "attended", "null_text": "empty"}
@@ -377,7 +377,7 @@ def test_a_part_of_a_config_holds_the_encoder(compose: Callable[..., Any], place
         check_config(config)
 
 
-def test_what_is_for_classes_alone_says_so(
+def test_bench_and_clip_score_refuse_captions(
     compose: Callable[..., Any], opened: Any, place: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="bench times steps under class ids, and this experiment has captions"):
@@ -388,8 +388,8 @@ def test_what_is_for_classes_alone_says_so(
         score_prompts(asked, context)  # type: ignore[arg-type]
 
 
-def test_generated_images_are_under_captions_of_validation_images(opened: Any) -> None:
-    """Of the same class, each once before any comes again."""
+def test_generated_images_use_captions_of_validation_images(opened: Any) -> None:
+    """Captions of the same class, each once before any is repeated."""
     _, cache = opened
     images = [(1, 0), (0, 0), (1, 1), (1, 2), (0, 3)]
     own = {c: [s for s in cache.splits["val"] if s.class_id == c] for c in (0, 1)}

@@ -1,4 +1,5 @@
-"""What tracks declare without torch is what they build; a track of another package needs no edit of ours."""
+"""Declarations of tracks, which need no torch, agree with what they build; a track of another package needs no change
+of urepa."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ FEW = {"limit": "null", "validation_images": "6", "test_images": "6", "build_on_
 
 @pytest.fixture
 def declared_from(compose: Compose, images: Path, tmp_path: Path) -> Callable[..., Track]:
-    """A choice of conf/data over 42 images of 3 classes, where it has a choice of images."""
+    """An option of conf/data over 42 images of 3 classes, if the option leaves the images open."""
 
     def declare(name: str, *overrides: str) -> Track:
         at_images = ["data.source=folder", f"data.images={images}", "data.num_classes=3"]
@@ -83,7 +84,7 @@ def test_a_declared_track_is_what_the_protocol_says(declared_from: Callable[...,
             track.check_inputs(1)
 
 
-def test_a_small_track_makes_what_it_says(declared_from: Callable[..., Track], teacher: Any) -> None:
+def test_a_small_track_makes_what_it_declares(declared_from: Callable[..., Track], teacher: Any) -> None:
     track = declared_from("cifar10")
     assert track.count_classes() == 3
     track.check_inputs(10)
@@ -95,7 +96,7 @@ def test_a_small_track_makes_what_it_says(declared_from: Callable[..., Track], t
     cache.close()
 
 
-def test_what_is_asked_online_has_no_cache(declared_from: Callable[..., Track]) -> None:
+def test_outputs_of_online_encoders_have_no_cache(declared_from: Callable[..., Track]) -> None:
     track = declared_from("track_a", "data.online_latents=true", "data.online_teacher=true")
     stages = track.stages()
     assert stages is not None
@@ -108,8 +109,8 @@ def test_what_is_asked_online_has_no_cache(declared_from: Callable[..., Track]) 
         declared_from("track_a", "data.latent_shape=[4,64]").check()
 
 
-def test_settings_say_what_they_alter() -> None:
-    """The rest says nothing, which is everything: runs that differ in it are not compared."""
+def test_settings_declare_what_they_alter() -> None:
+    """Other settings say nothing, which means everything: runs that differ in them are not compared."""
     for name, unpairs in (
         ("pixel_track", {"limit", "flip", "max_skipped", "buckets"}),
         ("latent_track", {"train_images", "train", "moments", "max_skipped", "flip", "buckets"}),
@@ -185,7 +186,7 @@ class NoiseCaches:
 
 @pytest.fixture
 def own_track(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Declared as own_package does it; gone after the test."""
+    """Declares a track as own_package does, and removes it after the test."""
     package = tmp_path / "own_tracks"
     package.mkdir()
     (package / "noise.py").write_text(OWN)

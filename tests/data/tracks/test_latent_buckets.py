@@ -1,5 +1,5 @@
-"""A latent track of photographs with captions in three buckets, without class folders: what its stages make, in shards
-and after a kill, and what training reads of it (B samples, L positions)."""
+"""A latent track of photographs with captions in three buckets, without class folders: the output of its stages, with
+shards and after a kill, and what training reads (B samples, L positions)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ STAGES = ("manifest", "images", "latents", "tokens", "text")
 
 @pytest.fixture(scope="session")
 def opened(whole: Path, bucket_build: Callable[..., Build]) -> Any:
-    """The build, and its open cache."""
+    """The build and its open cache."""
     build = bucket_build(whole)
     cache = build.track.open(build.teacher)
     yield build, cache
@@ -94,7 +94,7 @@ def test_x0_is_the_vaes_of_pils_crop_and_resize(opened: Any, material: Path, fla
 
 
 def test_captions_go_with_their_image(opened: Any, material: Path, flat_images: Path) -> None:
-    """In training one of its captions, in validation the first: transformers' own output, in fp16."""
+    """In training one of the image's captions, in validation the first: transformers' own output, in fp16."""
     _, cache = opened
     assert cache.buckets[0].text.count() == len(CAPTIONS)
     model = CLIPTextModel.from_pretrained(material / "sd" / "text_encoder").eval()
@@ -120,7 +120,7 @@ def test_captions_go_with_their_image(opened: Any, material: Path, flat_images: 
             ), sample_id
 
 
-def test_verify_looks_at_every_bucket_and_at_the_captions(
+def test_verify_checks_every_bucket_and_the_captions(
     whole: Path, bucket_build: Callable[..., Build], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = Path(shutil.copytree(whole, tmp_path / "cache"))
@@ -178,7 +178,7 @@ def test_the_stage_text_refuses_a_finished_store_of_another_width(
 # --- shards and kills ---------------------------------------------------------------------------------------
 
 
-def test_two_shards_make_the_same(whole: Path, bucket_build: Callable[..., Build], tmp_path: Path) -> None:
+def test_two_shards_make_the_same_records(whole: Path, bucket_build: Callable[..., Build], tmp_path: Path) -> None:
     root = tmp_path / "cache"
     builds = [bucket_build(root, part=Part(i, 2)) for i in range(2)]
     for stage in STAGES:
@@ -198,10 +198,10 @@ def test_two_shards_make_the_same(whole: Path, bucket_build: Callable[..., Build
             assert value == theirs[key], key
 
 
-def test_a_build_that_was_killed_goes_on(
+def test_a_killed_build_is_completed(
     whole: Path, bucket_build: Callable[..., Build], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped before every second transaction; then every record is that of an undisturbed build."""
+    """Stopped before every second transaction; in the end every record equals that of an uninterrupted build."""
     root, put, calls = tmp_path / "cache", StoreWriter.put, []
     monkeypatch.setattr(caption_caches, "CHUNK", 2)
 
@@ -265,9 +265,7 @@ def test_an_image_that_cannot_be_read_is_left_out_of_its_bucket(
 # --- what training reads ------------------------------------------------------------------------------------
 
 
-def test_networks_asked_in_training_see_the_same_images(
-    opened: Any, whole: Path, bucket_build: Callable[..., Build]
-) -> None:
+def test_online_encoders_get_the_same_images(opened: Any, whole: Path, bucket_build: Callable[..., Build]) -> None:
     _, cache = opened
     build = bucket_build(whole, "data.online_latents=true", "data.online_teacher=true")
     online = build.track.open(build.teacher)
@@ -295,7 +293,7 @@ def test_copies_on_the_nodes_disk_are_read(
     staged.close()
 
 
-def test_mirror_images_and_moments_lie_in_each_bucket(
+def test_each_bucket_has_mirror_images_and_moments(
     whole: Path, bucket_build: Callable[..., Build], tmp_path: Path
 ) -> None:
     root = tmp_path / "cache"

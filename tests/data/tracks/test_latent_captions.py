@@ -55,7 +55,7 @@ RUN = ("backbone=text_unet", *MODEL, *TEACHER, "trainer.batch_size=4", "trainer.
         ("backbone=tiny_unet", "is conditioned on class, and the data's conditions have text, text.pooled"),
     ],
 )
-def test_keys_that_do_not_go_together(
+def test_incompatible_keys_are_refused(
     compose: Compose, material: Path, flat_images: Path, tmp_path: Path, override: str, said: str
 ) -> None:
     given = [*captioned_latents(material, flat_images, tmp_path), listed(), *RUN, "data.num_classes=1"]
@@ -64,7 +64,9 @@ def test_keys_that_do_not_go_together(
         check(compose(*given, override), [*given, override])
 
 
-def test_stages_that_do_not_apply(compose: Compose, material: Path, flat_images: Path, tmp_path: Path) -> None:
+def test_stages_that_do_not_apply_are_refused(
+    compose: Compose, material: Path, flat_images: Path, tmp_path: Path
+) -> None:
     given = [*captioned_latents(material, flat_images, tmp_path), *TEACHER]
     with pytest.raises(UserError, match="stage=adopt takes in squares with classes; leave data.buckets and data.capt"):
         check_preprocess(compose(*given, "stage=adopt", root="preprocess"))
@@ -113,7 +115,7 @@ def test_a_bucket_that_fills_no_batch_is_refused(
 # --- plans and words ----------------------------------------------------------------------------------------
 
 
-def test_a_plan_knows_buckets_and_captions(
+def test_a_plan_includes_buckets_and_captions(
     compose: Compose, material: Path, flat_images: Path, whole: Path, tmp_path: Path
 ) -> None:
     before, after = (
@@ -131,7 +133,9 @@ def test_a_plan_knows_buckets_and_captions(
     assert [cache.records for cache in after.caches] == [3 * EACH, 3 * EACH, len(CAPTIONS)]
 
 
-def test_words_of_buckets_and_captions(compose: Compose, material: Path, flat_images: Path, tmp_path: Path) -> None:
+def test_the_description_of_buckets_and_captions(
+    compose: Compose, material: Path, flat_images: Path, tmp_path: Path
+) -> None:
     config = compose(*captioned_latents(material, flat_images, tmp_path), listed(), *RUN)
     text = as_markdown("x", methodology(subject_of(config, plan(config, CPU)), ""))
     assert "Largest central rectangles of the nearest aspect, resized once to 64×64 or 48×80 or 80×48 pixels," in text
@@ -200,7 +204,7 @@ def test_loose_images_are_one_class(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert [row.path for row in SOURCES["folder"](str(moved))] == ["cat/99.png"]  # class folders go first
 
 
-def test_a_small_track_takes_them_with_captions_alone(tmp_path: Path) -> None:
+def test_a_small_track_accepts_loose_images_only_with_captions(tmp_path: Path) -> None:
     root, clip = write_loose(tmp_path / "photos"), clip_at(tmp_path)
     settings = captioned_track(root, tmp_path / "root", clip, num_classes=1)
     assert settings.count_classes() == 1

@@ -1,5 +1,5 @@
-"""A track whose backbone takes class ids: CIFAR-10 at 256 px as the description of SiT with REPA has it, here of a few
-photographs and a small random VAE."""
+"""A track for backbones conditioned on class ids: CIFAR-10 at 256 px as in the description of SiT with REPA, here with
+a few photographs and a small random VAE."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def overrides(material: Path, tmp_path: Path) -> list[str]:
     ]
 
 
-def test_spec_003s_run_needs_no_prompts_and_trains_on_both_flips(
+def test_cifar10_256_needs_no_prompts_and_trains_on_both_flips(
     compose: Callable[..., dict[str, Any]], overrides: list[str], tmp_path: Path
 ) -> None:
     parts = compose("data=cifar10_256", *overrides, root="preprocess")

@@ -1,4 +1,5 @@
-"""What stands for no caption: the record of the empty prompt, or zeros; and conditions of encoders without a vector."""
+"""The null text condition: the record of the empty prompt, or zeros; and conditions of encoders without a pooled
+vector."""
 
 from __future__ import annotations
 
@@ -48,9 +49,8 @@ def holds(condition: Condition, row: int, expected: tuple[torch.Tensor, ...]) ->
     return same and torch.allclose(condition[POOLED].vector_BD[row], pooled_P, rtol=2**-10, atol=1e-6)
 
 
-def test_the_empty_prompts_record_stands_for_no_caption(place: Path, tmp_path: Path) -> None:
-    """In training where a caption is withheld, in the null condition and for an empty prompt; with and without
-    caches."""
+def test_the_empty_prompts_record_is_the_null_condition(place: Path, tmp_path: Path) -> None:
+    """In training if a caption is withheld, in the null condition and for an empty prompt; with and without caches."""
     encoder = clip_at(place, **OF_SD15)
     expected = of_no_caption(encoder)
     assert expected[0].any()
@@ -77,8 +77,8 @@ def test_masked_positions_of_the_empty_prompt_do_not_count(place: Path, tmp_path
     assert null[TEXT].mask_BL.tolist() == [[True] * 2 + [False] * (LENGTH - 2)]
 
 
-def test_zeros_stand_for_no_caption_as_they_did(place: Path, tmp_path: Path) -> None:
-    """At positions that all count. The text encoder is not asked."""
+def test_zeros_are_the_null_condition_as_in_earlier_versions(place: Path, tmp_path: Path) -> None:
+    """Zeros at positions that all count. The text encoder does not run."""
     track = captioned_track(place / "images", tmp_path, clip_at(place), cfg_dropout=0.5).build()
     null = track.conditions.null(2)
     assert not track.conditions.networks
@@ -89,7 +89,7 @@ def test_zeros_stand_for_no_caption_as_they_did(place: Path, tmp_path: Path) -> 
     assert null[TEXT].null is None
 
 
-def test_a_plan_asks_no_text_encoder(tmp_path: Path) -> None:
+def test_a_plan_runs_no_text_encoder(tmp_path: Path) -> None:
     encoder = clip_at(tmp_path, model=str(tmp_path / "nowhere"), **OF_SD15)
     conditions = captioned_track(tmp_path / "images", tmp_path, encoder).build().conditions
     example = conditions.example(3)
@@ -99,7 +99,7 @@ def test_a_plan_asks_no_text_encoder(tmp_path: Path) -> None:
 
 
 def test_an_encoder_without_a_vector(place: Path, tmp_path: Path) -> None:
-    """Its conditions have tokens alone; what stands for no caption too."""
+    """Its conditions have tokens alone, and so has the null condition."""
     encoder = write_t5(tmp_path / "t5")
     track = captioned_track(place / "images", tmp_path / "root", encoder).build()
     cache = track.open(None)

@@ -32,7 +32,7 @@ def ids(cache: Cache, split: str) -> list[str]:
 
 
 def digits_track(root: str) -> PixelTrackCaches:
-    """Of scikit-learn's digits at 8 px, as 4x4x4."""
+    """A track of scikit-learn's digits at 8 px, as 4x4x4."""
     sizes: dict[str, Any] = {"channels": 1, "image_size": 8, "unshuffle": 2, "scale": 1.0, "num_classes": 10}
     held_out = {"limit": None, "validation_images": 180, "test_images": 180}
     source: dict[str, Any] = {"name": "digits", "root": root, "source": "digits", "images": "scikit-learn"}
@@ -86,7 +86,7 @@ def test_a_number_that_does_not_divide_differs_by_one_at_most(make_track: Track)
     assert sorted(Counter(s.class_id for s in cache.splits["train"]).values()) == [3, 4, 4]
 
 
-def test_limit_moves_neither_validation_nor_test(make_track: Track) -> None:
+def test_limit_changes_neither_validation_nor_test(make_track: Track) -> None:
     caches = {limit: opened(make_track(limit=limit)) for limit in (None, 6, 12)}
     for split in ("val", "test"):
         assert len({tuple(ids(cache, split)) for cache in caches.values()}) == 1
@@ -100,15 +100,15 @@ def test_the_publishers_test_images_stay_apart(cache: Cache) -> None:
     assert all(name.startswith("train_") for split in ("train", "val") for name in ids(cache, split))
 
 
-def test_splits_are_drawn_not_cut(digits: Cache) -> None:
-    """By name alone, and not the first or last of the source's order."""
+def test_splits_are_drawn_at_random(digits: Cache) -> None:
+    """By name alone; not the first or last images of the source's order."""
     numbers = np.array([int(name.removeprefix("digits_")) for name in ids(digits, "val")])
     assert abs(numbers.mean() - 898) < 120
     assert numbers.std() > 400
 
 
 def test_published_splits_stay_as_they_are(digits: Cache) -> None:
-    """Numbers of earlier runs rest on these."""
+    """Numbers of earlier runs depend on these splits."""
     assert {split: ids(digits, split)[:2] for split in SPLITS} == {
         "train": ["digits_1323", "digits_1002"],
         "val": ["digits_1335", "digits_0140"],
@@ -127,7 +127,7 @@ def test_published_splits_stay_as_they_are(digits: Cache) -> None:
         ({"channels": 1}, "data.channels=1, but the images have 3"),
     ],
 )
-def test_what_the_images_cannot_give_is_a_user_error(make_track: Track, change: dict[str, Any], words: str) -> None:
+def test_more_images_than_exist_are_a_user_error(make_track: Track, change: dict[str, Any], words: str) -> None:
     track = make_track(**change)
     with pytest.raises(UserError, match=words):
         track.open(None)
@@ -191,7 +191,7 @@ def test_the_mean_token_is_the_training_sets(cache: Cache) -> None:
 
 
 def test_the_mean_token_is_the_best_constant_answer(cache: Cache) -> None:
-    """Over unit tokens, 1 − cos to a constant is least along their mean m, and is then 1 − ‖m‖."""
+    """For unit tokens, 1 − cos to a constant is smallest along their mean m, where it is 1 − ‖m‖."""
     from urepa.method.losses.loss_math import token_loss
 
     tokens, mean = cache.teacher_BND(cache.splits["train"]), cache.mean_token()
@@ -243,7 +243,7 @@ def test_tokens_of_another_teacher_name_what_differs(make_track: Track, teacher:
         track.open(teacher)
 
 
-def test_a_build_that_breaks_off_is_built_again(make_track: Track, teacher: Any) -> None:
+def test_an_interrupted_build_is_made_again(make_track: Track, teacher: Any) -> None:
     class Dies(type(teacher)):  # type: ignore[misc]
         def tokens(self, images: Any) -> Any:
             raise KeyboardInterrupt
@@ -256,7 +256,7 @@ def test_a_build_that_breaks_off_is_built_again(make_track: Track, teacher: Any)
     cache.close()
 
 
-def test_a_build_that_breaks_off_goes_on_where_it_was(
+def test_an_interrupted_build_continues_where_it_stopped(
     make_track: Track, teacher: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
@@ -293,7 +293,7 @@ def test_a_record_that_is_missing_is_made_again(make_track: Track, teacher: Any)
 
 
 @pytest.mark.parametrize("file", ["train.csv", "val.csv", "tokens_mean-colour_8_2x2/mean_token.npy"])
-def test_a_file_that_is_gone_is_named(make_track: Track, teacher: Any, file: str) -> None:
+def test_a_missing_file_is_named(make_track: Track, teacher: Any, file: str) -> None:
     track = make_track()
     opened(track, teacher)
     (track.folder / file).unlink()
@@ -319,7 +319,8 @@ def test_one_process_after_another_gets_the_lock(make_track: Track) -> None:
 
 
 def test_each_rule_of_positions_has_a_store_of_its_own() -> None:
-    """Also with several teachers at once. Stores of before, which are transformers', keep their names."""
+    """Also with several teachers at once. Stores of earlier versions, which use transformers' rule, keep their
+    names."""
     track = digits_track("x")
     teachers = {rule: ViTNetwork("dinov2", "dino", 224, 14, [16, 16], 32, rule) for rule in RULES}
     names = {rule: folder.name for rule, folder in track.tokens_folders(SeveralTeachers(teachers)).items()}

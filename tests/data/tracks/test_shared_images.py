@@ -1,4 +1,4 @@
-"""Splits share no image: tracks over images some of which are equal."""
+"""Splits share no image: tracks over images of which some are equal."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ def assert_nothing_shared(cache: Any) -> None:
 
 @pytest.fixture
 def photos(images: Path, tmp_path: Path) -> Path:
-    """PHOTOS/{cat,dog,emu}/NN.png, 12 each, all different."""
+    """PHOTOS/{cat,dog,emu}/NN.png, 12 per class, all different."""
     return Path(shutil.copytree(images / "train", tmp_path / "photos"))
 
 
 def copy_as_bmp(file: Path, to: Path) -> None:
-    """The same pixels in a file of other bytes."""
+    """Copies an image: the same pixels in a file of other bytes."""
     Image.open(file).save(to)
 
 
 def test_equal_images_are_drawn_for_one_split(
     photos: Path, make_track: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of which images there are copies, among them of another class: eight of 36, so that without the rule some would
-    be shared. All splits are as large as they were asked for."""
+    """Eight of 36 images have copies, some in another class, so that without the rule splits would share some. All
+    splits have the requested size."""
     for i in range(8):
         name = ("cat", "dog", "emu")[i % 3]
         other = "dog" if i == 3 else name
@@ -67,7 +67,7 @@ def test_equal_images_are_drawn_for_one_split(
 
 @pytest.mark.parametrize("limit", [6, 12, None])
 def test_records_are_those_of_the_samples(photos: Path, make_track: Callable[..., Any], limit: int | None) -> None:
-    """With fewer training images, one that moves to training takes the place of another, whose latent goes."""
+    """With fewer training images, one that moves to training replaces another, whose latent is removed."""
     for name in ("cat", "dog", "emu"):
         for i in range(12):
             copy_as_bmp(photos / name / f"{i:02d}.png", photos / name / f"z{i:02d}.bmp")
@@ -89,8 +89,8 @@ def test_records_are_those_of_the_samples(photos: Path, make_track: Callable[...
 def test_the_publishers_test_images_that_were_trained_on_are_left_out(
     images: Path, make_track: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All of a class but the one that is drawn last are copies of training images. The other splits stay as they were;
-    where too few are left it is an error."""
+    """In one class all test images but the one drawn last are copies of training images. The other splits are
+    unchanged; if too few images are left, it is an error."""
     plain = make_track(root=str(tmp_path / "plain")).open(None)
     before = {split: list(plain.splits[split].ids()) for split in SPLITS}
     plain.close()
@@ -127,10 +127,10 @@ def test_buckets_are_compared_too(photos: Path, make_track: Callable[..., Any]) 
     caches.close()
 
 
-def test_caches_of_before_stay_as_they_are(
+def test_caches_of_earlier_versions_stay_unchanged(
     photos: Path, make_track: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Made without the rule, with equal images in several splits: opened and built on as they are."""
+    """Made without the rule, with equal images in several splits: they are opened and extended unchanged."""
     for name in ("cat", "dog", "emu"):
         for i in range(12):
             copy_as_bmp(photos / name / f"{i:02d}.png", photos / name / f"z{i:02d}.bmp")
@@ -157,7 +157,7 @@ def ids_of(root: Path, file: str) -> set[str]:
 
 @pytest.fixture
 def many(material: Path, tmp_path: Path) -> Path:
-    """The photographs with copies: of a training image among the validation images, and of one among its like."""
+    """The photographs with copies: of a training image among the validation images, and of one within its own split."""
     root = Path(shutil.copytree(material / "photos", tmp_path / "photos"))
     shutil.copy(root / "train" / "china" / "0000.png", root / "val" / "china" / "copy.png")
     shutil.copy(root / "train" / "flower" / "0001.png", root / "train" / "flower" / "copy.png")
@@ -178,8 +178,8 @@ def test_a_copy_of_a_training_image_is_no_validation_image(
     assert json.loads((place / "track.json").read_text())["equal_images_apart"] == ["files"]
 
 
-def test_of_equal_files_none_is_drawn_for_validation(build_of: Callable[..., Any], many: Path, tmp_path: Path) -> None:
-    """Whatever their names are; otherwise the lists are what they were."""
+def test_equal_files_are_not_drawn_for_validation(build_of: Callable[..., Any], many: Path, tmp_path: Path) -> None:
+    """Whatever their names are; otherwise the lists are unchanged."""
     shutil.rmtree(many / "val")
     (many / "train" / "flower" / "copy.png").unlink()
     build_of(tmp_path / "plain", f"data.images={many}", "data.train_images=null").run("manifest")
@@ -195,7 +195,7 @@ def test_of_equal_files_none_is_drawn_for_validation(build_of: Callable[..., Any
     assert {drawn, f"train_{name}_copy"} <= ids_of(tmp_path / "apart", "train_200k.csv")
 
 
-def test_of_many_files_none_are_compared_and_lists_of_before_go_on(
+def test_many_files_are_not_compared_and_earlier_lists_are_continued(
     build_of: Callable[..., Any], many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overrides = (f"data.images={many}", "data.val_images=null", "data.train_images=null")

@@ -1,4 +1,4 @@
-"""The convolutional head: the description's parameter counts, and grids that keep their order."""
+"""The heads: the description's parameter counts, and grids whose order is kept."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_head_without_layers_is_an_error(depth: int) -> None:
 
 
 def by_hand(head: ConvHead, map_BDhw: Tensor, upsample: str, grid: tuple[int, int]) -> Tensor:
-    """The head as matrix products over pixels."""
+    """The head's output as matrix products over pixels."""
     convolutions = [layer for layer in head.layers if isinstance(layer, torch.nn.Conv2d)]
 
     def resized(x: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def test_the_head_projects_and_resizes_in_the_order_asked_for(depth: int, upsamp
 
 
 def test_the_two_orders_differ_from_depth_2_on() -> None:
-    """A single 1x1 convolution commutes with the resizing; GELU does not."""
+    """A single 1x1 convolution commutes with resizing; GELU does not."""
     tapped = Tokens.from_map(torch.randn(2, 6, 2, 3))
     for depth, alike in ((1, True), (2, False)):
         heads = [ConvHead(depth, u, in_width=6, out_width=5) for u in ("after", "before")]
@@ -94,7 +94,7 @@ def test_equal_grids_are_not_resized() -> None:
 
 
 def test_resizing_to_a_grid_that_is_not_square_keeps_the_rows() -> None:
-    """A map that says where it is, (row, column, 1), read again on a 4x6 grid: half-pixel centres."""
+    """A map whose values are its positions, (row, column, 1), resampled on a 4x6 grid with half-pixel centres."""
     rows, columns = torch.meshgrid(torch.arange(2.0), torch.arange(3.0), indexing="ij")
     where = torch.stack([rows, columns, torch.ones(2, 3)])[None]
     out = identity_head(3)(Tokens.from_map(where), T, (4, 6)).x_BND[0]
@@ -134,7 +134,7 @@ def test_repas_head_is_three_dense_layers_with_silu() -> None:
 
 
 def test_repas_head_begins_xavier_uniform_without_biases() -> None:
-    """As REPA's initialize_weights leaves it: bound √(6 / (in + out)), where torch's own is 1/√in."""
+    """As REPA's initialize_weights does: bound √(6 / (in + out)), while torch's default is 1/√in."""
     torch.manual_seed(0)
     for layer in MLPHead(512, in_width=64, out_width=32).layers[::2]:
         bound = math.sqrt(6 / sum(layer.weight.shape))
@@ -197,7 +197,7 @@ def test_irepas_head_with_a_hidden_layer_is_two_convolutions_and_then_the_teache
     torch.testing.assert_close(out.x_BND, F.normalize(projected.flatten(2).transpose(1, 2), dim=-1))
 
 
-def test_its_tokens_have_unit_length_in_fp32_under_autocast() -> None:
+def test_irepas_tokens_have_unit_length_in_fp32_under_autocast() -> None:
     head = HiddenSpatialHead(7, in_width=6, out_width=5)
     with torch.autocast("cpu", torch.bfloat16):
         tokens = head(Tokens.from_map(torch.randn(2, 6, 2, 3)), T, (4, 6)).x_BND
@@ -208,8 +208,8 @@ def test_its_tokens_have_unit_length_in_fp32_under_autocast() -> None:
 # --- of the time --------------------------------------------------------------------------------------------
 
 
-def test_a_head_that_sees_the_time_begins_as_the_plain_one() -> None:
-    """The seed that gives the one its weights gives them to the other."""
+def test_a_time_conditioned_head_begins_as_the_plain_one() -> None:
+    """With the same seed both have the same weights."""
     made = []
     for kind in (MLPHead, TimeMLPHead):
         torch.manual_seed(0)
@@ -268,7 +268,7 @@ def test_declarations_load_without_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_target_in_the_place_of_another_needs_its_keys(compose: Callable[..., dict[str, Any]]) -> None:
+def test_an_exchanged_target_needs_its_own_keys(compose: Callable[..., dict[str, Any]]) -> None:
     time = "urepa.method.heads.time_mlp.TimeMLP"
     config = compose(f"head._target_={time}")
     said = f"^{time} needs head.hidden, which this head does not set: choose another head$"
@@ -282,8 +282,8 @@ def test_a_target_in_the_place_of_another_needs_its_keys(compose: Callable[..., 
     check_keys(compose("head=repa_mlp", f"head._target_={time}"))
 
 
-def test_a_network_without_a_place_for_the_grid_is_refused() -> None:
-    """As those of own packages were, which got the grid when they were built."""
+def test_a_network_that_takes_no_grid_is_refused() -> None:
+    """Such as networks of a user's own package for an earlier version, which passed the grid to the constructor."""
 
     class Former(torch.nn.Module):
         def forward(self, tapped: Tokens, t_B: Tensor) -> Tokens:
@@ -296,7 +296,7 @@ def test_a_network_without_a_place_for_the_grid_is_refused() -> None:
 
 
 def test_names_of_weights_are_those_of_stored_runs() -> None:
-    """Where a layer did the resizing, its number stays free."""
+    """If a layer did the resizing, its number stays unused."""
     names = {
         ConvHead(2, "after", in_width=6, out_width=5): "0.weight 0.bias 2.weight",
         ConvHead(2, "before", in_width=6, out_width=5): "1.weight 1.bias 3.weight",
@@ -311,7 +311,7 @@ def test_names_of_weights_are_those_of_stored_runs() -> None:
 
 
 def test_layer_norm_linear_is_a_norm_and_a_matrix_product_before_the_resizing() -> None:
-    """By hand in float64, to a rectangular grid; gradients of all weights too."""
+    """Computed by hand in float64, for a rectangular grid, with the gradients of all weights."""
     torch.manual_seed(0)
     head = LayerNormLinearHead(in_width=6, out_width=5)
     norm, dense = head.layers
@@ -335,7 +335,7 @@ def test_layer_norm_linear_is_a_norm_and_a_matrix_product_before_the_resizing() 
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_layer_norm_linear_begins_as_repas_dense_layers_do_with_the_documents_size() -> None:
+def test_layer_norm_linear_is_initialised_as_repas_dense_layers_and_has_the_documented_size() -> None:
     torch.manual_seed(0)
     head = LayerNormLinearHead(in_width=1280, out_width=1536)
     assert sum(p.numel() for p in head.parameters()) == 2 * 1280 + 1280 * 1536 + 1536
@@ -346,7 +346,7 @@ def test_layer_norm_linear_begins_as_repas_dense_layers_do_with_the_documents_si
     assert dense.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.01)
 
 
-def test_layer_norm_linear_lets_nothing_through_that_is_masked() -> None:
+def test_masked_tokens_do_not_affect_layer_norm_linear() -> None:
     head = LayerNormLinearHead(in_width=4, out_width=3)
     mask = torch.tensor([[True, True, False, True, True, False]])
     x_BND = torch.randn(1, 6, 4)

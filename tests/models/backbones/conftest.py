@@ -1,4 +1,4 @@
-"""Inputs of the small SiT."""
+"""Inputs for the small SiT."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""SD-1.5 with captions, SDXL and Kolors: diffusers' own prediction, what of a condition matters, losses that fall.
+"""SD-1.5 with captions, SDXL and Kolors: diffusers' own prediction, the effect of each part of a condition, and
+decreasing losses.
 
 Shapes: B batch, L positions.
 """
@@ -101,7 +102,7 @@ def rounding(backbone: CaptionedUNet, condition: Condition) -> float:
 
 
 @every
-def test_what_is_given_moves_the_prediction_and_what_is_masked_does_not(backbones: Any, family: str) -> None:
+def test_given_tokens_affect_the_prediction_and_masked_ones_do_not(backbones: Any, family: str) -> None:
     backbone, condition = backbones[family], texts(family, 5, 3, 1)
     least, before = 100 * rounding(backbone, condition), ours(backbone, condition, noise())
 
@@ -128,8 +129,8 @@ def test_what_is_given_moves_the_prediction_and_what_is_masked_does_not(backbone
 
 
 @every
-def test_without_a_caption_it_takes_the_value_that_the_condition_has(backbones: Any, family: str) -> None:
-    """Zeros as they are, where the condition is withheld."""
+def test_without_a_caption_the_conditions_null_value_is_used(backbones: Any, family: str) -> None:
+    """Zeros as stored, if the condition is withheld."""
     zeros = texts(family, 2, 2, 2)
     for part in (TEXT, POOLED):
         zeros = changed(zeros, part, torch.zeros_like)
@@ -152,7 +153,7 @@ def test_rows_and_early_stops_are_those_of_the_whole(backbones: Any, family: str
 
 
 def losses(family: str, seed: int, lam: float, blocks: str | None) -> list[dict[str, float]]:
-    """The terms of 20 steps on one batch with one noise and time; the head does not train."""
+    """The loss terms of 20 steps on one batch with one noise and time; the head does not train."""
     torch.manual_seed(seed)
     backbone = captioned_unet("random", family, False, latent_shape=SQUARE, widths=WIDTHS[family])
     if blocks is not None:
@@ -185,7 +186,7 @@ def losses(family: str, seed: int, lam: float, blocks: str | None) -> list[dict[
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random weights are of the small architectures."""
+    """Random weights have the small architectures."""
     from urepa.models.unet_families import FAMILIES as PUBLISHED
 
     for family, architecture in ARCHITECTURES.items():
@@ -194,8 +195,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize(("family", "seed"), [("sdxl", 0), ("sdxl", 1), ("sdxl", 2), ("sd15", 0), ("kolors", 0)])
-def test_twenty_steps_lower_what_is_trained_on(family: str, seed: int) -> None:
-    """Each term by itself, the whole U-Net."""
+def test_twenty_steps_lower_each_trained_term(family: str, seed: int) -> None:
+    """Each term alone, with the whole U-Net."""
     rows = losses(family, seed, 0.0, None)
     assert rows[-1]["diffusion"] < 0.9 * rows[0]["diffusion"]
     rows = losses(family, seed, 100.0, None)
@@ -248,8 +249,8 @@ def test_text_of_other_widths_is_refused(tmp_path: Path, family: str, widths: di
         backbone_of(folder, family, latent_shape=(12, 8, 8))
 
 
-def test_which_conditions_each_takes(compose: Callable[..., Any], tmp_path: Path) -> None:
-    """SD-1.5 has no use for the pooled vector, and no need of it."""
+def test_the_conditions_that_each_family_supports(compose: Callable[..., Any], tmp_path: Path) -> None:
+    """SD-1.5 neither uses nor needs the pooled vector."""
     from urepa.models.backbones.sd15_text import SD15Text
     from urepa.models.backbones.sdxl import SDXL
 
@@ -274,7 +275,7 @@ def test_which_conditions_each_takes(compose: Callable[..., Any], tmp_path: Path
         check_shapes(compose(*captions, f"backbone={name}"))
 
 
-def test_a_part_without_mask_is_a_mistake_of_the_code(backbones: Any) -> None:
+def test_a_part_without_mask_fails_an_assertion(backbones: Any) -> None:
     condition = texts("sdxl", 2)
     with pytest.raises(AssertionError, match="no part 'text.pooled'"):
         ours(backbones["sdxl"], Condition({TEXT: condition[TEXT]}), noise(1))

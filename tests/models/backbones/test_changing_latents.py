@@ -1,4 +1,4 @@
-"""Latents whose rows and columns change from step to step: what backbones make of them, and which refuse them."""
+"""Latents whose rows and columns change from step to step: backbones that support them, and those that refuse them."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def inputs_of(shape: tuple[int, int, int]) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("shape", OTHERS)
-def test_a_sit_is_on_other_latents_the_one_that_is_built_for_them(shape: tuple[int, int, int]) -> None:
-    """Bit for bit; and its own shape afterwards is as it was."""
+def test_a_sit_on_other_latents_equals_one_built_for_them(shape: tuple[int, int, int]) -> None:
+    """Bit for bit; afterwards its own shape gives unchanged results."""
     ours = small()
     before = ours(*inputs_of(SHAPE)).prediction_RCHW
     theirs = SiT(**SMALL).build(latent_shape=shape, num_classes=5)
@@ -75,14 +75,14 @@ def test_each_shape_is_checked_and_each_axis_by_itself() -> None:
             check_latents(SiT(**SMALL), [SHAPE, odd])
 
 
-def test_a_backbone_that_does_not_say_takes_one_shape() -> None:
+def test_a_backbone_without_a_declaration_supports_one_shape() -> None:
     own: Any = SimpleNamespace(_target_="mine.Own", check=lambda shape: None)
     check_latents(own, [SHAPE])
     with pytest.raises(UserError, match="^backbone._target_=mine.Own: it takes x0 of one shape a run, .* 4x6, 6x4"):
         check_latents(own, [SHAPE, OTHERS[0]])
 
 
-def test_heads_are_asked_for_every_shape_before_a_step_meets_it() -> None:
+def test_heads_are_checked_for_every_shape_before_training() -> None:
     model = AlignedModel(small(), {"block_1": MLPHead(8, in_width=16, out_width=5)})
     at = torch.tensor([0.5]), of_ids(torch.tensor([5]), 5)
     fits: list[Any] = [(SHAPE, {"": (2, 3)}), ((3, 8, 10), {"": (4, 5)})]

@@ -1,5 +1,5 @@
-"""What backbones declare without torch is what they build: each, at a size for tests, is asked everything that the
-protocols have."""
+"""Declarations of backbones, which need no torch, agree with what they build: each is built at a small size and checked
+for everything that the protocols require."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ ARCHITECTURES = {"sd15": SMALL_SD, "sdxl": SMALL_SD | SMALL_XL, "kolors": SMALL_
 
 @dataclass(frozen=True)
 class Case:
-    """Settings of a small one, and what it is to answer."""
+    """The settings of a small one, and its expected answers."""
 
     settings: dict[str, Any]
     taps: tuple[str, ...]
@@ -61,12 +61,12 @@ class Case:
 
     @property
     def known(self) -> dict[str, Any]:
-        """What it is built with."""
+        """The values with which it is built."""
         return {"latent_shape": LATENT, "num_classes": CLASSES} | ({"widths": self.widths} if self.widths else {})
 
     @property
     def condition(self) -> Condition:
-        """Of two samples, one of them withheld."""
+        """A condition of two samples, one of them withheld."""
         if self.widths is None:
             return of_ids(torch.tensor([0, CLASSES]), CLASSES)
         tokens = Part.of(torch.randn(2, 3, self.widths[TEXT]), torch.ones(2, 3, dtype=torch.bool))
@@ -155,7 +155,7 @@ CASES = {
 
 
 def settings_of(name: str, folder: Path) -> dict[str, Any]:
-    """With the files that it needs."""
+    """The settings, with the files that they need."""
     cls = KINDS["backbone"][name]
     settings = {"_target_": cls._target_, **CASES[name].settings}  # type: ignore[attr-defined]
     return settings | declaration_of(settings).write_stand_ins(folder, CLASSES)
@@ -171,7 +171,7 @@ def case(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 every = pytest.mark.parametrize("case", CASES, indirect=True)
 
 
-def test_every_backbone_is_asked() -> None:
+def test_every_backbone_has_a_case() -> None:
     assert CASES.keys() == KINDS["backbone"].keys()
 
 
@@ -229,7 +229,7 @@ def test_the_network_is_what_the_protocol_says(case: tuple[Case, Any, Path]) -> 
 
 
 @every
-def test_its_exports_are_what_it_finds(case: tuple[Case, Any, Path]) -> None:
+def test_a_backbone_finds_its_own_exports(case: tuple[Case, Any, Path]) -> None:
     expected, declared, folder = case
     network = declared.build(**expected.known)
     (folder / "out").mkdir()
@@ -248,7 +248,7 @@ def test_its_exports_are_what_it_finds(case: tuple[Case, Any, Path]) -> None:
 
 
 @every
-def test_it_says_what_it_is(case: tuple[Case, Any, Path]) -> None:
+def test_a_backbone_describes_itself(case: tuple[Case, Any, Path]) -> None:
     _, declared, _ = case
     (text,) = declared.description(BackboneFacts(LATENT, CLASSES, False))
     assert "4×8×8" in text
@@ -267,7 +267,7 @@ def test_weights_have_a_name(name: str, tmp_path: Path) -> None:
     assert f", with the weights of {expected.named}" in text
 
 
-def test_missing_files_are_said(tmp_path: Path) -> None:
+def test_missing_files_are_reported(tmp_path: Path) -> None:
     declared = declaration_of(settings_of("sd15", tmp_path) | {"prompts": str(tmp_path / "lost.pt")})
     with pytest.raises(UserError, match=r"^there are no prompt embeddings at .*lost.pt"):
         declared.check_files()

@@ -1,4 +1,5 @@
-"""Our sampler and exports against the families' own pipelines of diffusers; weights read in the type of frozen ones."""
+"""Samplers and exports, compared with the families' own pipelines in diffusers; and weights that are read in the dtype
+of frozen ones."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ def noise() -> Tensor:
 
 
 def whole(family: str) -> Condition:
-    """Of as many tokens each, as pipelines have no masks."""
+    """Texts with as many tokens each, because pipelines have no masks."""
     return texts(family, 6, 6)
 
 
@@ -51,7 +52,7 @@ def ours(backbone: CaptionedUNet, family: str, condition: Condition | None = Non
 
 
 def theirs(pipe: Any, family: str, condition: Condition | None = None) -> Tensor:
-    """By the pipeline's __call__. What stands for no caption is what the condition has for it."""
+    """The latents of the pipeline's __call__. The condition's null value is used for no caption."""
     given = whole(family) if condition is None else condition
     without = given.null()
     embeds = {"prompt_embeds": given[TEXT].tokens_BLD, "negative_prompt_embeds": without[TEXT].tokens_BLD}
@@ -91,7 +92,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def adapted(folder: Path, family: str, **changes: Any) -> CaptionedUNet:
-    """With adapters that all have an effect."""
+    """The backbone with adapters that all have an effect."""
     backbone = backbone_of(folder, family)
     torch.manual_seed(1)
     settings = {"rank": 4, "alpha": None, "dropout": 0.0, "targets": "attention", "blocks": "all"}
@@ -126,8 +127,8 @@ def test_adapters_come_back_through_the_pipeline(
         assert len(list(file.keys())) == sum(p.requires_grad for p in backbone.parameters())
 
 
-def test_kinds_differ(folders: dict[str, Path]) -> None:
-    """The same A and B: rsLoRA's scale is 3/√4 in place of 3/4, and DoRA's rows have lengths of their own."""
+def test_kinds_of_adapters_differ(folders: dict[str, Path]) -> None:
+    """With the same A and B: rsLoRA's scale is 3/√4 instead of 3/4, and DoRA's rows have their own lengths."""
     found = {kind: ours(adapted(folders["sdxl"], "sdxl", **(KINDS[kind] | {"alpha": 3})), "sdxl") for kind in KINDS}
     names = ("lora", "rslora", "dora")
     assert all(float((found[a] - found[b]).abs().max()) > 100 * CLOSE for a in names for b in names if a < b)
@@ -139,7 +140,7 @@ def test_kinds_differ(folders: dict[str, Path]) -> None:
 
 
 def held(backbone: CaptionedUNet, **changes: Any) -> dict[str, Tensor]:
-    """Its parameters as training holds them, by name."""
+    """Its parameters as training stores them, by name."""
     torch.manual_seed(3)
     settings: dict[str, Any] = {"rank": 4, "alpha": None, "dropout": 0.0, "targets": "attention_conv", "blocks": "all"}
     add_lora(backbone, **(settings | changes))
@@ -150,7 +151,7 @@ def held(backbone: CaptionedUNet, **changes: Any) -> dict[str, Tensor]:
 @every
 @pytest.mark.parametrize("shard", ["5GB", "200KB"])
 def test_weights_read_in_bf16_are_those_that_were_cast(tmp_path: Path, family: str, shard: str) -> None:
-    """Frozen ones, norms in fp32, and the adapters' first values, which no rounding touches."""
+    """Frozen ones, norms in fp32, and the adapters' initial values, which are not rounded."""
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(0)
@@ -169,7 +170,7 @@ def test_weights_read_in_bf16_are_those_that_were_cast(tmp_path: Path, family: s
     assert any(not torch.equal(p, p.bfloat16().float()) for p in a)
 
 
-def test_what_diffusers_reads_is_what_is_read(folders: dict[str, Path]) -> None:
+def test_the_same_files_are_read_as_by_diffusers(folders: dict[str, Path]) -> None:
     from diffusers import UNet2DConditionModel
 
     ours_ = unet_from_folder(folders["sdxl"] / "unet", "sdxl")
@@ -182,7 +183,7 @@ def test_what_diffusers_reads_is_what_is_read(folders: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_adapters_train_beside_weights_in_bf16(folders: dict[str, Path], kind: str) -> None:
-    """Under autocast, near the step in fp32."""
+    """Under autocast, close to the step in fp32."""
     losses = {}
     for dtype in (torch.float32, torch.bfloat16):
         backbone = captioned_unet(
@@ -222,7 +223,7 @@ PUBLISHED = {
 @pytest.mark.slow
 @every
 def test_published_architectures_have_their_sizes(family: str) -> None:
-    """In parameters and adapters; and the middle block's grid at 1024 px, at 512 px of SD-1.5."""
+    """Parameters and adapters, and the middle block's grid at 1024 px, or at 512 px for SD-1.5."""
     widths, parameters, *adapters = PUBLISHED[family]
     with torch.device("meta"):
         backbone = captioned_unet_without_weights("random", family, False, latent_shape=(4, 128, 128), widths=widths)
@@ -251,7 +252,7 @@ def texts_of(widths: dict[str, int]) -> Condition:
 
 
 def test_a_training_reads_frozen_weights_in_their_type(folders: dict[str, Path], compose: Callable[..., Any]) -> None:
-    """And what evaluates or makes images has them in fp32."""
+    """Evaluation and image generation have them in fp32."""
     from urepa.training.assembly import build_backbone, build_backbone_to_train
 
     track = type("Track", (), {"latent_shape": LATENT, "num_classes": 2, "condition_widths": WIDTHS["sdxl"]})

@@ -1,4 +1,4 @@
-"""Runs of SDXL and SD-1.5 with captions: a few steps through the trainer, their export, and what a plan counts."""
+"""Runs of SDXL and SD-1.5 with captions: a few steps of the trainer, their export, and the counts of a plan."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ALIGNED = ("head=irepa", "teacher=efficientnet_lite0_s16", "teacher.image_size=6
 
 
 def architecture(family: str) -> dict[str, Any]:
-    """Of the small one, for text of the small CLIP and for the track's x0."""
+    """The small architecture, for text of the small CLIP and the track's x0."""
     added = {} if family == "sd15" else {"projection_class_embeddings_input_dim": 6 * 8 + WIDTH}
     return ARCHITECTURES[family] | OF_CLIP | added
 
@@ -71,7 +71,7 @@ def no_accelerator_left() -> Iterator[None]:
 def test_a_run_trains_its_adapters(
     compose: Callable[..., Any], place: Path, tmp_path: Path, backbone: str, family: str
 ) -> None:
-    """Beside weights that were read in bf16, which stay as they were."""
+    """The weights, which were read in bf16, stay unchanged."""
     from accelerate import Accelerator
 
     bf16 = ("trainer.precision=bf16", "trainer.frozen=bf16")
@@ -90,7 +90,7 @@ def test_a_run_trains_its_adapters(
 def test_adapters_behind_the_tap_are_counted_in_the_warning(
     compose: Callable[..., Any], place: Path, tmp_path: Path
 ) -> None:
-    """As numbers of parameters: those of the middle block lie behind the last down block."""
+    """As numbers of parameters: those of the middle block come after the last down block."""
     config = compose(*of_run(place, tmp_path / "data", "sdxl", "sdxl"))
     config["loss"]["taps"] = {"enc_last": 1.0}
     track, loss = build_part(config["data"]), build_loss(config)
@@ -120,7 +120,7 @@ def test_a_plan_counts_diffusers_own_forward_pass(
     backbone: str,
     family: str,
 ) -> None:
-    """Without weights, with text of the length and widths that the encoder has."""
+    """Without weights, for text with the encoder's length and widths."""
     from diffusers import UNet2DConditionModel
 
     own = architecture(family) | ({"encoder_hid_dim": WIDTH} if family == "kolors" else {})

@@ -1,5 +1,5 @@
-"""A backbone outside of urepa's packages is checked, described, counted, built and exported; nothing of urepa names
-it."""
+"""A backbone outside urepa's packages, which urepa does not name, is checked, described, counted, built and
+exported."""
 
 from __future__ import annotations
 
@@ -44,8 +44,7 @@ class Step(nn.Conv2d):
 
 
 class PixelwiseNetwork(nn.Module):
-    """Convolutions of one pixel, each behind a ReLU; the class is added after the first. Its tap is what is in the
-    middle."""
+    """1x1 convolutions, each after a ReLU; the class is added after the first. Its tap is the state in the middle."""
 
     stages = ("before", "after")
     regions = ("Step",)
@@ -99,7 +98,7 @@ def check_middle(tap: str) -> None:
 
 @dataclass
 class Pixelwise(DrawnBackbone):
-    """Layers that see one pixel each."""
+    """Layers that process each pixel alone."""
 
     _target_: str = TARGET
     width: int = setting("width of the layer in the middle", ge=1, le=SIZE)

@@ -1,4 +1,4 @@
-"""SiT against its written formulas, and the published sizes; taps look on and change nothing."""
+"""SiT, compared with its formulas and the published sizes; taps do not change the prediction."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SIZES = {"sit_s2": 32.9, "sit_b2": 130.3, "sit_l2": 457.8, "sit_xl2": 674.8}
 
 
 def place(row: int, column: int, width: int) -> list[float]:
-    """One token's position: sine and cosine of its column, then of its row, at width/4 frequencies each."""
+    """One token's position: sine and cosine of its column, then of its row, with width/4 frequencies each."""
     frequencies = [10_000 ** (-i / (width // 4)) for i in range(width // 4)]
     return [f(x * w) for x in (column, row) for f in (math.sin, math.cos) for w in frequencies]
 
@@ -37,7 +37,7 @@ def norm(x: Tensor, eps: float = 1e-6) -> Tensor:
 
 
 def by_the_formulas(w: dict[str, Tensor], x_t: Tensor, t: Tensor, ids: Tensor, size: dict[str, Any]) -> list[Tensor]:
-    """The states after each block, then the prediction: sample by sample and head by head, from the weights' names."""
+    """The states after each block, then the prediction, sample by sample and head by head, by the weights' names."""
     p, width, heads = size["patch"], size["width"], size["heads"]
     channels, h, c = SHAPE[0], SHAPE[1] // p, SHAPE[2] // p
 
@@ -174,7 +174,7 @@ def test_a_missing_tap_is_an_error_that_names_the_others(inputs: Any, tap: str) 
         small().tap_width(tap)
 
 
-def test_only_the_rows_that_are_asked_for_go_on_after_the_deepest_tap(inputs: Any) -> None:
+def test_only_the_requested_rows_continue_after_the_deepest_tap(inputs: Any) -> None:
     backbone, rows = small(), torch.tensor([2, 0])
     whole = backbone(*inputs, taps=("block_1",))
     part = backbone(*inputs, taps=("block_1",), rows_R=rows)
@@ -227,7 +227,7 @@ def test_sizes_that_do_not_fit_are_user_errors(changes: dict[str, Any], words: s
 # --- LoRA ---------------------------------------------------------------------------------------------------
 
 
-def test_lora_adapts_attention_and_is_nothing_at_first(inputs: Any) -> None:
+def test_lora_adapts_attention_and_initially_has_no_effect(inputs: Any) -> None:
     backbone = small()
     plain = backbone(*inputs).prediction_RCHW
     add_lora(backbone, 2, None, 0.0, "attention", "all")

@@ -1,4 +1,4 @@
-"""Published checkpoints of SiT and REPA: what loads, which way it runs, and what is refused."""
+"""Published checkpoints of SiT and REPA: what loads, the direction of their time, and what is refused."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ NAMES = {
 
 
 def published(backbone: SiTNetwork) -> dict[str, Tensor]:
-    """Its values in another order, with what the published files have beside them."""
+    """Its values in another order, with the other entries of published files."""
     values = dict(reversed(backbone.state_dict().items()))
     return values | {"pos_embed": backbone.pos_embed.clone(), "projectors.0.0.weight": torch.zeros(7, 16)}
 
 
 def legacy(values: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
-    """As REPA's first files name it: the blocks behind the tap are another list, counted from 0."""
+    """With the names of REPA's first files: the blocks after the tap are another list, counted from 0."""
     named = {}
     for name, value in values.items():
         first, _, rest = name.partition(".")
@@ -68,7 +68,7 @@ def test_published_checkpoints_load_by_name(tmp_path: Path, form: str) -> None:
 
 
 def averaged(values: Tensor, updates: int) -> Tensor:
-    """What an EMA of decay 0.9999 makes of fixed values: rounding alone moves them."""
+    """The result of an EMA of decay 0.9999 over fixed values, which differ only by rounding."""
     ema = values.clone()
     for _ in range(updates):
         ema.mul_(0.9999).add_(values, alpha=1 - 0.9999)
@@ -76,7 +76,7 @@ def averaged(values: Tensor, updates: int) -> Tensor:
 
 
 def test_positions_may_have_drifted_in_the_ema(tmp_path: Path) -> None:
-    """As the published training code leaves them: 3,000 updates are past the old bound of 1e-4."""
+    """As in the published training code: after 3,000 updates they exceed the former bound of 1e-4."""
     size = SMALL | {"width": 64}
     source = SiT(**size).build(latent_shape=(3, 32, 32), num_classes=5)
     ours = source.pos_embed
@@ -109,8 +109,8 @@ def test_another_grid_of_as_many_tokens_is_refused(tmp_path: Path) -> None:
 
 
 def doubled(values: dict[str, Tensor], second: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """Outputs of twice the channels, as SiT's own files and DiT's have them: `second` of the first half behind it, in
-    each place of a patch. Both unpatchify to (p, p, 2C)."""
+    """Outputs with twice the channels, as in SiT's own files and DiT's: `second` after the first half, at each position
+    of a patch. Both unpatchify to (p, p, 2C)."""
     parts = {}
     for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
         own = values[name].unflatten(0, (4, 1, 3))
@@ -121,7 +121,7 @@ def doubled(values: dict[str, Tensor], second: Callable[[Tensor], Tensor]) -> di
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("form", ["pt", "safetensors", "other_way"])
 def test_files_in_half_precision_load(tmp_path: Path, dtype: torch.dtype, form: str) -> None:
-    """Rounded once, when they were stored, whichever way they run through time."""
+    """Rounded once, when they were stored, whichever the direction of their time."""
     source = small()
     file = tmp_path / f"sit.{'safetensors' if form == 'safetensors' else 'pt'}"
     values = published(source)
@@ -141,7 +141,7 @@ def test_files_in_half_precision_load(tmp_path: Path, dtype: torch.dtype, form: 
 
 
 def test_sits_own_checkpoints_run_the_other_way(tmp_path: Path, inputs: Any) -> None:
-    """There x_t = t·data + (1 − t)·noise, the velocity is data − noise, and the half that is thrown away is 0."""
+    """There x_t = t·data + (1 − t)·noise, the velocity is data − noise, and the discarded half is 0."""
     theirs, (x_t, t_B, condition) = small(), inputs
     torch.save(doubled(published(theirs), torch.zeros_like), tmp_path / "sit.pt")
     ours = SiT(**(SMALL | {"weights": str(tmp_path / "sit.pt")})).build(latent_shape=SHAPE, num_classes=5)
@@ -152,7 +152,7 @@ def test_sits_own_checkpoints_run_the_other_way(tmp_path: Path, inputs: Any) -> 
 
 @pytest.mark.parametrize("part", ["weight", "bias"])
 def test_a_dit_is_refused(tmp_path: Path, part: str) -> None:
-    """It has SiT's names and shapes, and its variances were trained: one number that is not 0 says so."""
+    """It has SiT's names and shapes, but its variances were trained: one number that is not 0 shows it."""
     values = doubled(published(small()), torch.zeros_like)
     values[f"final_layer.linear.{part}"].unflatten(0, (2, 2, 6))[1, 0, 5] = 1e-3  # the last variance of the third place
     torch.save({"ema": values}, tmp_path / "dit.pt")
@@ -160,7 +160,7 @@ def test_a_dit_is_refused(tmp_path: Path, part: str) -> None:
         SiT(**(SMALL | {"weights": str(tmp_path / "dit.pt")})).build(latent_shape=SHAPE, num_classes=5)
 
 
-def test_a_file_that_is_not_whole_or_not_weights_is_said(tmp_path: Path) -> None:
+def test_an_incomplete_or_foreign_file_is_reported(tmp_path: Path) -> None:
     whole = tmp_path / "whole.pt"
     torch.save(published(small()), whole)
     (tmp_path / "cut.pt").write_bytes(whole.read_bytes()[:3000])

@@ -1,4 +1,5 @@
-"""The U-Net of captions: diffusers' own prediction, masked tokens without effect, a null that is always in the graph.
+"""The U-Net on captions: diffusers' own prediction, masked tokens without effect, and a null that is always in the
+graph.
 
 Shapes: B batch, L positions, D and P widths of tokens and vectors.
 """
@@ -54,7 +55,7 @@ def inputs() -> tuple[Tensor, Tensor, Condition]:
 
 @pytest.mark.parametrize("widths", [WIDTHS, {TEXT: 32, POOLED: 32}])
 def test_the_prediction_is_diffusers_own(inputs: Any, widths: dict[str, int]) -> None:
-    """Also where the tokens are as wide as cross-attention, and nothing projects them."""
+    """Also if the tokens are as wide as cross-attention, so that they are not projected."""
     torch.manual_seed(0)
     backbone = text_unet(**SMALL, widths=widths)
     assert (backbone.unet.encoder_hid_proj is None) == (widths[TEXT] == 32)
@@ -66,7 +67,7 @@ def test_the_prediction_is_diffusers_own(inputs: Any, widths: dict[str, int]) ->
     assert torch.equal(ours, theirs)
 
 
-def test_a_masked_token_moves_nothing_and_a_given_one_does(backbone: TextUNet, inputs: Any) -> None:
+def test_a_masked_token_has_no_effect_and_a_given_one_does(backbone: TextUNet, inputs: Any) -> None:
     x_t, t_B, condition = inputs
     part = condition[TEXT]
     before = backbone(x_t, t_B, condition).prediction_RCHW
@@ -86,7 +87,7 @@ def test_the_pooled_vector_matters(backbone: TextUNet, inputs: Any) -> None:
 
 
 def test_a_withheld_caption_is_the_null_token_and_vector(backbone: TextUNet, inputs: Any) -> None:
-    """Whatever it was: as if a caption consisted of the learned token alone."""
+    """Whatever the caption: as if it consisted of the learned token alone."""
     x_t, t_B, condition = inputs
     dropped = condition.drop({TEXT: torch.tensor([True, False, True])})
     ours = backbone(x_t, t_B, dropped).prediction_RCHW
@@ -100,7 +101,7 @@ def test_a_withheld_caption_is_the_null_token_and_vector(backbone: TextUNet, inp
 
 @pytest.mark.parametrize("all_given", [True, False])
 def test_every_parameter_has_a_gradient_at_every_step(backbone: TextUNet, inputs: Any, all_given: bool) -> None:
-    """As DistributedDataParallel asks; the null's is 0 where every caption is given."""
+    """DistributedDataParallel requires it; the null's gradient is 0 if every caption is given."""
     x_t, t_B, condition = inputs
     condition = condition if all_given else condition.null()
     gradients = torch.autograd.grad(
@@ -131,7 +132,7 @@ def test_the_condition_trains_before_every_tap(backbone: TextUNet) -> None:
 
 
 def test_a_backbone_of_other_conditions_is_refused(compose: Callable[..., Any], tmp_path: Path) -> None:
-    """In both directions, by what is declared alone."""
+    """In both directions, by the declarations alone."""
     both = overrides(tmp_path / "images", tmp_path / "data", tmp_path / "clip", "data.num_classes=2")
     check_shapes(compose(*both))
     wrong = [o for o in both if o != "backbone=text_unet"]
@@ -143,15 +144,15 @@ def test_a_backbone_of_other_conditions_is_refused(compose: Callable[..., Any], 
         check_shapes(compose(*both, "backbone.attention=[false,false]"))
 
 
-def test_half_of_a_condition_cannot_be_forgotten(backbone: TextUNet, inputs: Any) -> None:
+def test_a_condition_without_one_of_its_parts_is_refused(backbone: TextUNet, inputs: Any) -> None:
     x_t, t_B, condition = inputs
     with pytest.raises(AssertionError, match=r"no part 'text\.pooled'"):
         backbone(x_t, t_B, replace(condition, parts={TEXT: condition[TEXT]}))
 
 
 @torch.no_grad()
-def test_it_has_a_null_of_its_own_whatever_one_it_is_handed(backbone: TextUNet, inputs: Any) -> None:
-    """Bit for bit: of some samples withheld, and of all."""
+def test_the_learned_null_is_used_whatever_null_the_condition_has(backbone: TextUNet, inputs: Any) -> None:
+    """Bit for bit: with some samples withheld, and with all."""
     x_t, t_B, plain = inputs
     mask_L, nulls = torch.tensor([True, False, False, False, False]), (torch.randn(5, 24), torch.randn(20))
     handed = Condition(

@@ -1,4 +1,4 @@
-"""Taps look on: the prediction stays diffusers' own, bit for bit, and their gradients are the true ones."""
+"""Taps do not change the prediction, which equals diffusers' own bit for bit, and their gradients are the true ones."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_taps_have_their_grids_and_widths(backbone: UNet, inputs: Any) -> None:
 
 @pytest.mark.parametrize("tap", TAPS)
 def test_a_taps_state_and_gradient_are_those_of_a_plain_hook(backbone: UNet, inputs: Any, tap: str) -> None:
-    """The reference keeps the block's own output while diffusers runs by itself."""
+    """The reference keeps the block's own output in an unchanged forward pass of diffusers."""
     unet = backbone.unet
     block: nn.Module = {"mid": unet.mid_block, "enc_last": unet.down_blocks[1], "dec_first": unet.up_blocks[0]}[tap]
     seen: list[Tensor] = []
@@ -113,7 +113,7 @@ def test_the_condition_and_the_timestep_matter(backbone: UNet, inputs: Any) -> N
     assert not torch.equal(backbone(x_t, t_B.flip(0), condition).prediction_RCHW[0], prediction[0])
 
 
-def test_the_tiny_unets_embedding_trains_and_a_frozen_one_does_not_show(backbone: UNet) -> None:
+def test_the_tiny_unets_embedding_trains_and_a_frozen_one_is_not_a_parameter(backbone: UNet) -> None:
     assert backbone.embedding_KLE.shape == (4, 1, 32)
     assert "embedding_KLE" in dict(backbone.named_parameters())
     frozen = UNet(nn.Identity(), torch.zeros(4, 1, 32))

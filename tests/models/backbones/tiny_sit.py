@@ -1,4 +1,4 @@
-"""A SiT small enough for its formulas."""
+"""A SiT small enough to be computed by its formulas."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SMALL: dict[str, Any] = {
 
 
 def small(**changes: Any) -> SiTNetwork:
-    """Every weight away from its start: at the start the blocks do nothing."""
+    """All weights differ from their initial values, with which the blocks are the identity."""
     torch.manual_seed(0)
     backbone = SiT(**(SMALL | changes)).build(latent_shape=SHAPE, num_classes=5)
     with torch.no_grad():

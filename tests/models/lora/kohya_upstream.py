@@ -19,7 +19,7 @@ TIME = 1280  # of the time embedding, of both
 
 
 def transformer(path: str, width: int, text: int, blocks: int, proj_kernel: int) -> Iterator[Row]:
-    """What is below a Transformer2DModel."""
+    """The modules below a Transformer2DModel."""
     yield f"{path}.proj_in", width, width, proj_kernel
     for k in range(blocks):
         block = f"{path}.transformer_blocks.{k}"
@@ -34,7 +34,7 @@ def transformer(path: str, width: int, text: int, blocks: int, proj_kernel: int)
 
 
 def resnet(path: str, names: tuple[str, str, str, str], into: int, out: int) -> Iterator[Row]:
-    """What is below a ResnetBlock2D."""
+    """The modules below a ResnetBlock2D."""
     first, time, second, shortcut = names
     yield f"{path}.{first}", into, out, 3
     yield f"{path}.{time}", TIME, out, 0
@@ -44,7 +44,7 @@ def resnet(path: str, names: tuple[str, str, str, str], into: int, out: int) -> 
 
 
 def sd15() -> Iterator[Row]:
-    """Of diffusers' UNet2DConditionModel with SD-1.5's config."""
+    """The modules of diffusers' UNet2DConditionModel with SD-1.5's config."""
     names = ("conv1", "time_emb_proj", "conv2", "conv_shortcut")
     widths, skips, now = [320, 640, 1280, 1280], [320], 320
     for i, width in enumerate(widths):
@@ -71,7 +71,7 @@ def sd15() -> Iterator[Row]:
 
 
 def sdxl() -> Iterator[Row]:
-    """Of sd-scripts' SdxlUNet2DConditionModel, block after block as its constructor makes them."""
+    """The modules of sd-scripts' SdxlUNet2DConditionModel, in the order of its constructor."""
     names, c = ("in_layers.2", "emb_layers.1", "out_layers.3", "skip_connection"), 320
     yield from resnet("input_blocks.1.0", names, c, c)
     yield from resnet("input_blocks.2.0", names, c, c)
@@ -99,13 +99,13 @@ def sdxl() -> Iterator[Row]:
 
 
 def rows(model: str) -> list[Row]:
-    """Of "sd15" or "sdxl", with the names of their LoRA."""
+    """The modules of "sd15" or "sdxl", with the names of their LoRA."""
     found = {"sd15": sd15, "sdxl": sdxl}[model]()
     return [(f"lora_unet.{path}".replace(".", "_"), *sizes) for path, *sizes in found]  # type: ignore[misc]
 
 
 def listed(model: str) -> list[Row]:
-    """The same as committed."""
+    """The same list as committed."""
     lines = Path(__file__).with_name(FILES[model]).read_text().splitlines()
     return [(name, *map(int, sizes)) for name, *sizes in map(str.split, lines)]  # type: ignore[misc]
 

@@ -1,4 +1,4 @@
-"""What is declared of adapters, and of training without them, is what is built."""
+"""Declarations of adapters, and of training without them, agree with what is built."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def built(lora: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_it_answers_everything(name: str) -> None:
+def test_a_declaration_has_all_methods_of_the_protocol(name: str) -> None:
     lora = declared(name)
     assert not {member for member in _members(LoRA) if not hasattr(lora, member)}
     lora.check(UNET)
@@ -48,7 +48,7 @@ def test_it_answers_everything(name: str) -> None:
     assert lora.trained("U-Net").endswith(" was trained")
 
 
-def test_every_choice_is_asked() -> None:
+def test_every_option_has_a_case() -> None:
     assert SETTINGS.keys() == KINDS["lora"].keys()
 
 
@@ -59,8 +59,9 @@ def test_without_adapters_everything_trains() -> None:
     assert (lora.group, lora.tag, lora.trained("U-Net")) == ("backbone", "none", "The whole U-Net was trained")
 
 
-def test_adapters_are_what_the_backbone_says_that_their_settings_mean() -> None:
-    """In the middle block, of 64 channels: query, key, value and output of two attentions, in text 16 wide one."""
+def test_adapters_are_those_that_the_backbone_derives_from_their_settings() -> None:
+    """In the middle block with 64 channels: query, key, value and output of two attentions, one of them over text of
+    width 16."""
     lora = declared("adapters")
     trained = [(n, p) for n, p in built(lora).named_parameters() if p.requires_grad]
     assert all(".mid_block." in n for n, _ in trained)
@@ -92,7 +93,7 @@ def test_adapters_are_what_the_backbone_says_that_their_settings_mean() -> None:
     ],
 )
 def test_other_kinds_of_adapters(changes: dict[str, bool], kind: str, scale: str, formula: str) -> None:
-    """What peft makes of them: the scale, and for DoRA a length for each row of what is adapted."""
+    """The result in peft: the scale, and for DoRA a length for each row of an adapted weight."""
     lora = declared("adapters", **changes)
     backbone = built(lora)
     layer = backbone.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q
@@ -110,7 +111,7 @@ def test_other_kinds_of_adapters(changes: dict[str, bool], kind: str, scale: str
     assert lora.trained("U-Net").startswith(f"{kind} of rank 2 (")
 
 
-def test_a_backbone_refuses_what_it_has_not_or_what_nothing_reaches() -> None:
+def test_a_backbone_refuses_missing_targets_and_adapters_without_effect() -> None:
     sit: Any = KINDS["backbone"]["sit"]
     with pytest.raises(UserError, match="^lora on a SiT of random weights would train nothing: give"):
         declared("adapters", blocks="all").check(sit(weights="random", **SIT))

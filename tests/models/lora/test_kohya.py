@@ -1,5 +1,5 @@
-"""LoRA files in kohya-ss's layout: the keys and shapes that sd-scripts writes, values that mean W + (α/r)·up·down, and
-the same predictions through diffusers' own reading of them."""
+"""LoRA files in kohya-ss's layout: the keys and shapes of sd-scripts, values that mean W + (α/r)·up·down, and the same
+predictions when diffusers reads them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 def unet_of(architecture: Mapping[str, Any], **lora: Any) -> Any:
-    """A U-Net of this architecture, with adapters that do something where some are asked for."""
+    """A U-Net of this architecture, with adapters that have an effect if some are requested."""
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(0)
@@ -80,7 +80,7 @@ def predict(unet: Any) -> Tensor:
 
 
 def test_the_lists_are_upstreams() -> None:
-    """sd-scripts logs 192 modules of SD-1.5's U-Net and 722 of SDXL's; with conv_dim they are 278 and 788."""
+    """sd-scripts logs 192 modules of SD-1.5's U-Net and 722 of SDXL's; with conv_dim, 278 and 788."""
     for model, of_transformers, all_of_them in (("sd15", 192, 278), ("sdxl", 722, 788)):
         rows = kohya_upstream.listed(model)
         assert rows == kohya_upstream.rows(model)
@@ -99,7 +99,7 @@ def test_the_lists_are_upstreams() -> None:
     ],
 )
 def test_our_keys_and_shapes_are_upstreams(model: str, targets: str, blocks: str, modules: int) -> None:
-    """Of the real architectures, on the meta device."""
+    """For the real architectures, on the meta device."""
     with torch.device("meta"):
         unet = unet_of(
             {"sd15": FAMILIES["sd15"].architecture, "sdxl": SDXL}[model], rank=8, targets=targets, blocks=blocks
@@ -121,7 +121,7 @@ def test_our_keys_and_shapes_are_upstreams(model: str, targets: str, blocks: str
 @pytest.mark.parametrize("use_rslora", [False, True], ids=["plain", "rslora"])
 @pytest.mark.parametrize("architecture", [TINY, TINY_SDXL], ids=["sd15", "sdxl"])
 def test_a_file_means_what_its_readers_compute(architecture: dict[str, Any], use_rslora: bool, tmp_path: Path) -> None:
-    """As ComfyUI merges it: W + (α/r)·up·down, by the list of names above alone."""
+    """As ComfyUI merges it: W + (α/r)·up·down, using only the list of names above."""
     adapted = unet_of(architecture, rank=3, alpha=6, use_rslora=use_rslora, targets="attention_conv", blocks="all")
     write_kohya_lora(adapted, tmp_path / "lora.safetensors")
     file, merged = load_file(tmp_path / "lora.safetensors"), unet_of(architecture)
@@ -140,7 +140,7 @@ def test_a_file_means_what_its_readers_compute(architecture: dict[str, Any], use
 
 
 def by_hand(unet: Any, is_sdxl: bool) -> list[tuple[str, str]]:
-    """Path and name of each layer; SDXL's blocks as listed by hand, for two resnets a block and three resolutions."""
+    """Path and name of each layer; SDXL's blocks listed by hand, for two resnets per block and three resolutions."""
     blocks = {"mid_block.resnets.0": "middle_block.0", "mid_block.resnets.1": "middle_block.2"}
     blocks |= {"mid_block.attentions.0": "middle_block.1"}
     for n, place in enumerate(("0.0", "0.1", None, "1.0", "1.1", None, "2.0", "2.1"), 1):
@@ -183,7 +183,7 @@ def test_a_written_file_is_read_again(architecture: dict[str, Any], tmp_path: Pa
 
 
 def test_ranks_and_alphas_may_differ_and_either_name_is_read(tmp_path: Path) -> None:
-    """sd-scripts writes either by block; ComfyUI takes diffusers' names for SDXL too. Without an α it is the rank."""
+    """sd-scripts writes both per block; ComfyUI accepts diffusers' names for SDXL too. Without an α, α is the rank."""
     unet = unet_of(TINY_SDXL)
     torch.manual_seed(2)
     q, k, conv = (
@@ -238,7 +238,7 @@ def test_ranks_and_alphas_may_differ_and_either_name_is_read(tmp_path: Path) -> 
     ],
     ids=["text", "more", "loha", "dora", "shape"],
 )
-def test_what_has_no_place_is_said(tmp_path: Path, change: Change, said: str) -> None:
+def test_weights_that_the_layout_cannot_represent_are_reported(tmp_path: Path, change: Change, said: str) -> None:
     file = tmp_path / "lora.safetensors"
     save_file(change(kohya_tensors(unet_of(TINY, rank=2))), file)
     with pytest.raises(UserError) as raised:

@@ -1,7 +1,8 @@
-"""Meta's DINOv2 and DINOv3 written from their modules, on state dicts of their names, in float64; and bicubic
-resampling as a matrix. Nothing here is the library's or urepa's.
+"""Meta's DINOv2 and DINOv3, written after their modules, for state dicts with their names, in float64; and bicubic
+resampling as a matrix. Nothing here uses the library or urepa.
 
-Shapes: B batch, N tokens, D width, H heads, E width of a head, M trained rows and columns, n rows or columns asked for.
+Shapes: B batch, N tokens, D width, H heads, E width of a head, M trained rows and columns, n requested rows or
+columns.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ EPS = {"dinov2": 1e-6, "dinov3": 1e-5}
 
 
 def matrix(n: int, size: float, trained: int, antialias: bool) -> np.ndarray:
-    """[n,M]: the weights of the trained positions in each of n, which are `size` wide in all. Keys' kernel with
-    a = −0.75; with antialiasing a = −0.5, as wide as a step, and normalised over the positions that exist."""
+    """[n,M]: the weights of the trained positions for each of n positions, which have the total width `size`. Keys'
+    kernel with a = −0.75; with antialiasing a = −0.5, as wide as a step, and normalised over the existing positions."""
     step, out = trained / size, np.zeros((n, trained))
     a, widen = (-0.5, max(step, 1.0)) if antialias else (-0.75, 1.0)
     for i in range(n):
@@ -41,7 +42,7 @@ def matrix(n: int, size: float, trained: int, antialias: bool) -> np.ndarray:
 
 
 def positions(rule: str, positions_1ND: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The rule's written formula: [1,1+M²,D] to [1,1+h·w,D]."""
+    """The rule's formula, which maps [1,1+M²,D] to [1,1+h·w,D]."""
     trained = round((positions_1ND.shape[1] - 1) ** 0.5)
     rows, columns = (
         torch.from_numpy(matrix(n, n + 0.1 if rule == "meta" else n, trained, rule == "timm")) for n in grid
@@ -87,8 +88,8 @@ def state(kind: str, width: int, gated: bool, registers: int = 0, trained: int =
 
 
 def tokens(weights: State, pixels_B3HW: Tensor, heads: int, positions_1ND: Tensor | None = None) -> Tensor:
-    """The patch tokens [B,N,D] that Meta's forward_features gives as x_norm_patchtokens. DINOv2 takes positions of the
-    images' grid; DINOv3 turns queries and keys."""
+    """The patch tokens [B,N,D] that Meta's forward_features returns as x_norm_patchtokens. DINOv2 uses positions of the
+    images' grid; DINOv3 rotates queries and keys."""
     w = {name: tensor.double() for name, tensor in weights.items()}
     kind = "dinov3" if "rope_embed.periods" in w else "dinov2"
     patch = w["patch_embed.proj.weight"].shape[-1]
@@ -129,8 +130,8 @@ def _mlp(x: Tensor, name: str, w: State, linear) -> Tensor:
 
 
 def _turned(x_BHNE: Tensor, prefix: int, periods: Tensor, rows: int, columns: int) -> Tensor:
-    """Patches alone: the first and the third quarter of a head turn with the row, the others with the column, each pair
-    (e, e + E/2) by 2π·c/period, c from −1 to 1 between the images' edges."""
+    """For patches alone: the first and third quarters of a head rotate with the row, the others with the column, each
+    pair (e, e + E/2) by 2π·c/period, with c from −1 to 1 between the images' edges."""
     y = 2 * (torch.arange(rows).double() + 0.5) / rows - 1
     x = 2 * (torch.arange(columns).double() + 0.5) / columns - 1
     coordinates = torch.stack((y[:, None].expand(-1, columns), x[None].expand(rows, -1)), dim=-1).flatten(0, 1)

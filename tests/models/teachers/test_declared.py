@@ -1,4 +1,4 @@
-"""What teachers declare without torch is what they build."""
+"""Declarations of teachers, which need no torch, agree with what they build."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_positions_that_are_resampled_name_a_store(compose: Compose) -> None:
         assert declaration_of(config["teacher"]).stored_as() == expected
 
 
-def test_members_answer_for_themselves(compose: Compose, tmp_path: Path) -> None:
+def test_members_of_several_teachers_answer_for_themselves(compose: Compose, tmp_path: Path) -> None:
     one, other = ("+teacher@teacher.teachers.a=dinov2_b", "+teacher@teacher.teachers.b=dinov2_b_224")
     config = compose("teacher=several", one, other, f"teacher.teachers.b.model={tmp_path}/lost.pth")
     several = declaration_of(config["teacher"])
@@ -58,7 +58,7 @@ def test_members_answer_for_themselves(compose: Compose, tmp_path: Path) -> None
         declaration_of(config["teacher"]).check()
 
 
-def test_what_declares_nothing_is_said() -> None:
+def test_targets_that_are_no_part_are_reported() -> None:
     with pytest.raises(UserError, match="^fractions.Fraction declares no part: it has no build"):
         declaration_of({"_target_": "fractions.Fraction", "numerator": 1})
     for plain in (5, {"grid": [4, 4]}):

@@ -1,4 +1,5 @@
-"""DINOv2 off its native size: each rule is its written formula, in the table, in the tokens and on a rectangle."""
+"""DINOv2 at other image sizes than its own: each rule is compared with its formula, in the table, in the tokens and on
+a rectangle."""
 
 from __future__ import annotations
 
@@ -76,7 +77,7 @@ def test_a_rectangle_has_both_factors(file: Path, rule: str) -> None:
 
 @pytest.mark.parametrize("size", [224, 448, 518])
 def test_transformers_rule_is_the_librarys_bit_for_bit(file: Path, size: int, tmp_path: Path) -> None:
-    """What stores of before hold; at 518 px all rules give it."""
+    """The rule of stores of earlier versions; at 518 px all rules agree."""
     library = teacher(file, 518, "meta").network  # a copy of it through the library's own loading
     library.save_pretrained(tmp_path)
     library = transformers.Dinov2Model.from_pretrained(tmp_path).eval()
@@ -102,7 +103,7 @@ def test_with_registers_the_library_has_metas_rule() -> None:
     assert torch.allclose(found.double(), expected, atol=2e-5)
 
 
-def test_the_manifest_has_the_rule_where_tokens_rest_on_it() -> None:
+def test_the_manifest_has_the_rule_if_tokens_depend_on_it() -> None:
     def of(family: str, size: int, rule: str | None) -> Any:
         return ViTNetwork(family, "m", size, PATCH, [16, 16], WIDTH, rule).manifest().get("positions")
 

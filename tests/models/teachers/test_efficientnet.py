@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 and -Lite2: which block has a stride's last map is the networks' own matter."""
+"""EfficientNet-Lite0 and -Lite2: the network determines which block gives the last map of a stride."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_lite2s_tokens_are_its_maps(stride: int) -> None:
     torch.testing.assert_close(tokens.x_BND, torch.nn.functional.normalize(pooled, dim=-1), atol=1e-5, rtol=1e-4)
 
 
-def test_it_is_no_other_network() -> None:
+def test_another_network_is_refused() -> None:
     told = EfficientNetLite2Network(128, [4, 4], 32).manifest()
     assert (told["model"], told["width"]) == ("efficientnet-lite2", 1280)
     assert told["weights_sha256"] != EfficientNetLite0Network(128, [4, 4], 32).weights_sha256()

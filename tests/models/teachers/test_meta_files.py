@@ -1,4 +1,4 @@
-"""Meta's own files give the tokens of Meta's own forward pass; anything else is a sentence."""
+"""Meta's own files give the tokens of Meta's own forward pass; any other file is refused in one sentence."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def test_tokens_are_those_of_metas_forward_pass(family: str, registers: int, gat
 
 @pytest.mark.parametrize("masked", [True, False])
 def test_dinov3s_file_is_the_hubs_network(masked: bool, tmp_path: Path) -> None:
-    """The same architecture, names and digest as the library's folder; where the periods are not rounded also the same
-    tokens, bit for bit. A file without the mask has a bias of the keys."""
+    """The same architecture, names and digest as the library's folder; if the periods are not rounded, also the same
+    tokens bit for bit. A file without the mask has a bias of the keys."""
     weights = metas.state("dinov3", WIDTH, False, 4)
     weights["rope_embed.periods"] = 100 ** (2 * torch.arange(16).float() / 32)
     if not masked:
@@ -98,7 +98,7 @@ def test_another_file_is_refused_in_a_sentence(family: str, weights: Any, said: 
         _ = teacher(family, save(tmp_path / "other.pth", weights)).network
 
 
-def test_what_is_no_torch_file_is_refused_in_a_sentence(tmp_path: Path) -> None:
+def test_a_file_that_is_not_torchs_is_refused_in_a_sentence(tmp_path: Path) -> None:
     whole = save(tmp_path / "whole.pth", V3).read_bytes()
     pointer = b"version https://git-lfs.github.com/spec/v1\n"
     for content in (b"", b"hello", pointer, whole[:-500], pickle.dumps({"a": print}, protocol=2)):

@@ -1,4 +1,4 @@
-"""Teachers' tokens of images that are not square: as many pixels a token as on a square, each where it is."""
+"""Teachers' tokens of images that are not square: as many pixels per token as on a square, each at its position."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def test_a_grid_is_in_the_images_proportions(grid: Any, shape: Any, side: int, e
     assert grid_for(EfficientNetLite0Network(256, list(grid), 16), shape, side) == expected
 
 
-def test_a_map_has_as_many_cells_a_token_as_the_squares() -> None:
+def test_a_map_has_as_many_cells_per_token_as_on_a_square() -> None:
     assert map_size((6, 10), (8, 8), 16) == (12, 20)
     assert map_size((16, 16), (16, 16), 37) == (37, 37)  # DINOv2's at 518 px
     assert map_size((12, 20), (16, 16), 37) == (28, 46)  # 27.75 and 46.25
 
 
-def test_a_teacher_of_squares_says_so_of_others_alone() -> None:
+def test_a_teacher_of_squares_refuses_only_other_shapes() -> None:
     teacher = SimpleNamespace(grid=[4, 4])
     assert grid_for(teacher, (16, 16), 16) == (4, 4)
     with pytest.raises(UserError, match=r"^the teacher SimpleNamespace takes square images alone.* 12x20: choose"):
@@ -61,7 +61,7 @@ def test_a_declaration_and_its_network_agree(compose: Callable[..., dict[str, An
 
 @pytest.mark.parametrize("stride", [8, 16, 32])
 def test_an_efficientnets_rectangle_is_its_map_of_it(stride: int) -> None:
-    """At two cells a token: 3x5 tokens of an image of 6x10 cells."""
+    """With two cells per token: 3x5 tokens of an image of 6x10 cells."""
     teacher = EfficientNetLite0Network(8 * 32, [8 * 32 // stride // 2] * 2, stride)
     images = torch.rand(2, 3, 6 * stride, 10 * stride)
     tokens = teacher.tokens(images, (3, 5))
@@ -97,8 +97,8 @@ def small(family: str, folder: Path, patch: int, size: int) -> Any:
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_every_familys_tokens_lie_where_the_image_has_them(family: str, tmp_path: Path) -> None:
-    """A patch of another colour changes its own token most, on 3x5 patches of an image of these proportions."""
+def test_every_familys_tokens_are_at_their_positions_in_the_image(family: str, tmp_path: Path) -> None:
+    """A patch of another colour changes its own token most, on 3x5 patches of an image with these proportions."""
     patch = 14 if "dinov2" in family else 16
     small(family, tmp_path, patch, 4 * patch)
     rule = "meta" if family == "dinov2" else None
@@ -129,7 +129,7 @@ def test_dinov2s_positions_follow_a_rectangle_by_the_rule(rule: str, tmp_path: P
     torch.testing.assert_close(teacher.tokens(images, (3, 5)).x_BND, F.normalize(pooled, dim=-1), atol=2e-5, rtol=1e-4)
 
 
-def test_positions_are_in_the_manifest_where_they_are_resampled() -> None:
+def test_the_rule_of_positions_is_in_the_manifest_if_they_are_resampled() -> None:
     native = ViTNetwork("dinov2", "dino", 518, 14, [37, 37], WIDTH, "meta")
     assert "positions" not in native.manifest()
     assert native.manifest((37, 37)) == native.manifest()

@@ -1,4 +1,5 @@
-"""Several teachers at once: composed on the command line, trained, validated, resumed, planned, described and read."""
+"""Several teachers at once: composed on the command line, trained, validated, resumed, planned, described and
+evaluated."""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ DEVICE = Device("x", "cpu", None, None)
 
 @pytest.fixture
 def overrides(small_sit: list[str]) -> list[str]:
-    """The tiny SiT with EfficientNet at two image sizes, 4x4 tokens each."""
+    """The tiny SiT with EfficientNet at two image sizes, both with 4x4 tokens."""
     return [*(o for o in small_sit if not o.startswith("teacher.")), *BOTH]
 
 
@@ -78,7 +79,7 @@ def urepa_loss(taps: dict[str, float], **changes: Any) -> AlignmentLoss:
 
 
 def test_the_terms_are_means_over_taps_and_teachers_by_their_weights() -> None:
-    """Teachers of other widths and grids than each other's."""
+    """The teachers have different widths and grids."""
     torch.manual_seed(0)
     shapes = {"a": (4, 6, 5), "b": (4, 9, 7)}
     teachers = {name: F.normalize(torch.randn(shape), dim=-1) for name, shape in shapes.items()}
@@ -142,8 +143,8 @@ def test_a_step_compares_each_head_with_its_own_teacher(train: Build) -> None:
 
 
 @pytest.mark.slow
-def test_it_reads_ahead_what_it_reads_at_once(train: Build) -> None:
-    """The threads' memory holds both stores' records."""
+def test_reading_ahead_gives_the_same_batches(train: Build) -> None:
+    """The reader threads' memory contains both stores' records."""
     trainer = train()
     with torch.no_grad():
         for step, (batch,) in enumerate(trainer.reader.stream(0, 6)):
@@ -152,7 +153,7 @@ def test_it_reads_ahead_what_it_reads_at_once(train: Build) -> None:
 
 
 @pytest.mark.slow
-def test_it_is_validated_resumed_and_evaluated(train: Build) -> None:
+def test_a_run_of_two_teachers_is_validated_resumed_and_evaluated(train: Build) -> None:
     trainer = train("+loss.teachers.fine=3", "optimizer.warmup_ratio=0")
     steps(trainer, 0, 2)
     trainer.save(2)
@@ -172,7 +173,7 @@ def test_it_is_validated_resumed_and_evaluated(train: Build) -> None:
 def test_a_teacher_of_weight_zero_changes_nothing_but_its_head(
     trainer_of: Build, overrides: list[str], small_sit: list[str]
 ) -> None:
-    """The other one's heads and the backbone take the steps that they take alone."""
+    """The other teacher's heads and the backbone take the same steps as with that teacher alone."""
     ends = {}
     for name, command in (("alone", small_sit), ("both", [*overrides, "+loss.teachers.coarse=0"])):
         trainer = trainer_of(*command)
@@ -189,7 +190,7 @@ def test_a_teacher_of_weight_zero_changes_nothing_but_its_head(
 
 
 @pytest.mark.slow
-def test_online_teachers_are_asked_for_what_their_caches_hold(train: Build) -> None:
+def test_online_teachers_give_the_tokens_of_their_caches(train: Build) -> None:
     trainer = train()
     (cached,) = trainer.reader.read(0)
     (asked,) = train("data.online_teacher=true").reader.read(0)
@@ -222,7 +223,7 @@ def test_evaluations_read_the_first_and_alignment_reads_each(
 
 
 def test_two_names_may_share_a_store(make_track: Build, teacher: Any) -> None:
-    """Which LMDB opens once in a process."""
+    """LMDB opens it only once in a process."""
     several = SeveralTeachers({"a": teacher, "b": teacher})
     cache = make_track().open(several)
     tokens = cache.teachers(cache.splits["train"])
@@ -235,7 +236,7 @@ def test_two_names_may_share_a_store(make_track: Build, teacher: Any) -> None:
 
 
 @pytest.mark.slow
-def test_it_is_planned_and_described(compose: Compose, overrides: list[str]) -> None:
+def test_a_run_of_two_teachers_is_planned_and_described(compose: Compose, overrides: list[str]) -> None:
     config = compose(*overrides, "+loss.teachers.fine=3")
     planned, track, teacher = plan(config, DEVICE), build_part(config["data"]), build_part(config["teacher"])
     assert [cache.name for cache in planned.counted.caches] == ["latents", "tokens_fine", "tokens_coarse"]
@@ -273,7 +274,7 @@ class Own(EfficientNetLite0):
 
 
 @pytest.mark.slow
-def test_a_member_of_ones_own_is_described(
+def test_a_member_of_a_users_package_is_described(
     compose: Compose, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "teacher_of_mine.py").write_text(OWN)
@@ -285,7 +286,7 @@ def test_a_member_of_ones_own_is_described(
     assert "fine:\n\nThe teacher is EfficientNet-Lite0" in text
 
 
-def test_a_run_bears_both_names_and_both_are_fetched(compose: Compose) -> None:
+def test_a_run_has_both_names_and_both_teachers_are_fetched(compose: Compose) -> None:
     both = ("teacher=several", "+teacher@teacher.teachers.d=dinov2_b_224", "+teacher@teacher.teachers.c=clip_l")
     config = compose("+experiment=repa_imagenet256", *both)
     assert teacher_name(config["teacher"]) == "dinov2-base + clip-vit-large-patch14"
@@ -301,19 +302,19 @@ def test_a_run_bears_both_names_and_both_are_fetched(compose: Compose) -> None:
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ([*BOTH, "+loss.teachers.other=1"], "loss.teachers.other has no effect: these are fine, coarse"),
-        (["+loss.teachers.fine=1"], "loss.teachers.fine has no effect: there are no several teachers"),
+        ([*BOTH, "+loss.teachers.other=1"], "loss.teachers.other has no effect: the teachers are fine, coarse"),
+        (["+loss.teachers.fine=1"], "loss.teachers.fine has no effect: it needs several teachers"),
         ([*BOTH, "+loss.teachers.fine=0", "+loss.teachers.coarse=0"], "give weights that are not all 0"),
         ([*BOTH, "+loss.teachers.fine=-1"], "loss.teachers.fine=-1.0: give 0 or more"),
     ],
 )
-def test_weights_that_mean_nothing_are_refused(compose: Compose, more: list[str], words: str) -> None:
+def test_invalid_weights_are_refused(compose: Compose, more: list[str], words: str) -> None:
     config = compose("+experiment=repa_cifar10_pixels", *more)
     with pytest.raises(UserError, match=words):
         check(config, ["+experiment=repa_cifar10_pixels", *more])
 
 
-def test_one_is_not_several(compose: Compose) -> None:
+def test_a_single_member_is_refused(compose: Compose) -> None:
     with pytest.raises(UserError, match="needs two teachers or more"):
         build_part(compose("teacher=several")["teacher"])
     with pytest.raises(UserError, match="made of letters and digits"):
@@ -322,7 +323,7 @@ def test_one_is_not_several(compose: Compose) -> None:
         compose(*BOTH, "teacher.teachers.coarse.imagesize=160")
 
 
-def test_bench_and_adoption_take_one(compose: Compose, tmp_path: Path, overrides: list[str]) -> None:
+def test_bench_and_adoption_support_one_teacher(compose: Compose, tmp_path: Path, overrides: list[str]) -> None:
     from urepa.costs.benchmark.random_data import SyntheticTrack
 
     teacher = build_part(compose(*overrides)["teacher"])

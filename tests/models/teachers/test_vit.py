@@ -18,7 +18,7 @@ COMMON = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_head
 
 
 def network(family: str, patch: int, image_size: int, width: int = WIDTH) -> Any:
-    """A small random network of the family, its position embeddings and scales away from their start values."""
+    """A small random network of the family, whose position embeddings and scales differ from their initial values."""
     shape = COMMON | {"patch_size": patch, "image_size": image_size, "hidden_size": width}
     if family in ("dinov2_registers", "dinov3"):
         shape["num_register_tokens"] = 4
@@ -60,15 +60,15 @@ def test_tokens_are_the_librarys_patch_tokens(family: str, prefix: int, tmp_path
 
 
 @pytest.mark.parametrize("family", ["dinov2", "clip", "siglip", "mae"])
-def test_other_image_sizes_move_the_position_embeddings_along(family: str, tmp_path: Path) -> None:
+def test_position_embeddings_are_resampled_for_other_image_sizes(family: str, tmp_path: Path) -> None:
     patch = 14 if family == "dinov2" else 16
     network(family, patch, patch * SIDE).save_pretrained(tmp_path)
     tokens = teacher_of(family, tmp_path, patch, patch * 6, side=6).tokens(torch.rand(1, 3, 40, 40))
     assert tokens.x_BND.shape == (1, 36, WIDTH)
 
 
-def test_a_grid_is_pooled_in_place(tmp_path: Path) -> None:
-    """37x37 pooled to 16x16 sees the image where it is: an area of another colour stays in its corner."""
+def test_pooling_keeps_positions(tmp_path: Path) -> None:
+    """37x37 tokens pooled to 16x16 keep their positions: an area of another colour stays in its corner."""
     network("dinov2", 14, 14 * 37).save_pretrained(tmp_path)
     teacher = ViTNetwork("dinov2", str(tmp_path), 14 * 37, 14, [16, 16], WIDTH, "meta")
     plain = torch.full((1, 3, 74, 74), 0.5)

@@ -1,4 +1,4 @@
-"""A real headless Chromium, driven through its debugging pipe: no driver, no network."""
+"""A real headless Chromium, controlled through its debugging pipe: no driver, no network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 
 
 def installed() -> str | None:
-    """The path of a browser of Chromium's kind, if this machine has one."""
+    """The path of a Chromium-like browser, if this machine has one."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
@@ -95,7 +95,7 @@ class Page:
             self.problems.append(params["errorText"])
 
     def open(self, path: Path, *, width: int, height: int = 900, dark: bool = False) -> None:
-        """Loads a file at this window size and colour scheme, and waits until it is there."""
+        """Loads a file with this window size and colour scheme, and waits until it is loaded."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
         self._send("Emulation.setDeviceMetricsOverride", **size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}

@@ -1,4 +1,4 @@
-"""Made-up studies on disk, and what the door makes of them."""
+"""Made-up studies on disk, and the results of the command for them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from urepa.reports.comparison.results import Results, summarise
 
 @pytest.fixture(scope="session")
 def config(compose: Callable[..., dict[str, Any]]) -> dict[str, Any]:
-    """The CIFAR-10 experiment's: λ 0.5, w 3, v, linear β, head of depth 2, 8,000 images."""
+    """The CIFAR-10 experiment's config: λ 0.5, w 3, v, linear β, a head of depth 2, 8,000 images."""
     return compose("+experiment=cifar10", "data.source=folder")
 
 
@@ -46,7 +46,7 @@ def add(config: dict[str, Any], tmp_path: Path) -> Callable[..., None]:
 
 @pytest.fixture
 def study(tmp_path: Path) -> Callable[..., ComparedArms]:
-    """study(order, baseline, names): of all runs that were added."""
+    """study(order, baseline, names): the study of all runs that were added."""
 
     def grouped(order: tuple[str, ...] = (), baseline: str | None = None, names: tuple[str, ...] = ()) -> ComparedArms:
         runs = load_curves(find_folders(str(tmp_path / "outputs")))

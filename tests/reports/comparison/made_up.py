@@ -1,4 +1,4 @@
-"""Made-up studies as run folders: real configs, files as a run leaves them, and losses whose effects are known."""
+"""Made-up studies as run folders: real configs, files as training writes them, and losses with known effects."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def write_run(
     images_per_s: float | None = 50.0,
     only: tuple[str, ...] = ("",),
 ) -> Path:
-    """A run's folder: curves that fall to its last values (`last` adds to or replaces the defaults;
-    `course` has more rows, by step; `images_per_s` None: as of a run that has not logged it; `only`: what
-    the logged keys begin with, as each metric takes seconds to draw)."""
+    """Writes a run's folder: curves that fall to its last values (`last` adds to the defaults or replaces them;
+    `course` has more rows, by step; `images_per_s` None: a run that has not logged it; `only`: prefixes of the logged
+    keys, because each metric takes seconds to draw)."""
     rng = np.random.default_rng(config["seed"])
     seed_effect = 0.01 * rng.standard_normal()
     lam = config["loss"].get("lambda_max", 0.0)

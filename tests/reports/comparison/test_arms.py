@@ -1,4 +1,4 @@
-"""Grouping by what was computed, what is set apart, the baseline, names and sweeps."""
+"""Grouping of runs by what was computed, runs that are set apart, the baseline, names and sweeps."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def test_changes_are_read_from_configs(add: Add, study: Group) -> None:
     }
 
 
-def test_every_arm_has_a_label_of_its_own(add: Add, results: Callable[..., Results], config: dict[str, Any]) -> None:
-    """Two aligned arms with other taps beside one without alignment: what only comes with a part is hidden, and nothing
-    else. Each arm's numbers are its own."""
+def test_every_arm_has_a_unique_label(add: Add, results: Callable[..., Results], config: dict[str, Any]) -> None:
+    """Two aligned arms with other taps and one without alignment: only changes that follow from an exchanged part are
+    hidden. Each arm keeps its own numbers."""
     moved = config["loss"] | {"taps": {"enc_last": 1.0}}
     none = {"_target_": "urepa.method.losses.no_loss.NoLoss"}
     for loss, error in ((config["loss"], 0.5), (moved, 0.3), (none, 0.1)):
@@ -71,13 +71,13 @@ def test_every_arm_has_a_label_of_its_own(add: Add, results: Callable[..., Resul
 
 
 def test_labels_that_would_be_the_same_are_numbered(add: Add, study: Group) -> None:
-    """1 and 1.0, and two classes of one name, are read alike."""
+    """1 and 1.0, and two classes with one name, are printed alike."""
     for i, weight in enumerate((1, 1.0)):
         add(changes={"loss.manifold_weight": weight}, name=f"w{i}", seeds=(0,))
     assert [arm.label for arm in study().arms] == ["manifold_weight=1", "manifold_weight=1 (2)"]
 
 
-def test_mirror_images_in_training_are_a_change_and_break_pairs(add: Add, results: Callable[..., Results]) -> None:
+def test_mirror_images_in_training_are_a_change_and_unpair_seeds(add: Add, results: Callable[..., Results]) -> None:
     add()
     add("flip", {"data.flip": True})
     row = results().rows[1]
@@ -97,7 +97,7 @@ def test_order_is_the_documents_then_by_number(add: Add, study: Group) -> None:
 
 
 def stretches(*codes: tuple[int, str]) -> dict[str, Any]:
-    """What a summary says of the code, from which step on."""
+    """A summary's records of the code, by the first step of each version."""
     one = {"git_commit": "a" * 40, "code_state": "clean", "numerics": 1}
     code = [one | {"from_step": step, "code_digest": digest} for step, digest in codes]
     return code[-1] | {"code": code}
@@ -168,8 +168,8 @@ def test_set_apart(add: Add, study: Group) -> None:
     assert [list(arm.runs) for arm in found.arms] == [[0, 1, 2], [0, 1]]
 
 
-def test_an_evaluation_that_some_lack_sets_nobody_apart(add: Add, study: Group, config: dict[str, Any]) -> None:
-    """Two arms were evaluated again, in two ways; one arm was evaluated in none."""
+def test_a_missing_evaluation_sets_no_run_apart(add: Add, study: Group, config: dict[str, Any]) -> None:
+    """Two arms were evaluated again, in two ways; one arm was never evaluated."""
     own = config["evaluation"]
     ways = [own | {"knn": {"k": k}} for k in (20, 20, 5)]
     add(seeds=(0, 1, 2))
@@ -180,8 +180,8 @@ def test_an_evaluation_that_some_lack_sets_nobody_apart(add: Add, study: Group, 
     assert reasons(found) == {"cifar10+arm3/seed0": "another validation set or protocol: evaluation.knn.k is 5, not 20"}
 
 
-def test_one_run_remains_where_none_agrees_with_most_in_everything(add: Add, study: Group) -> None:
-    """Each of three differs from the two others in another part; the newest is what they are held to."""
+def test_without_a_majority_the_newest_run_decides(add: Add, study: Group) -> None:
+    """Each of three runs differs from the two others in another part; the newest decides."""
     for i, (key, value) in enumerate(
         (("trainer.validation_group", 20), ("evaluation.samples.guidance", 2.0), ("evaluation.probe.knn", 5))
     ):
@@ -193,8 +193,8 @@ def test_one_run_remains_where_none_agrees_with_most_in_everything(add: Add, stu
     )
 
 
-def test_a_seed_that_was_evaluated_later_is_one_of_its_arm(add: Add, study: Group, config: dict[str, Any]) -> None:
-    """Its config knows nothing of the evaluation, its summary does; another one's evaluation is not there at all."""
+def test_a_seed_that_was_evaluated_later_belongs_to_its_arm(add: Add, study: Group, config: dict[str, Any]) -> None:
+    """Its config lacks the evaluation, its summary has it; the evaluation of another one is missing altogether."""
     add(seeds=(0, 1))
     add(changes={"evaluation": {}}, seeds=(2,), name="late", summary={"evaluation": config["evaluation"]})
     add(changes={"evaluation": {}}, seeds=(3,), name="none", summary={"evaluation": {}})
@@ -203,8 +203,8 @@ def test_a_seed_that_was_evaluated_later_is_one_of_its_arm(add: Add, study: Grou
 
 
 def test_other_images_under_the_same_config_are_another_arm(add: Add, results: Callable[..., Results]) -> None:
-    """data.images and data.root do not make another run, but what lies there does: to train on, to validate on, or as
-    the teacher's weights. In another folder the same data are the same."""
+    """data.images and data.root do not make another run, but their content does: the training data, the validation
+    data, or the teacher's weights. The same data in another folder are the same arm."""
 
     def data(train: str = "a", val: str = "v", weights: str = "w") -> dict[str, Any]:
         teacher = {"weights_sha256": weights, "width": 8}
@@ -247,7 +247,7 @@ def test_the_baseline(add: Add, study: Group) -> None:
 
 
 def test_the_baseline_as_it_was_typed(add: Add, study: Group, config: dict[str, Any]) -> None:
-    """A choice of a part is in no config, but in the folder's name and in the summary: also one with a list."""
+    """An option of a group is in no config, but in the folder's name and in the summary; also one with a list."""
     mlp = {"_target_": "urepa.method.heads.mlp.MLP", "hidden": 64}
     for head, part in (("conv", config["head"]), ("repa_mlp_small", mlp)):
         for lam in (0, 0.5):
@@ -265,7 +265,7 @@ def test_the_baseline_as_it_was_typed(add: Add, study: Group, config: dict[str, 
         study(baseline="head=irepa")
 
 
-def test_the_arm_in_the_middle_is_the_baseline_if_none_is_named(add: Add, study: Group) -> None:
+def test_the_default_baseline_is_the_arm_from_which_most_differ_in_one_setting(add: Add, study: Group) -> None:
     for ablation, changes in (("a", {"head.depth": 1}), ("b", {}), ("c", {"loss.lambda_max": 0.8})):
         add(ablation, changes, seeds=(0,))
     assert study().baseline.label == "b"
@@ -281,8 +281,9 @@ def test_without_a_name_the_control_is_the_baseline(add: Add, study: Group) -> N
     assert study().why_baseline == "of the controls with λ = 0 the one that most arms differ from in one setting alone"
 
 
-def test_a_trial_beside_the_study_does_not_lead_it(add: Add, study: Group) -> None:
-    """Five short runs, on other validation images even, beside two long ones; one of the short is called baseline."""
+def test_short_trials_are_not_chosen_as_the_baseline(add: Add, study: Group) -> None:
+    """Five short runs, even on other validation images, beside two long ones; one of the short runs is called
+    baseline."""
     trial = {"summary": {"validation_set": W}}
     add(changes={"trainer.max_steps": 50}, name="trial", seeds=(0,), **trial)
     for depth in (1, 3, 4, 5):
@@ -324,14 +325,14 @@ def test_sweeps(add: Add, study: Group) -> None:
     assert (line.keys, line.values) == (("loss.warmup_steps",), ((1.0, 30.0, 60.0),))
 
 
-def test_no_sweep_with_a_hole(add: Add, study: Group) -> None:
+def test_a_line_with_a_hole_is_no_sweep(add: Add, study: Group) -> None:
     for lam, depth in ((0.0, 1), (0.5, 1), (0.5, 2)):
         add(changes={"loss.lambda_max": lam, "head.depth": depth}, name=f"{lam},{depth}", seeds=(0,))
     assert sweeps(study()) == []
 
 
 def test_a_grid_with_a_hole(add: Add, study: Group) -> None:
-    """Each row and column has two cells or more; beside a baseline that has neither setting."""
+    """Each row and column has two cells or more; the baseline has neither setting."""
     for lam in (0.25, 0.5, 0.8):
         for depth in (1, 2):
             if (lam, depth) != (0.8, 2):
@@ -347,7 +348,7 @@ def test_a_grid_with_a_hole(add: Add, study: Group) -> None:
     assert found.baseline not in grid.arms.values()
 
 
-def test_beside_a_baseline_without_alignment_every_arm_says_its_own(add: Add, study: Group) -> None:
+def test_with_a_baseline_without_alignment_every_arm_lists_its_settings(add: Add, study: Group) -> None:
     add("none", {"loss": {"_target_": "urepa.method.losses.no_loss.NoLoss"}})
     for lam in (0.25, 0.5):
         add("urepa", {"loss.lambda_max": lam}, name=f"{lam}")

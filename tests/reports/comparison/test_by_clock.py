@@ -1,4 +1,4 @@
-"""Minutes of training: against closed forms, and where nothing is known of them."""
+"""Minutes of training: compared with closed forms, and left out where they are not known."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ SPEED = {"trainer.batch_size": BATCH}
 
 
 def run_of(steps: list[int], rates: list[float], last: int | None = None) -> Run:
-    """A run of batches of 32 with these rates, whose other metrics end at step `last`."""
+    """A run with batches of 32 and these rates, whose other metrics end at step `last`."""
     rate = Curve(np.array(steps), np.array(rates))
     other = Curve(np.array([1, steps[-1] if last is None else last]), np.array([1.0, 0.5]))
     return Run("id", "name", {"trainer.batch_size": "32"}, {}, "finished", {}, {RATE: rate, "val/diffusion": other})
 
 
-def test_the_clock_is_the_sum_of_what_each_stretch_took() -> None:
-    """32 images a step: step 1 took 32 s, 99 steps 1 s each, 200 steps 2 s each."""
+def test_the_clock_is_the_sum_over_stretches_of_steps() -> None:
+    """32 images per step: step 1 took 32 s, then 99 steps 1 s each and 200 steps 2 s each."""
     clock = clock_of(run_of([1, 100, 300], [1.0, 32.0, 16.0]))
     assert clock is not None
     assert clock.steps.tolist() == [0, 1, 100, 300]
@@ -59,7 +59,7 @@ def test_the_clock_is_the_sum_of_what_each_stretch_took() -> None:
         ([1, 100], [1.0, 1.0], 200, "its images_per_s end at step 100 of 200"),
     ],
 )
-def test_nothing_is_made_up_of_half_a_clock(steps: list[int], rates: list[float], last: int | None, why: str) -> None:
+def test_incomplete_times_give_no_minutes(steps: list[int], rates: list[float], last: int | None, why: str) -> None:
     run = run_of(steps, rates, last)
     assert why_no_clock(run) == why
     assert clock_of(run) is None
@@ -73,8 +73,8 @@ def study(
     changes: dict[str, Any] | None = None,
     extra: dict[str, float] | None = None,
 ) -> None:
-    """FDs that fall from 200 at step 200: the baseline's to 100 at 600, an arm's to its own value at 400 and beyond.
-    The baseline's diffusion loss is not reached before the end. Minutes a step: 32 / rate / 60."""
+    """FDs that fall from 200 at step 200: the baseline's to 100 at step 600, an arm's to its own value at step 400 and
+    later. The baseline's final diffusion loss is not reached earlier. Minutes per step: 32 / rate / 60."""
     own, arms = rates
     add(
         changes=SPEED,
@@ -96,7 +96,7 @@ def study(
 
 
 def of(steps: float, rate: float) -> float:
-    """Minutes."""
+    """The minutes of an arm."""
     return steps * BATCH / rate / 60
 
 
@@ -105,7 +105,7 @@ def panels_of(results: Results) -> dict[str, Panel]:
 
 
 def test_minutes_to_the_baselines_end(add: Add, results: Summarise) -> None:
-    """Of seeds that reach it at different steps: at FD 100, 90 and 80 at step 400, from 200 at step 200."""
+    """Seeds that reach it at different steps: FD 100, 90 and 80 at step 400, from 200 at step 200."""
     study(add, lambda seed: 100.0 - 10 * seed)
     found = results()
     steps = 200 + 200 * 100 / np.array([100.0, 110.0, 120.0])
@@ -135,8 +135,8 @@ def test_the_csv_holds_what_a_page_may_quote(add: Add, results: Summarise) -> No
     assert (arm[f"{FD} to baseline n"], arm[f"{FD} to baseline never"], arm["cache minutes"]) == ("3", "0", "")
 
 
-def test_what_is_done_beside_training_does_not_count(add: Add, results: Summarise, tmp_path: Path) -> None:
-    """An hour for an evaluation, or between two processes of a run: the rows' time stamps show it, the rates do not."""
+def test_time_outside_training_does_not_count(add: Add, results: Summarise, tmp_path: Path) -> None:
+    """An hour for an evaluation, or between two processes of a run: it shows in the rows' times, not in the rates."""
     study(add)
     before = results().clock
     for file in (tmp_path / "outputs").rglob("metrics.jsonl"):
@@ -147,8 +147,8 @@ def test_what_is_done_beside_training_does_not_count(add: Add, results: Summaris
     assert results().clock == before
 
 
-def test_seeds_that_never_get_there(add: Add, results: Summarise) -> None:
-    """FD ends at 290 in two seeds; in the third the arm is as good at step 400."""
+def test_seeds_that_never_reach_the_target_are_counted(add: Add, results: Summarise) -> None:
+    """FD ends at 290 in two seeds; in the third the arm reaches the target at step 400."""
     study(add, lambda seed: 100.0 if seed == 0 else 300.0)
     found = results()
     assert clock_table(found).rows[1][3] == "6.7 (83 %) in 1 of 3 seeds"
@@ -162,7 +162,7 @@ def test_seeds_that_never_get_there(add: Add, results: Summarise) -> None:
     assert (arm[f"{FD} to baseline n"], arm[f"{FD} to baseline never"]) == ("1", "2")
 
 
-def test_none_gets_there(add: Add, results: Summarise) -> None:
+def test_no_seed_reaches_the_target(add: Add, results: Summarise) -> None:
     study(add, lambda seed: 300.0)
     found = results()
     assert clock_table(found).rows[1][3] == NEVER
@@ -170,7 +170,7 @@ def test_none_gets_there(add: Add, results: Summarise) -> None:
     assert draw(panels_of(found)["at_a_glance"]).png.startswith(b"\x89PNG")
 
 
-def test_from_the_first_point_on(add: Add, results: Summarise) -> None:
+def test_the_target_is_reached_at_the_first_point(add: Add, results: Summarise) -> None:
     add(changes=SPEED, values=lambda seed: {FD: 250.0}, course=lambda seed: {200: {"eval/fd/cnn": 300.0}})
     arm = {200: {"eval/fd/cnn": 200.0}}
     add("arm", SPEED | {"head.depth": 1}, values=lambda seed: {FD: 90.0}, course=lambda seed: arm)
@@ -182,7 +182,7 @@ def test_from_the_first_point_on(add: Add, results: Summarise) -> None:
 # --- the sentence -------------------------------------------------------------------------------------------
 
 
-def test_one_sentence_on_the_verdicts_first_arm(add: Add, results: Summarise) -> None:
+def test_one_sentence_on_the_first_arm_of_the_verdict(add: Add, results: Summarise) -> None:
     study(add)
     sentence = (
         "arm reaches baseline's final FD(cnn) after 400 of 600 steps (67 %), 6.7 of 8.0 minutes of training (83 %)"
@@ -193,8 +193,8 @@ def test_one_sentence_on_the_verdicts_first_arm(add: Add, results: Summarise) ->
     assert as_json(found)["findings"][-1] == sentence
 
 
-def test_fd_in_a_teachers_own_features_says_nothing(add: Add, results: Summarise) -> None:
-    """The diffusion loss is taken instead."""
+def test_fd_in_a_teachers_own_features_is_not_used(add: Add, results: Summarise) -> None:
+    """The diffusion loss is used instead."""
     study(add, extra={"final/circular/cnn": 1.0})
     (sentence,) = race_sentences(results())
     assert sentence.startswith(
@@ -203,15 +203,15 @@ def test_fd_in_a_teachers_own_features_says_nothing(add: Add, results: Summarise
     assert "at_a_glance" not in panels_of(results())
 
 
-def test_minutes_of_unlike_machines_are_not_held_against_each_other(add: Add, results: Summarise) -> None:
+def test_minutes_of_different_machines_are_not_compared(add: Add, results: Summarise) -> None:
     study(add, facts={"device": "cuda:0"})
     found = results()
     assert race_sentences(found) == ["arm reaches baseline's final FD(cnn) after 400 of 600 steps (67 %)"]
     assert "Runs differ in device (cpu, cuda:0): their minutes cannot be compared." in page(found, [], [])
 
 
-def test_with_the_teachers_cache(add: Add, results: Summarise) -> None:
-    """Three minutes for the arm's, none for a baseline without a teacher's tokens."""
+def test_minutes_include_the_teachers_cache(add: Add, results: Summarise) -> None:
+    """Three minutes for the arm's cache, none for a baseline without a teacher's tokens."""
     add(
         changes=SPEED,
         values=lambda seed: {FD: 100.0},
@@ -260,8 +260,8 @@ def test_a_study_of_old_runs_has_no_clock(add: Add, results: Summarise) -> None:
     assert "its rows have no images_per_s" in page(found, [], [])
 
 
-def test_a_seed_without_times_leaves_its_arm_without(add: Add, results: Summarise) -> None:
-    """A mean over the others would not be that of the steps beside it."""
+def test_an_arm_with_a_seed_without_times_has_no_minutes(add: Add, results: Summarise) -> None:
+    """A mean over the other seeds would not match the mean steps."""
     for seed in range(3):
         add(
             changes=SPEED,
@@ -278,7 +278,7 @@ def test_a_seed_without_times_leaves_its_arm_without(add: Add, results: Summaris
 
 
 def test_curves_over_minutes(add: Add, results: Summarise) -> None:
-    """Each seed over its own, their mean over the mean of their minutes."""
+    """Each seed over its own minutes; their mean over the mean of the minutes."""
     for seed, rate in enumerate((20.0, 40.0)):
         add(
             changes=SPEED,
@@ -320,7 +320,7 @@ def test_two_metrics_by_step_and_by_the_clock_at_a_glance(add: Add, results: Sum
 
 
 def test_the_first_arm_of_the_verdict_that_has_an_fd(add: Add, results: Summarise) -> None:
-    """Not one without, whose effects the verdict names first."""
+    """Not an arm without an FD, whose effects the verdict names first."""
     study(add)
     add("earlier", SPEED | {"head.depth": 3}, values=lambda seed: {"val/x0_error": 0.1 + 0.001 * seed})
     found = results(order=("baseline", "earlier", "arm"))

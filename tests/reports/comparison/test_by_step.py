@@ -1,4 +1,4 @@
-"""How soon an arm is where the baseline ends: by hand and by closed forms."""
+"""How many steps an arm needs to reach the baseline's final value: by hand and by closed forms."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Add, Summarise = Callable[..., None], Callable[..., Results]
 
 
 def curve(**values: float) -> Curve:
-    """curve(s100=0.5, s200=0.3)."""
+    """curve(s100=0.5, s200=0.3): the values by step."""
     return Curve(np.array([int(name[1:]) for name in values]), np.array(list(values.values())))
 
 
@@ -33,7 +33,9 @@ def curve(**values: float) -> Curve:
         ({"s100": float("nan"), "s200": 0.3}, 0.4, "↓", 200.0),
     ],
 )
-def test_steps_to(values: dict[str, float], target: float, better: str, steps: float | None) -> None:
+def test_the_number_of_steps_to_a_value(
+    values: dict[str, float], target: float, better: str, steps: float | None
+) -> None:
     found = steps_to(curve(**values), target, better)
     assert found == (None if steps is None else pytest.approx(steps))
 
@@ -45,7 +47,7 @@ def test_a_curve_that_falls_as_one_over_the_step_needs_half_of_them() -> None:
 
 
 def study(add: Add, fast_seeds: tuple[float, float, float] = (0.30, 0.31, 0.32)) -> None:
-    """Baselines rise to 0.30 in 600 steps; arms are at the given values halfway, and at 0.4 in the end."""
+    """Baselines rise to 0.30 in 600 steps; arms have the given values halfway, and 0.4 at the end."""
     add(values=lambda seed: {"final/knn/tap": 0.30}, course=lambda seed: {200: {"eval/knn/tap": 0.10}})
     add(
         "arm",
@@ -55,7 +57,7 @@ def study(add: Add, fast_seeds: tuple[float, float, float] = (0.30, 0.31, 0.32))
     )
 
 
-def test_each_seed_is_held_to_the_baseline_of_that_seed(add: Add, results: Summarise) -> None:
+def test_each_seed_is_compared_with_the_baseline_of_that_seed(add: Add, results: Summarise) -> None:
     study(add)
     found = results()
     (course,) = [c for c in found.courses if c.metric.key == "final/knn/tap"]
@@ -70,7 +72,7 @@ def test_each_seed_is_held_to_the_baseline_of_that_seed(add: Add, results: Summa
     assert (by_step.headers, by_step.rows[0]) == (("arm", "200", "600"), ("baseline", "0.1000", "0.3000"))
 
 
-def test_seeds_that_never_get_there_are_counted(add: Add, results: Summarise) -> None:
+def test_seeds_that_never_reach_the_value_are_counted(add: Add, results: Summarise) -> None:
     study(add, (0.30, 0.1, 0.1))
     found = results()
     assert steps_to_baseline_table(found).rows[1][1] == "300 (2×) in 1 of 3 seeds"
@@ -79,8 +81,8 @@ def test_seeds_that_never_get_there_are_counted(add: Add, results: Summarise) ->
     assert as_json(found)["courses"]["final/knn/tap"]["reached"]["arm"]["never"] == 2
 
 
-def test_a_seed_without_a_finite_target_is_no_race(add: Add, results: Summarise) -> None:
-    """The others' is taken; where no target is finite, that is said."""
+def test_a_seed_without_a_finite_target_is_left_out(add: Add, results: Summarise) -> None:
+    """The other seeds' targets are used; if no target is finite, that is reported."""
 
     def ends(nan: tuple[int, ...]) -> Callable[[int], dict[str, float]]:
         return lambda seed: {"final/knn/tap": float("nan") if seed in nan else 0.30, "final/knn/head": float("nan")}
@@ -93,12 +95,12 @@ def test_a_seed_without_a_finite_target_is_no_race(add: Add, results: Summarise)
     assert head.reached["arm"].why == "baseline not finite in 3 of 3 seeds"
 
 
-def test_none_gets_there(add: Add, results: Summarise) -> None:
+def test_no_seed_reaches_the_value(add: Add, results: Summarise) -> None:
     study(add, (0.1, 0.1, 0.1))
     assert steps_to_baseline_table(results()).rows[1] == ("arm", NEVER)
 
 
-def test_from_the_first_point_on(add: Add, results: Summarise) -> None:
+def test_the_value_is_reached_at_the_first_point(add: Add, results: Summarise) -> None:
     add(values=lambda seed: {"final/knn/tap": 0.30}, course=lambda seed: {200: {"eval/knn/tap": 0.10}})
     add(
         "arm", {"head.depth": 1}, values=lambda s: {"final/knn/tap": 0.4}, course=lambda s: {200: {"eval/knn/tap": 0.3}}
@@ -106,7 +108,7 @@ def test_from_the_first_point_on(add: Add, results: Summarise) -> None:
     assert steps_to_baseline_table(results()).rows[1][1] == "≤ 200"
 
 
-def test_what_does_not_compare_is_no_race(add: Add, results: Summarise) -> None:
+def test_incomparable_metrics_are_left_out(add: Add, results: Summarise) -> None:
     add(course=lambda seed: {200: {"val/token": 0.9}})
     add("arm", {"teacher.grid": [8, 8]}, course=lambda seed: {200: {"val/token": 0.2}})
     found = results()
@@ -116,7 +118,7 @@ def test_what_does_not_compare_is_no_race(add: Add, results: Summarise) -> None:
 
 
 def test_totals_are_those_of_one_lambda(add: Add, results: Summarise) -> None:
-    """What was validated in the warm-up is another sum; an arm that ends in its warm-up has another one all along."""
+    """A total validated in the warm-up is another sum; an arm that ends in its warm-up has another one throughout."""
     way = {100: {"val/total": 0.1, "val/lambda": 0.25}, 300: {"val/total": 1.2, "val/lambda": 0.5}}
     end = {"val/total": 1.0, "val/lambda": 0.5}
     add(values=lambda seed: end, course=lambda seed: way)
@@ -131,6 +133,6 @@ def test_totals_are_those_of_one_lambda(add: Add, results: Summarise) -> None:
     assert cells["late"].why == course.reached["late"].why == "not comparable: another λ at the last validation"
 
 
-def test_one_point_is_no_course(add: Add, results: Summarise) -> None:
+def test_one_point_is_not_enough(add: Add, results: Summarise) -> None:
     add()
     assert results().courses == ()

@@ -1,4 +1,4 @@
-"""Which cells may stand beside the baseline's, and which seeds are pairs."""
+"""Which values may be compared with the baseline's, and which seeds are pairs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ EPSILON = "urepa.method.objectives.ddpm_epsilon.DDPMEpsilon"
         ({"data.cfg_dropout": 1.0}, ""),
     ],
 )
-def test_only_what_is_the_same_quantity(config: dict[str, Any], changes: dict[str, Any], comparable: str) -> None:
+def test_only_equal_quantities_are_compared(config: dict[str, Any], changes: dict[str, Any], comparable: str) -> None:
     arm, baseline = as_text(changed(config, changes)), as_text(config)
     assert [t for t in TERMS if not incomparable_keys(f"val/{t}", arm, baseline)] == comparable.split()
     by_bin = [t for t in TERMS if not incomparable_keys(f"val/{t}_by_t/0.0-0.1", arm, baseline)]
@@ -63,10 +63,11 @@ def test_only_what_is_the_same_quantity(config: dict[str, Any], changes: dict[st
         ({"loss.taps": {"mid": 1.0, "enc_last": 1.0}, "loss.lambda_max": 0.8}, [], []),
     ],
 )
-def test_what_is_measured_against_the_teacher_rests_on_it(
+def test_measurements_against_the_teacher_depend_on_it(
     config: dict[str, Any], changes: dict[str, Any], fit: list[str], tap: list[str]
 ) -> None:
-    """As val/token does, but at any tap; what a reader makes of the tap's own vectors does not."""
+    """As val/token does, but at any tap; the results of a reader on the tap's own vectors do not depend on the
+    teacher."""
     arm, baseline = as_text(changed(config, changes)), as_text(config)
     for name in ("token_cosine", "token_cosine_above_constant", "similarity_mae", "neighbour_recall"):
         for ending in ("", "/enc_last", "/enc_last/dino"):
@@ -93,7 +94,7 @@ def test_what_is_measured_against_the_teacher_rests_on_it(
         ({"backbone.qk_norm": True}, "total diffusion token manifold x0_error", []),
     ],
 )
-def test_a_sits_arms(
+def test_comparisons_of_the_arms_of_a_sit(
     compose: Callable[..., dict[str, Any]], changes: dict[str, Any], comparable: str, unpaired: list[str]
 ) -> None:
     config = compose("+experiment=repa_cifar10_pixels")
@@ -116,9 +117,7 @@ def test_a_sits_arms(
         ({"objective._target_": EPSILON, "head.depth": 3, "loss.lambda_max": 0.0}, []),
     ],
 )
-def test_pairs_are_broken_by_data_and_steps_alone(
-    config: dict[str, Any], changes: dict[str, Any], keys: list[str]
-) -> None:
+def test_only_data_and_steps_unpair_seeds(config: dict[str, Any], changes: dict[str, Any], keys: list[str]) -> None:
     assert unpairing_keys(as_text(changed(config, changes)), as_text(config)) == keys
 
 
@@ -148,7 +147,9 @@ def test_another_beta_is_another_noise_level(config: dict[str, Any]) -> None:
         ({"data.name": "half"}, None, False),  # an older run, that did not record its validation images
     ],
 )
-def test_the_protocol(config: dict[str, Any], changes: dict[str, Any], validation_set: str | None, same: bool) -> None:
+def test_metrics_of_other_protocols_are_not_compared(
+    config: dict[str, Any], changes: dict[str, Any], validation_set: str | None, same: bool
+) -> None:
     facts = [{} if v is None else {"validation_set": v} for v in (validation_set, validation_set and "v")]
     found = protocol(as_text(changed(config, changes)), facts[0])
     assert (found == protocol(as_text(config), facts[1])) is same
@@ -172,7 +173,8 @@ def test_the_protocol(config: dict[str, Any], changes: dict[str, Any], validatio
 def test_the_aligned_tap_and_a_share_of_the_time_are_one_setting_in_every_run(
     compose: Callable[..., dict[str, Any]], arm: list[str], changes: dict[str, Any], differing: list[str]
 ) -> None:
-    """`tap: ${aligned_tap:}` is block_3 or block_7, `timestep: ${time_at:0.5}` 500 or 0.5, by the run's own config."""
+    """`tap: ${aligned_tap:}` is block_3 or block_7, and `timestep: ${time_at:0.5}` is 500 or 0.5, by the run's own
+    config."""
     given = ("+experiment=repa_imagenet256", "evaluation=[alignment,knn]")
     here, there = changed(compose(*given, *arm), changes), compose(*given)
     found = differences(protocol(as_text(here), {}), protocol(as_text(there), {}))
@@ -180,7 +182,7 @@ def test_the_aligned_tap_and_a_share_of_the_time_are_one_setting_in_every_run(
 
 
 def test_a_later_evaluation_counts(config: dict[str, Any]) -> None:
-    """A run that was trained without one and evaluated since stands beside runs that had it from the start."""
+    """A run trained without the evaluation and evaluated later is compared with runs that had it from the start."""
     late = as_text(changed(config, {"evaluation": {}}))
     facts = {"evaluation": config["evaluation"]}
     assert protocol(late, facts) == protocol(as_text(config), facts) == protocol(as_text(config), {})
@@ -193,7 +195,7 @@ def test_unknown_evaluations_get_a_column_and_references_do_not() -> None:
     assert [m.label for m in metrics_of(keys)][-1] == "fd inception"
 
 
-def test_columns_of_an_encoder_bear_its_name_and_what_is_circular_says_so() -> None:
+def test_columns_of_an_encoder_have_its_name_and_circular_ones_are_marked() -> None:
     keys = {f"final/{kind}/{name}" for kind in ("fd", "kid", "kid_sd", "precision", "recall") for name in ("own", "px")}
     keys |= {"floor/fd/px", "final/circular/own", "final/clip_score", "final/inception_score_sd", "final/unknown_thing"}
     assert [metric.title for metric in metrics_of(keys)] == [
@@ -243,7 +245,7 @@ def test_readings_have_an_order_and_names() -> None:
         ("val/token", TEACHER, ""),
     ],
 )
-def test_what_is_read_in_the_same_way(key: str, row: str, reference: str) -> None:
+def test_the_reference_of_a_metric_is_read_in_the_same_way(key: str, row: str, reference: str) -> None:
     assert reference_key(metric_of(key) or Metric(key, key), row) == reference
     assert not reference or is_reference(reference)
 
@@ -264,7 +266,7 @@ BESIDE = ("teacher", "untrained_tap")
 
 
 def measured_with(config: dict[str, Any], path: str, digest: str | None) -> dict[str, Any]:
-    """What a protocol says of a run that was measured in the features of these weights."""
+    """The protocol of a run that was measured in the features of these weights."""
     file = {} if digest is None else {"weights_file": {"sha256": digest, "accuracy": "0.7"}}
     encoder = {"_target_": "urepa.evaluation.encoders.cifar_cnn.CifarCNN", "weights": path} | file
     evaluation = {"generation": {"encoders": {"cifar_cnn": encoder}}}
@@ -280,7 +282,7 @@ def measured_with(config: dict[str, Any], path: str, digest: str | None) -> dict
         (("a/cnn", None), ("b/cnn", "2" * 64), True),
     ],
 )
-def test_weights_are_what_they_are_and_not_where_they_lie(
+def test_weights_are_identified_by_content_and_not_by_path(
     config: dict[str, Any], here: tuple[str, str | None], there: tuple[str, str | None], differ: bool
 ) -> None:
     found = differences(measured_with(config, *here), measured_with(config, *there))

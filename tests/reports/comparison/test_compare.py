@@ -1,4 +1,4 @@
-"""The door, as a real process: what it prints and writes, and one sentence for each thing that is not there."""
+"""The command as a real process: what it prints and writes, and one sentence for each missing input."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
 
 @pytest.mark.slow
 def test_a_study(add: Add, tmp_path: Path) -> None:
-    """Everything is written; the baseline is chosen with a comma and an equals sign, without extra quotes."""
+    """All files are written; the baseline is chosen with a comma and an equals sign, without extra quotes."""
     add(changes={"loss.lambda_max": 0.0}, name="cifar10,loss.lambda_max=0")
     add(values=lambda seed: {"val/token": 0.3 + 0.001 * seed})
     done = compare(tmp_path, "baseline=loss.lambda_max=0,head.depth=2", "report=deep/report", "out=all.json")
@@ -48,7 +48,7 @@ def test_a_study(add: Add, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "all.json").read_text())["arms"][1]["differences"]["val/token"]["mark"] == "●"
 
 
-def test_every_arm_has_its_place(compose: Callable[..., dict[str, Any]]) -> None:
+def test_every_arm_has_a_place_in_the_order(compose: Callable[..., dict[str, Any]]) -> None:
     there = {file.stem for file in (Path(CONF) / "ablation").glob("*.yaml")}
     order = compose(root="compare")["order"]
     assert there <= set(order)
@@ -79,8 +79,8 @@ def test_runs_without_validation(add: Add, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_no_run_and_what_is_shorter_is_said(add: Add, tmp_path: Path) -> None:
-    """A refused command leaves a config alone; a sweep of another length stands in the same folder."""
+def test_folders_without_a_run_and_shorter_runs_are_reported(add: Add, tmp_path: Path) -> None:
+    """A refused command leaves a config alone; the same folder contains a sweep of another length."""
     add(seeds=(0, 1), only=FEW)
     add("short", {"trainer.max_steps": 50}, seeds=(0, 1), only=FEW)
     add("refused", seeds=(0, 1), only=FEW)
@@ -117,14 +117,16 @@ def test_what_is_no_run_and_what_is_shorter_is_said(add: Add, tmp_path: Path) ->
         (["reports=x"], "there is no key 'reports' (did you mean 'report'?)"),
     ],
 )
-def test_one_sentence(add: Add, tmp_path: Path, arguments: list[str], sentence: str) -> None:
+def test_each_missing_input_is_reported_in_one_sentence(
+    add: Add, tmp_path: Path, arguments: list[str], sentence: str
+) -> None:
     add(seeds=(0, 1))
     assert sentence in refused(compare(tmp_path, *arguments))
     assert not (tmp_path / "report").exists()
 
 
-def test_figures_of_an_earlier_report_go(add: Add, results: Callable[..., Any], tmp_path: Path) -> None:
-    """Those that its page lists; what somebody put beside them stays."""
+def test_figures_of_an_earlier_report_are_removed(add: Add, results: Callable[..., Any], tmp_path: Path) -> None:
+    """Those that its page lists; files of the user stay."""
     add(seeds=(0,), points=2)
     figures = tmp_path / "figures"
     figures.mkdir()

@@ -1,4 +1,4 @@
-"""The description's expected values, beside its own experiment alone."""
+"""The description's expected values are shown only with its own experiment."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def words(results: Results) -> str:
     return " ".join(Elements(page(results, [], [])).words)
 
 
-def test_not_beside_another_experiment(add: Callable[..., None], results: Summarise) -> None:
-    """CIFAR-10, whose λ and w are the same."""
+def test_expected_values_are_not_shown_with_another_experiment(add: Callable[..., None], results: Summarise) -> None:
+    """CIFAR-10 with the same λ and w."""
     add()
     assert documents_arm(results()) is None
     text = words(results())
@@ -43,7 +43,9 @@ def test_not_beside_another_experiment(add: Callable[..., None], results: Summar
     assert "60 to 70 %" not in text
 
 
-def test_beside_the_documents_own(track_a: Callable[..., None], results: Summarise) -> None:
+def test_expected_values_are_shown_with_the_documented_experiment(
+    track_a: Callable[..., None], results: Summarise
+) -> None:
     track_a()
     arm = documents_arm(results())
     assert arm is results().study.baseline or (arm is not None and arm.label == "baseline")
@@ -54,10 +56,10 @@ def test_beside_the_documents_own(track_a: Callable[..., None], results: Summari
     assert "1.67" in text
 
 
-def test_beside_that_arm_and_not_the_baseline_of_the_comparison(
+def test_expected_values_are_shown_with_their_arm_and_not_with_the_baseline(
     track_a: Callable[..., None], results: Summarise
 ) -> None:
-    """A control with λ = 0 is the baseline; its losses are not what the description expects."""
+    """A control with λ = 0 is the baseline; the description does not expect its losses."""
     track_a()
     track_a("lambda_0", **{"loss.lambda_max": 0.0})
     found = results(baseline="lambda_0")
@@ -69,16 +71,20 @@ def test_beside_that_arm_and_not_the_baseline_of_the_comparison(
 
 
 @pytest.mark.parametrize("changes", [{"loss.lambda_max": 0.8}, {"loss.manifold_weight": 0.0}, {"loss.level": "token"}])
-def test_not_beside_other_losses(track_a: Callable[..., None], results: Summarise, changes: dict[str, Any]) -> None:
+def test_expected_values_are_not_shown_with_other_losses(
+    track_a: Callable[..., None], results: Summarise, changes: dict[str, Any]
+) -> None:
     track_a(**changes)
     assert SECTION not in words(results())
 
 
-def test_not_beside_an_experiment_that_builds_on_it(track_a: Callable[..., None], results: Summarise) -> None:
+def test_expected_values_are_not_shown_with_a_derived_experiment(
+    track_a: Callable[..., None], results: Summarise
+) -> None:
     track_a(experiment="track_b")
     assert SECTION not in words(results())
 
 
-def test_another_length_is_said(track_a: Callable[..., None], results: Summarise) -> None:
+def test_another_length_of_the_run_is_reported(track_a: Callable[..., None], results: Summarise) -> None:
     track_a(**{"trainer.max_steps": 1000})
     assert "The description's run has 62,480 steps and this one 1,000: epochs are shares of its own" in words(results())

@@ -1,4 +1,4 @@
-"""What figures are there and what stands in them."""
+"""Which figures exist, and their contents."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def arms_of(panel: Panel) -> list[str]:
 
 
 def test_an_arm_without_a_finite_value_has_no_line(add: Add, results: Summarise) -> None:
-    """Diverged from the first point on in every seed, and one seed of another arm."""
+    """Diverged from the first point on in every seed; and one seed of another arm."""
     add(course=lambda seed: {300: {"val/x0_error": 0.4}})
     gone = {"val/x0_error": NAN}
     add("gone", {"head.depth": 1}, values=lambda seed: gone, course=lambda seed: {300: gone})
@@ -48,7 +48,7 @@ def test_an_arm_without_a_finite_value_has_no_line(add: Add, results: Summarise)
     assert draw(panel).png.startswith(b"\x89PNG")
 
 
-def test_curves_of_averaged_weights_say_so(add: Add, results: Summarise) -> None:
+def test_curves_of_averaged_weights_are_labelled(add: Add, results: Summarise) -> None:
     add(course=lambda seed: {300: {"val/token": 0.6, "eval/knn/tap": 0.2}}, values=lambda seed: {"final/knn/tap": 0.3})
     titles = {name: panel.title for name, panel in named(results()).items()}
     assert titles["curve_val_token"] == "validation (EMA): token loss"
@@ -57,7 +57,8 @@ def test_curves_of_averaged_weights_say_so(add: Add, results: Summarise) -> None
 
 
 def test_figures_of_alignment_need_no_aligned_baseline(add: Add, results: Summarise, tmp_path: Path) -> None:
-    """Training curves, gradients, tokens by bin, and curves of validation: of the arms that compare with each other."""
+    """Training curves, gradients, tokens by bin and validation curves of the arms that are comparable with each
+    other."""
     without_alignment(add, tmp_path)
     found = named(results(baseline="none"))
     for name in ("curve_train_token", "timestep_token", "curve_val_token"):
@@ -66,8 +67,8 @@ def test_figures_of_alignment_need_no_aligned_baseline(add: Add, results: Summar
     assert arms_of(found["curve_tap_mid_grad_cosine"]) == ["a", "b", "c"]
 
 
-def test_a_heat_map_says_why_a_cell_is_empty(add: Add, results: Summarise) -> None:
-    """A hole, a diverged cell, and cells that are another quantity."""
+def test_a_heat_map_shows_why_a_cell_is_empty(add: Add, results: Summarise) -> None:
+    """A hole, a diverged cell, and cells that are not comparable."""
     for depth in (1, 2, 3):
         for limit in (4000, 8000, None):
             if (depth, limit) != (3, 4000):
@@ -110,7 +111,7 @@ def smoothed_plainly(curves: list[Curve], share: float) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("n", [1, 300, 20_000])
 def test_smoothing_is_a_running_mean(n: int) -> None:
-    """Of few points exactly; of many at the middles of their stretches, to a fraction of the window."""
+    """Of few points exactly; of many at the centres of their stretches, up to a fraction of the window."""
     curves = [Curve(np.arange(begin, n), np.sin(np.arange(begin, n) / n * 6)) for begin in (0, n // 4, n // 2)]
     curves[0].values[n // 3] = np.nan
     curves.append(Curve(np.arange(2), np.array([np.inf, np.nan])))

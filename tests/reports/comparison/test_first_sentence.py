@@ -1,4 +1,4 @@
-"""The first finding, and what must be said right after it."""
+"""The first finding, and the cautions directly after it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOISE = np.random.default_rng(7).normal(0, 0.001, (20, 10))  # by arm and seed; 
 
 
 def values(arm: int, **effects: float) -> Callable[[int], dict[str, float]]:
-    """Every validated loss of an arm: noise, and `effects` upon it."""
+    """Every validated loss of an arm: noise, plus `effects`."""
     base = {"val/diffusion": 0.4, "val/token": 0.5, "val/manifold": 0.03, "val/x0_error": 0.26}
     base |= {"final/tap_knn": 0.3, "final/fd/pixels": 2.0, "final/lds/tap": 0.2}
 
@@ -34,7 +34,7 @@ def values(arm: int, **effects: float) -> Callable[[int], dict[str, float]]:
 
 
 def study(add: Add, arms: dict[str, dict[str, float]], seeds: tuple[int, ...] = (0, 1, 2), **changes: Any) -> None:
-    """A baseline of λ = 0.5 and arms that differ in the head's depth, with these effects."""
+    """A baseline with λ = 0.5, and arms with other head depths and these effects."""
     add(seeds=seeds, values=values(0))
     for i, (name, effects) in enumerate(arms.items()):
         add(name, {"head.depth": 3 + i} | changes, seeds=seeds, values=values(1 + i, **effects))
@@ -65,7 +65,7 @@ def test_metrics_that_contradict_each_other(add: Add, results: Summarise) -> Non
     )
 
 
-def test_what_is_neither_better_nor_worse(add: Add, results: Summarise) -> None:
+def test_metrics_without_a_direction_are_neither_better_nor_worse(add: Add, results: Summarise) -> None:
     study(add, {"arm": {"final_lds_tap": 0.1}})
     said = verdict(results())
     assert said.startswith("arm raises LDS: tap, which is neither better nor worse; nothing else differs")
@@ -124,7 +124,7 @@ def test_one_seed_claims_nothing(add: Add, results: Summarise) -> None:
     assert verdict(results()) == "One seed an arm: no difference can be told from noise, so none is claimed."
 
 
-def test_seeds_that_are_no_pairs_are_said(add: Add, results: Summarise) -> None:
+def test_unpaired_seeds_are_reported(add: Add, results: Summarise) -> None:
     study(add, {"arm": {"val_token": -0.1}}, **{"data.limit": 4000})
     assert verdict(results()).endswith("; 3 seeds, not paired.")
     add("paired", {"head.depth": 9}, seeds=(0, 1), values=values(8))
@@ -135,14 +135,14 @@ def test_seeds_that_are_no_pairs_are_said(add: Add, results: Summarise) -> None:
     assert caution.startswith("Two seeds (paired) can hardly tell")
 
 
-def test_an_arm_without_a_test_is_said(add: Add, results: Summarise) -> None:
+def test_an_arm_without_a_test_is_reported(add: Add, results: Summarise) -> None:
     study(add, {"arm": {}})
     add("alone", {"head.depth": 9}, seeds=(0,), values=values(8))
     assert "; alone could not be tested; 3 seeds." in verdict(results())
 
 
-def test_before_holm_alone_is_not_beyond_noise(add: Add, results: Summarise) -> None:
-    """One of seven arms excludes 0 by itself, but not as one of them."""
+def test_a_difference_without_holms_correction_is_no_finding(add: Add, results: Summarise) -> None:
+    """The interval of one of seven arms excludes 0 alone, but not after Holm's correction."""
     base = {0: 0.30, 1: 0.50, 2: 0.40}
     add(values=lambda seed: {"val/diffusion": base[seed]})
     add("clear", {"head.depth": 3}, values=lambda seed: {"val/diffusion": base[seed] + 0.05 + 0.012 * seed})
@@ -156,7 +156,7 @@ def test_before_holm_alone_is_not_beyond_noise(add: Add, results: Summarise) -> 
     assert "clear" not in verdict(results())
 
 
-def test_what_two_seeds_mean_is_what_is_computed() -> None:
+def test_the_statements_on_two_seeds_agree_with_computation() -> None:
     """The interval of two differences, the condition under which it excludes 0, and how often it finds an effect."""
     rng = np.random.default_rng(0)
     pairs = rng.normal(2.0, 1.0, (200_000, 2))
@@ -189,7 +189,7 @@ def test_two_seeds_are_cautioned_loudly(add: Add, results: Summarise) -> None:
     assert stats.t.ppf(0.975, [2, 1]) == pytest.approx([4.3, 12.7], abs=0.01)
 
 
-def test_three_seeds_are_not(add: Add, results: Summarise) -> None:
+def test_three_seeds_are_not_cautioned(add: Add, results: Summarise) -> None:
     study(add, {"arm": {}})
     assert cautions(results()) == []
 
@@ -227,10 +227,10 @@ def test_an_arm_that_is_a_list_is_quoted(add: Add, results: Summarise) -> None:
         ("loss.manifold_weight", 0, "the manifold loss is not counted for b, which trains with another weight on it"),
     ],
 )
-def test_what_an_arm_trains_with_another_weight_is_in_tables_alone(
+def test_metrics_trained_with_another_weight_are_only_in_tables(
     add: Add, results: Summarise, key: str, value: float, left_out: str
 ) -> None:
-    """A control's head never trains towards the teacher. Another arm, of the same weights, is judged as ever."""
+    """A control's head is never trained towards the teacher. Another arm with the same weights is judged as usual."""
     worse = {"val_token": 0.1, "val_manifold": 0.2}
     of = {name: values(i, **effects) for i, (name, effects) in enumerate((("a", {}), ("b", worse), ("c", worse)))}
     for i, (name, changes) in enumerate((("a", {}), ("b", {key: value}), ("c", {"head.depth": 3}))):
@@ -251,7 +251,7 @@ def test_what_an_arm_trains_with_another_weight_is_in_tables_alone(
     assert "nothing else differs" in said
 
 
-def test_nothing_but_what_is_trained_with_another_weight(add: Add, results: Summarise) -> None:
+def test_only_metrics_trained_with_another_weight_differ(add: Add, results: Summarise) -> None:
     """The other differences are the same in every seed, to the last bit: none has an interval."""
     keys = ("val/diffusion", "val/x0_error", "final/tap_knn")
     for lam in (0.0, 0.5):
@@ -261,14 +261,14 @@ def test_nothing_but_what_is_trained_with_another_weight(add: Add, results: Summ
     assert said.startswith("No difference is tested: the token loss")
 
 
-def test_of_two_and_more_seeds_the_two_are_said(add: Add, results: Summarise) -> None:
+def test_two_seeds_are_cautioned_beside_arms_with_more(add: Add, results: Summarise) -> None:
     study(add, {"arm": {"val_diffusion": -0.1}})
     assert verdict(results()).endswith("; 3 seeds.")
     add("short", {"head.depth": 9}, seeds=(0, 1), values=values(8))
     assert verdict(results()).endswith("; 2 to 3 seeds, of which two can hardly tell an effect from chance.")
 
 
-def test_no_difference_of_two_seeds_is_no_equality(add: Add, results: Summarise) -> None:
+def test_two_seeds_without_a_difference_do_not_show_equality(add: Add, results: Summarise) -> None:
     study(add, {"arm": {}}, seeds=(0, 1))
     assert verdict(results()) == (
         "arm does not differ from the baseline beyond noise in any of 8 metrics; 2 seeds, which can hardly tell an "

@@ -13,8 +13,8 @@ from urepa.reports.comparison.arms import ComparedArms
 Add, Group = Callable[..., None], Callable[..., ComparedArms]
 
 
-def test_arms_are_called_as_given_and_stand_in_that_order(add: Add, study: Group) -> None:
-    """By the folder of their runs. An arm without a name says in what it differs; the baseline is first."""
+def test_arms_have_the_given_names_and_order(add: Add, study: Group) -> None:
+    """By the folder of their runs. An arm without a name is labelled by its differences; the baseline is first."""
     add(name="x", seeds=(0,))
     add(changes={"loss.lambda_max": 0.25}, name="x,loss.lambda_max=0.25", seeds=(0, 1))
     add(changes={"head.depth": 1}, name="x,head.depth=1", seeds=(0,))
@@ -27,8 +27,8 @@ def test_arms_are_called_as_given_and_stand_in_that_order(add: Add, study: Group
     assert study((), "shallow", names).baseline.label == "shallow"
 
 
-def test_the_named_baseline_says_what_is_measured_how(add: Add, study: Group) -> None:
-    """Also where other runs took more steps in all: they are the ones that are set apart."""
+def test_the_named_baseline_determines_the_protocol(add: Add, study: Group) -> None:
+    """Also if other runs took more steps in all: those are set apart."""
     add(name="x", seeds=(0,))
     add(changes={"loss.lambda_max": 0.0}, name="y", seeds=(0,))
     add(changes={"evaluation.probe.knn": 5, "head.depth": 1}, name="z", seeds=(0, 1, 2))
@@ -45,7 +45,7 @@ def test_the_named_baseline_says_what_is_measured_how(add: Add, study: Group) ->
         ("base=x/seed0", "names: no run here lies in a folder 'x/seed0'"),
     ],
 )
-def test_a_name_of_no_arm_is_a_mistake(add: Add, study: Group, name: str, words: str) -> None:
+def test_a_name_without_an_arm_is_refused(add: Add, study: Group, name: str, words: str) -> None:
     add(name="x", seeds=(0,))
     with pytest.raises(UserError, match=words):
         study((), None, (name,))

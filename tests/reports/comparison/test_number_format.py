@@ -1,4 +1,4 @@
-"""How numbers are written: digits by the spread, and as many as decide."""
+"""The format of numbers: digits follow from the spread, and are as many as a decision needs."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ def test_numbers_in_words() -> None:
         (-0.468, -0.352, "[−0.468, −0.352]"),
     ],
 )
-def test_an_intervals_bounds_say_on_which_side_of_0_they_are(low: float, high: float, text: str) -> None:
+def test_the_printed_bounds_of_an_interval_are_on_the_right_side_of_0(low: float, high: float, text: str) -> None:
     assert interval(Difference((low + high) / 2, low, high, 0.05, 3, PAIRED)) == text
 
 
-def test_what_is_written_of_any_difference_agrees_with_its_mark() -> None:
-    """Of many intervals that nearly touch 0: read back, a bound has the sign that it has."""
+def test_a_printed_difference_agrees_with_its_mark() -> None:
+    """For many intervals that nearly touch 0: a printed bound has the bound's sign."""
     rng = np.random.default_rng(0)
     for width, share in zip(10 ** rng.uniform(-6, 3, 2000), rng.normal(0, 1e-3, 2000), strict=True):
         low, high = (
@@ -99,5 +99,5 @@ def test_zero_has_no_sign() -> None:
         (0.00099, "p < 0.001"),
     ],
 )
-def test_a_p_says_on_which_side_of_the_level_it_is(p: float, text: str) -> None:
+def test_a_printed_p_is_on_the_right_side_of_the_level(p: float, text: str) -> None:
     assert p_value(p) == text

@@ -1,4 +1,4 @@
-"""Lines over each other: found, drawn so that each is seen, and said."""
+"""Overlapping lines are found, drawn so that each is visible, and reported."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_lines_within_a_lines_width_overlap_and_others_do_not() -> None:
     assert found.note == "Equal within the width of a line: a; c."
 
 
-def test_the_width_is_of_the_axis_with_all_that_stands_on_it() -> None:
+def test_the_width_is_relative_to_the_whole_axis() -> None:
     apart = [line(), line(2 * WIDTH * np.ptp(FALL))]
     assert overlap(["a", "b"], apart).note == ""
     noise = Curve(X, np.where(X == 50, 5.0, FALL))
@@ -46,7 +46,7 @@ def test_lines_that_overlap_for_most_of_their_length() -> None:
     assert overlap(["a", "b"], [line(), early]).places == (Place(), Place())
 
 
-def test_lines_of_other_steps_are_compared_where_both_are() -> None:
+def test_lines_with_other_steps_are_compared_where_both_exist() -> None:
     every_third, gone = line(x=X[::3]), Curve(X, np.full(100, np.nan))
     later = Curve(X + 1000, FALL)
     found = overlap(["a", "b", "c", "d"], [line(), every_third, gone, later])
@@ -54,7 +54,7 @@ def test_lines_of_other_steps_are_compared_where_both_are() -> None:
 
 
 def test_dashes_fill_the_line_and_do_not_cover_each_other() -> None:
-    """Of three lines at one place: the first through, each of the others' dashes beginning where another one's ends."""
+    """Of three lines at one place the first is solid; the dashes of each other line begin where another line's end."""
     styles = [Place(i, 3).style for i in range(3)]
     assert styles[0]["linestyle"] == "-"
     starts = []
@@ -73,9 +73,9 @@ def coloured(png: bytes, colour: str) -> int:
     return int((np.abs(pixels - 255 * np.array(to_rgb(colour))).max(-1) < 30).sum())
 
 
-def test_both_of_two_equal_curves_are_seen(add: Add, results: Summarise) -> None:
-    """Validation curves of equal arms, as pixels: each arm's colour fills a fair share of the line that they have in
-    common. The page says which are equal."""
+def test_both_of_two_equal_curves_are_visible(add: Add, results: Summarise) -> None:
+    """Validation curves of equal arms, as pixels: each arm's colour covers a fair share of their common line. The page
+    lists equal curves."""
     way = {step: {"val/token": 0.5 + 300 / step} for step in range(30, 600, 30)}
     for ablation, changes in (("baseline", {}), ("arm", {"head.depth": 1})):
         add(ablation, changes, seeds=(0,), course=lambda seed: way, values=lambda seed: {"val/token": 1.0})
@@ -90,7 +90,7 @@ def test_both_of_two_equal_curves_are_seen(add: Add, results: Summarise) -> None
 
 
 def test_the_legend_shows_every_line_of_many_that_overlap(add: Add, results: Summarise) -> None:
-    """Eight equal arms: below the axis each colour is there, also of those whose dashes are far apart."""
+    """Eight equal arms: every colour is below the axis, also those whose dashes are far apart."""
     add(seeds=(0,), points=60)
     for i in range(1, 8):
         add(f"arm{i}", {"head.depth": 10 + i}, seeds=(0,), points=60)

@@ -1,4 +1,4 @@
-"""An evaluation that is none of urepa's has its columns, its row and its sentence by what it declares alone."""
+"""An evaluation outside urepa has its columns, its row and its sentence by its declarations alone."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Sharpness:
 
 @dataclass
 class Plain:
-    """What declares nothing but its settings."""
+    """An evaluation that declares only its settings."""
 
     _target_: str = f"{__name__}.Plain"
 
@@ -61,7 +61,7 @@ class Plain:
 
 @pytest.fixture(autouse=True)
 def _declared() -> Iterator[None]:
-    """As `urepa.config.own_package` declares them, and gone after the test."""
+    """Declares the evaluations as `urepa.config.own_package` does, and removes them after the test."""
     for schema in (Sharpness, Plain):
         KINDS["evaluation"][schema._target_] = SCHEMAS[schema._target_] = schema
     yield
@@ -72,13 +72,13 @@ def _declared() -> Iterator[None]:
 KEYS = {"final/edges", "final/edges_of_a_guess", "final/blur/box", "final/blur_se/box", "final/a_plain_thing"}
 
 
-def test_its_columns_have_arrows_and_places() -> None:
+def test_the_columns_have_arrows_and_positions() -> None:
     found = metrics_of(KEYS | {"final/tap_knn", "final/cka", "final/knn/tap"})
     titles = ["k-NN on the tap\u00a0↑", "blur by box\u00a0↓", "k-NN: tap\u00a0↑", "CKA of the tap\u00a0↑"]
     assert [metric.title for metric in found] == [*titles, "a plain thing", "sharp edges\u00a0↑"]
 
 
-def test_its_references_have_a_row_or_a_line() -> None:
+def test_the_references_have_a_row_or_a_line() -> None:
     metrics = tuple(metrics_of(KEYS))
     assert row_labels(metrics) == [*ROWS, GUESS]
     edges = metric_of("final/edges")
@@ -88,14 +88,14 @@ def test_its_references_have_a_row_or_a_line() -> None:
     assert reference_label("final/blur_se/box") == "se of box"
 
 
-def test_its_sentence_and_the_lack_of_one() -> None:
+def test_a_sentence_is_printed_if_it_is_declared() -> None:
     run = EvaluatedRun(num_classes=3, sampler="ddim", is_aligned=False)
     sharpness = Sharpness(layer="mid", at=[5.0])
     assert evaluation_description(sharpness, run) == "Sharpness of 10 images of 3 classes."
     assert evaluation_description(Plain(), run) is None
 
 
-def test_its_settings_are_checked_by_what_they_are(compose: Callable[..., dict[str, Any]]) -> None:
+def test_the_settings_are_checked_by_their_kind(compose: Callable[..., dict[str, Any]]) -> None:
     config = compose("evaluation=none")
     config["evaluation"]["mine"] = {"_target_": Sharpness._target_, "layer": "mid", "at": [500]}
     check_shapes(config)

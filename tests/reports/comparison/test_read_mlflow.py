@@ -41,7 +41,7 @@ pytestmark = pytest.mark.slow  # a fresh MLflow database takes seconds
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, config: dict[str, Any]) -> Path:
-    """Runs of two arms and two that must be set apart, in folders and, by the shipper, in mlflow.db."""
+    """Runs of two arms and two that must be set apart, in folders and, sent by the shipper, in mlflow.db."""
     place = tmp_path_factory.mktemp("both")
     runs: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         ("cifar10/seed0", {"seed": 0}, {}),
@@ -117,7 +117,7 @@ def comparison(runs: list[Run]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("limit", [read_mlflow.POINTS_A_QUERY, 30])
 def test_both_give_the_same(place: Path, server: str, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    """The whole comparison, and every point of every curve; also when MLflow's answers reach their limit."""
+    """The whole comparison and every point of every curve; also if MLflow's answers reach their limit."""
     monkeypatch.setattr(read_mlflow, "POINTS_A_QUERY", limit)
     folders = load_curves(find_folders(str(place / "outputs")))
     for uri in (f"sqlite:///{place}/mlflow.db", server):
@@ -138,7 +138,7 @@ def test_both_give_the_same(place: Path, server: str, monkeypatch: pytest.Monkey
     }
 
 
-def test_others_runs_are_passed_over_and_failures_named(place: Path) -> None:
+def test_other_runs_are_ignored_and_failed_ones_named(place: Path) -> None:
     uri = f"sqlite:///{place}/mlflow.db"
     client = connect(uri)
     strange = client.create_run(client.create_experiment("not ours"), run_name="<b>theirs</b>")
@@ -154,8 +154,8 @@ def test_others_runs_are_passed_over_and_failures_named(place: Path) -> None:
 
 
 def test_a_report_is_published(place: Path) -> None:
-    """With its figures and its table as the description, in an experiment of its own: charts of the runs' have a line
-    for each run, and a report would be one without values. A comparison does not take it for a run."""
+    """With its figures, and its table as the description, in an experiment of its own: in the runs' experiment, charts
+    would have a line for the report without values. A comparison does not count it as a run."""
     uri = f"sqlite:///{place}/mlflow.db"
     before = from_store(uri)
     folder = place / "report"
@@ -201,7 +201,7 @@ def test_grids_of_samples_come_from_the_artifacts(place: Path, server: str, belo
             assert read_mlflow.stored_grids(open_existing(uri), study) == (expected, "")
 
 
-def test_a_store_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_store(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no MLflow store at .*none.db; give store=URI"):
         open_existing(f"sqlite:///{tmp_path}/none.db")
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Runs found in folders."""
+"""Runs that are found in folders."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from urepa.reports.comparison.read_runs import Run, find_all, find_folders, load
 
 @pytest.fixture
 def found(add: Callable[..., None], tmp_path: Path) -> Callable[[str], list[Run]]:
-    """Two arms, one with a tag of the user's; checkpoints hold a config too."""
+    """Two arms, one with a tag of the user's; checkpoints contain a config too."""
     add(seeds=(0, 1))
     add("lora_16", {"head.depth": 1, "tracking.tags": {"set": "a=b"}}, seeds=(0,))
     inner = tmp_path / "outputs" / "cifar10+baseline" / "seed0" / "checkpoints" / "step_00000600"
@@ -40,8 +40,8 @@ def test_folders_and_patterns(found: Callable[[str], list[Run]]) -> None:
         found("nowhere")
 
 
-def test_others_configs_are_passed_over(found: Callable[[str], list[Run]], tmp_path: Path) -> None:
-    """Whatever they hold, they are named; where there is nothing else, one sentence says so."""
+def test_configs_of_other_programs_are_ignored(found: Callable[[str], list[Run]], tmp_path: Path) -> None:
+    """Whatever they contain, they are named; if there is nothing else, one sentence reports it."""
     texts = ("", "foo: 1", "- 1\n- 2", "a: [1", "tracking: {tags: null}", "seed: 0\nteacher: 3", "a: \udcff")
     for i, text in enumerate(texts):
         folder = tmp_path / "outputs" / f"other{i}"
@@ -60,8 +60,9 @@ def test_others_configs_are_passed_over(found: Callable[[str], list[Run]], tmp_p
         found("outputs/other1")
 
 
-def test_a_folders_name_may_be_no_text(add: Callable[..., None], tmp_path: Path) -> None:
-    """Bytes that are not UTF-8, on a disk of another age: in the run's name, and in its names where no summary is."""
+def test_a_folders_name_may_be_invalid_utf_8(add: Callable[..., None], tmp_path: Path) -> None:
+    """Bytes that are not UTF-8, for example from an old disk: in the run's name, and in its names if there is no
+    summary."""
     add(seeds=(0,), name="caf\udce9", finished=False)
     (run,) = find_folders(str(tmp_path / "outputs"))
     assert Path(run.id).is_dir()
@@ -69,7 +70,7 @@ def test_a_folders_name_may_be_no_text(add: Callable[..., None], tmp_path: Path)
 
 
 def test_curves_are_the_rows(found: Callable[[str], list[Run]]) -> None:
-    """Step by step, values that are not finite (strings in the file) included; the cut line of a kill is not there."""
+    """Step by step, including values that are not finite (strings in the file), without the half line of a kill."""
     run = found("outputs")[0]
     file = Path(run.id) / "metrics.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
@@ -91,7 +92,7 @@ def names_apart(runs: list[Run]) -> dict[str, str]:
 
 
 def damage(run: Run, line: int) -> None:
-    """One byte of a line of its metrics.jsonl."""
+    """Damages one byte of a line of its metrics.jsonl."""
     file = Path(run.id) / "metrics.jsonl"
     lines = file.read_bytes().split(b"\n")
     lines[line - 1] = lines[line - 1].replace(b":", b";", 1)
@@ -100,7 +101,7 @@ def damage(run: Run, line: int) -> None:
 
 @pytest.mark.parametrize("line", [1, 6, 20, 21])
 def test_a_damaged_run_is_set_apart_and_others_compare(found: Callable[[str], list[Run]], line: int) -> None:
-    """Wherever the byte is; and the run is read to its end."""
+    """At every position; the run is read to its end."""
     runs = found("outputs")
     damage(runs[1], line)
     (full,) = load_curves([runs[1]])
@@ -111,7 +112,7 @@ def test_a_damaged_run_is_set_apart_and_others_compare(found: Callable[[str], li
 
 
 def test_a_finished_run_whose_rows_end_before_it_is_set_apart(found: Callable[[str], list[Run]]) -> None:
-    """Cut behind a whole line, and within one."""
+    """Cut after a whole line, and within one."""
     runs = found("outputs")
     for more in (b"", b'{"step": 3'):
         file = Path(runs[0].id) / "metrics.jsonl"
@@ -122,7 +123,7 @@ def test_a_finished_run_whose_rows_end_before_it_is_set_apart(found: Callable[[s
         )
 
 
-def test_a_run_of_which_no_line_can_be_read_is_named(found: Callable[[str], list[Run]]) -> None:
+def test_a_run_without_a_readable_line_is_named(found: Callable[[str], list[Run]]) -> None:
     runs = found("outputs")
     (Path(runs[0].id) / "metrics.jsonl").write_text("#\n")
     full = started_runs(load_curves(runs))

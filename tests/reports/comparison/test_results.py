@@ -93,8 +93,8 @@ def test_holm_runs_over_the_arms_that_were_compared(add: Add, results: Summarise
     assert [d.mark for d in found] == ["●", "●", "○"]
 
 
-def test_the_half_mark(add: Add, results: Summarise) -> None:
-    """Excludes 0 by itself, but not as one of many."""
+def test_the_mark_of_a_difference_without_holms_correction(add: Add, results: Summarise) -> None:
+    """The interval excludes 0 alone, but not as one of many."""
     add(values=lambda seed: {"val/diffusion": BASE[seed]})
     add("clear", {"head.depth": 3}, values=lambda seed: {"val/diffusion": BASE[seed] + 0.05 + 0.012 * seed})
     for i in range(6):
@@ -109,7 +109,7 @@ def test_the_half_mark(add: Add, results: Summarise) -> None:
     assert "before Holm only: clear" in next(line for line in findings(results()) if line.startswith("Diffusion"))
 
 
-def test_metrics_that_do_not_differ_share_a_sentence(add: Add, results: Summarise) -> None:
+def test_metrics_without_a_difference_share_a_sentence(add: Add, results: Summarise) -> None:
     add()
     add("arm", {"head.depth": 3}, values=lambda seed: {"val/token": 0.4 + 0.001 * seed})
     said = findings(results())
@@ -135,8 +135,8 @@ def test_one_seed_has_no_interval(add: Add, results: Summarise) -> None:
     assert "token loss" in said[0]
 
 
-def test_another_teacher_is_another_quantity(add: Add, results: Summarise) -> None:
-    """The token cosine with it, not what a k-NN reads from the tap; and its own score says whose it is."""
+def test_metrics_of_another_teacher_are_not_compared(add: Add, results: Summarise) -> None:
+    """The token cosine with it, but not the result of a k-NN on the tap; its own score names its teacher."""
     values = {"final/token_cosine": 0.4, "final/knn/tap": 0.3, "final/knn/teacher": 0.8}
     add(values=lambda seed: values)
     add("small", {"head.depth": 1}, values=lambda seed: values)
@@ -152,7 +152,7 @@ def test_another_teacher_is_another_quantity(add: Add, results: Summarise) -> No
     assert reference_rows(found)[label]["final/knn/tap"].mean == pytest.approx(0.8)
 
 
-def test_what_the_baseline_has_not_is_held_to_the_first_arm_that_has_it(
+def test_metrics_that_the_baseline_lacks_are_compared_with_the_first_arm_that_has_them(
     add: Add, results: Summarise, tmp_path: Path
 ) -> None:
     without_alignment(add, tmp_path)
@@ -181,7 +181,7 @@ def test_a_run_that_diverged_is_not_averaged(add: Add, results: Summarise) -> No
     assert "val/diffusion" in row.differences
 
 
-def test_a_baseline_that_diverged_is_said(add: Add, results: Summarise) -> None:
+def test_a_diverged_baseline_is_reported(add: Add, results: Summarise) -> None:
     add(values=lambda seed: {"val/token": 0.5 if seed else float("nan")})
     add("arm", {"head.depth": 1})
     found = results()
@@ -193,7 +193,7 @@ def test_a_baseline_that_diverged_is_said(add: Add, results: Summarise) -> None:
     assert "baseline not finite in 1 of 3 seeds" in page(found, [], [])
 
 
-def test_the_bootstrap_stands_beside_from_twenty_seeds_on(add: Add, results: Summarise) -> None:
+def test_the_bootstrap_is_shown_from_twenty_seeds_on(add: Add, results: Summarise) -> None:
     add(seeds=tuple(range(20)), points=2)
     add(
         "arm",
@@ -217,7 +217,8 @@ def test_costs(add: Add, results: Summarise) -> None:
 
 
 def test_the_documents_rules_of_overfitting(add: Add, results: Summarise) -> None:
-    """§7.2: validation well above training. The made-up training curves end at the validation values."""
+    """The description's rule: validation well above training. The made-up training curves end at the validation
+    values."""
     add()
     assert overfitting_sentences(results()) == [
         "none of the three signs of overfitting: validation is within 10 % of training in every arm"
@@ -239,7 +240,7 @@ NOT_JUDGED = "not judged, as validation is of EMA weights that still hold more t
 
 
 def overfitted(study: Results) -> Results:
-    """With a token loss far above training's in every arm."""
+    """A study whose token loss is far above the training's in every arm."""
     for row in study.rows:
         for run in row.arm.runs.values():
             run.curves["val/token"].values[-1] *= 1.5
@@ -247,7 +248,7 @@ def overfitted(study: Results) -> Results:
 
 
 def test_a_lag_of_the_average_is_no_overfitting(add: Add, results: Summarise) -> None:
-    """After 40 steps an average of decay 0.99 holds 0.99^40 = 67 % of the initial weights."""
+    """After 40 steps an average with decay 0.99 contains 0.99^40 = 67 % of the initial weights."""
     add(changes={"trainer.max_steps": 40})
     study = overfitted(results())
     assert ema_lag_sentences(study) == [f"baseline: {LAG}"]
@@ -270,8 +271,8 @@ def test_arms_whose_average_does_not_lag_are_judged_beside_those_whose_does(add:
     assert second == f"{NOT_JUDGED}: slow"
 
 
-def test_skipped_steps_are_none_of_an_average(add: Add, results: Summarise) -> None:
-    """300 steps hold 0.99^300 = 4.9 % of the initial weights, 290 of them hold 5.4 %."""
+def test_skipped_steps_do_not_count_in_an_average(add: Add, results: Summarise) -> None:
+    """300 steps leave 0.99^300 = 4.9 % of the initial weights, 290 steps 5.4 %."""
     add(changes={"trainer.max_steps": 300})
     assert ema_lag_sentences(results()) == []
     add("skips", {"trainer.max_steps": 300, "head.depth": 1}, values=lambda seed: {"guard/skipped_steps": 10.0})
@@ -282,7 +283,7 @@ def test_skipped_steps_are_none_of_an_average(add: Add, results: Summarise) -> N
 
 
 def test_the_logged_share_counts(add: Add, results: Summarise) -> None:
-    """It is no column, and seeds that differ count by the worst."""
+    """It is not a column; among seeds that differ, the largest counts."""
     add(values=lambda seed: {"ema/initial_share": 0.1 * seed})
     study = results()
     assert "still hold 20 % of the initial weights" in ema_lag_sentences(study)[0]
@@ -291,7 +292,7 @@ def test_the_logged_share_counts(add: Add, results: Summarise) -> None:
 
 
 def test_metrics_that_begin_late_are_noted(add: Add, results: Summarise, tmp_path: Path) -> None:
-    """A run that went on with a new metrics.jsonl has its last values, but not its course."""
+    """A run that continued with a new metrics.jsonl has its last values, but not its earlier curve."""
     add(seeds=(0, 1))
     add("arm", {"head.depth": 1}, seeds=(0, 1))
     file = tmp_path / "outputs" / "cifar10+arm" / "seed1" / "metrics.jsonl"
@@ -321,7 +322,7 @@ def test_a_run_that_ends_in_its_warm_up_has_no_value_after_it(add: Add, results:
     assert table["training token loss, end"] != "not measured"
 
 
-def test_reported_beside_measured(add: Add, results: Summarise) -> None:
+def test_expected_values_are_shown_beside_measured_ones(add: Add, results: Summarise) -> None:
     add(values=lambda seed: {"val/token": 0.6, "val/cosine": 0.4}, points=601)
     table = {what: (value, measured) for what, value, measured, _ in reported_rows(results().study.baseline)}
     assert table["token cosine similarity"] == ("0.30 to 0.35", "0.4000")
@@ -333,7 +334,7 @@ def test_reported_beside_measured(add: Add, results: Summarise) -> None:
         assert measured == pytest.approx(0.6 + decay, abs=0.05 if when == "start" else 0.01)
 
 
-def test_evaluations_by_several_versions_of_the_code_are_said(add: Add, results: Summarise) -> None:
+def test_evaluations_by_several_versions_of_the_code_are_reported(add: Add, results: Summarise) -> None:
     one = {"code": [{"from_step": 0, "git_commit": "a" * 40, "code_state": "clean", "code_digest": "one"}]}
     add(seeds=(0, 1), summary=one)
     assert mixed_code_note(list(results().rows[0].arm.runs.values())) == []

@@ -1,4 +1,4 @@
-"""Grids of samples side by side."""
+"""Grids of samples, shown side by side."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Add, Summarise = Callable[..., None], Callable[..., Results]
 
 
 def put(tmp_path: Path, name: str, step: int, level: int, side: int = 20, bucket: str = "") -> Path:
-    """A grid of one grey level in a run's folder."""
+    """Writes a grid of one grey level into a run's folder."""
     folder = tmp_path / "outputs" / name / (f"buckets/{bucket}/samples" if bucket else "samples")
     folder.mkdir(exist_ok=True, parents=True)
     file = folder / f"step_{step:08d}.png"
@@ -50,7 +50,8 @@ def level(png: bytes) -> int:
 def test_grids_are_of_one_seed_and_the_last_step_that_most_arms_have(
     add: Add, results: Summarise, tmp_path: Path
 ) -> None:
-    """Seed 0 is the baseline's alone, and has a later step; arms share seed 1, two of them step 600, all step 300."""
+    """Only the baseline has seed 0, with a later step; all arms share seed 1, two of them step 600, all of them step
+    300."""
     add(seeds=(0, 1))
     add("arm", {"head.depth": 1}, seeds=(1, 2))
     add("late", {"head.depth": 3}, seeds=(1,))
@@ -70,7 +71,7 @@ def test_grids_are_of_one_seed_and_the_last_step_that_most_arms_have(
 def test_grids_of_runs_with_buckets_are_of_the_bucket_that_most_arms_have(
     add: Add, results: Summarise, tmp_path: Path
 ) -> None:
-    """At the last step; 48x80 comes first by name, and one arm lacks it."""
+    """At the last step; 48x80 is first by name, but one arm lacks it."""
     for i, name in enumerate(("baseline", "arm", "square", "other")):
         add(name, {"head.depth": i + 1}, seeds=(0,))
         put(tmp_path, f"cifar10+{name}/seed0", 300, 90, bucket="16x16")
@@ -92,13 +93,13 @@ def test_grids_of_runs_with_buckets_are_of_the_bucket_that_most_arms_have(
     assert "Step 600, seed 0, bucket 48x80 of every arm" in page(results(), [], [], found)
 
 
-def test_nothing_where_there_are_none(add: Add, results: Summarise) -> None:
+def test_without_grids_the_section_is_absent(add: Add, results: Summarise) -> None:
     add()
     assert of_folders(results().study) is None
     assert "Samples</h2>" not in page(results(), [], [])
 
 
-def test_what_is_no_image_is_said_and_not_shown(add: Add, results: Summarise, tmp_path: Path) -> None:
+def test_files_that_are_no_images_are_reported_and_not_shown(add: Add, results: Summarise, tmp_path: Path) -> None:
     add(seeds=(0,))
     add("arm", {"head.depth": 1}, seeds=(0,))
     put(tmp_path, "cifar10+baseline/seed0", 600, 7)
@@ -109,7 +110,7 @@ def test_what_is_no_image_is_said_and_not_shown(add: Add, results: Summarise, tm
     assert found.note == "Unreadable image files: arm."
 
 
-def test_an_image_is_encoded_anew_small_and_without_what_else_is_in_its_file(tmp_path: Path) -> None:
+def test_an_image_is_encoded_again_small_and_without_metadata(tmp_path: Path) -> None:
     png = io.BytesIO()
     Image.fromarray(np.zeros((2000, 1000, 3), np.uint8)).save(png, format="PNG")
     secret = b"tEXtcomment\0<script>"
@@ -122,7 +123,7 @@ def test_an_image_is_encoded_anew_small_and_without_what_else_is_in_its_file(tmp
     assert b"behind" not in small
 
 
-def test_a_bomb_and_what_is_cut_are_not_opened() -> None:
+def test_decompression_bombs_and_truncated_files_are_not_opened() -> None:
     """A PNG whose header claims 100,000 x 100,000 pixels, a file that ends early, and another format."""
     png = io.BytesIO()
     Image.fromarray(np.zeros((50, 50, 3), np.uint8)).save(png, format="PNG")
@@ -135,7 +136,7 @@ def test_a_bomb_and_what_is_cut_are_not_opened() -> None:
     assert small_png(gif.getvalue()) is None
 
 
-def test_they_stand_on_the_page_with_their_labels(add: Add, results: Summarise, tmp_path: Path) -> None:
+def test_grids_are_on_the_page_with_their_labels(add: Add, results: Summarise, tmp_path: Path) -> None:
     add(seeds=(0,))
     put(tmp_path, "cifar10+baseline/seed0", 600, 30)
     for i, name in enumerate(HOSTILE):
@@ -150,7 +151,7 @@ def test_they_stand_on_the_page_with_their_labels(add: Add, results: Summarise, 
     assert "<script" not in section
 
 
-def test_of_many_arms_the_first(add: Add, results: Summarise, tmp_path: Path) -> None:
+def test_only_the_first_of_many_arms_are_shown(add: Add, results: Summarise, tmp_path: Path) -> None:
     for i in range(SHOWN_AT_MOST + 3):
         add(f"arm{i:02d}", {"head.depth": 1 + i}, seeds=(0,), points=2)
         put(tmp_path, f"cifar10+arm{i:02d}/seed0", 600, i)

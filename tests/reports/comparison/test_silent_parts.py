@@ -1,5 +1,5 @@
-"""Parts of another package, and what may be compared across their settings and across them: what they declare, and of a
-setting that declares nothing what `urepa.core.comparability` says of its kind."""
+"""Parts of another package, and what may be compared across their settings and across the parts: by their declarations,
+and for a setting without one by the default of its kind in `urepa.core.comparability`."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ NEW = "gamma"
 
 @pytest.fixture
 def declare(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
-    """declare(kind, name, said, **of_class): a part as the config's of this kind, with one more setting, which declares
-    `said`; what its class declares besides replaces what it inherits. Returns the part's settings."""
+    """declare(kind, name, said, **of_class): a subclass of the config's part of this kind with one more setting, which
+    declares `said`; `of_class` replaces inherited declarations. Returns the part's settings."""
 
     def declared(kind: str, name: str = "Mine", said: dict[str, Any] | None = None, **of_class: Any) -> dict[str, Any]:
         base, target = SCHEMAS[config[kind]["_target_"]], f"mine.{kind}.{name}"
@@ -59,10 +59,10 @@ def comparable(arm: dict[str, str], baseline: dict[str, str]) -> str:
         ("optimizer", EVERY),
     ],
 )
-def test_a_setting_that_declares_nothing(
+def test_a_setting_without_a_declaration(
     config: dict[str, Any], declare: Callable[..., dict[str, Any]], kind: str, silent: str
 ) -> None:
-    """And one that alters nothing, in another part of the kind."""
+    """And a setting that declares to alter nothing, in another part of the kind."""
     for said, expected in (({}, silent), ({"alters": NOTHING}, EVERY)):
         baseline = config | {kind: declare(kind, said=said)}
         one, other = as_text(changed(baseline, {f"{kind}.{NEW}": 2.0})), as_text(baseline)
@@ -79,7 +79,7 @@ def test_a_setting_that_declares_nothing(
 @pytest.mark.parametrize(
     ("said", "is_compared"), [({}, False), ({"alters": (EVERYTHING,)}, False), ({"alters": NOTHING}, True)]
 )
-def test_a_tracks_setting_that_declares_nothing_sets_runs_apart(
+def test_a_tracks_setting_without_a_declaration_sets_runs_apart(
     config: dict[str, Any], declare: Callable[..., dict[str, Any]], said: dict[str, Any], is_compared: bool
 ) -> None:
     baseline = config | {"data": declare("data", said=said)}
@@ -97,7 +97,7 @@ def test_a_trainers_setting_stays_comparable(config: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("said", "shown"), [({}, False), ({"alters": NOTHING}, True)])
-def test_the_table_marks_what_a_silent_setting_alters(
+def test_the_table_marks_metrics_altered_by_an_undeclared_setting(
     add: Callable[..., None],
     results: Callable[..., Results],
     declare: Callable[..., dict[str, Any]],
@@ -131,20 +131,20 @@ def test_the_table_marks_what_a_silent_setting_alters(
         ("head", {"alters": ("token",)}, "total diffusion manifold x0_error"),
     ],
 )
-def test_exchanged_parts_follow_what_they_alter(
+def test_exchanged_parts_alter_what_they_declare(
     config: dict[str, Any], declare: Callable[..., dict[str, Any]], kind: str, said: dict[str, Any], expected: str
 ) -> None:
-    """Both parts are asked."""
+    """The declarations of both parts count."""
     other = config | {kind: declare(kind, said={"alters": NOTHING}, **said)}
     for one, two in ((config, other), (other, config)):
         assert comparable(as_text(one), as_text(two)) == expected
 
 
 @pytest.mark.parametrize("kind", ["loss", "objective", "teacher"])
-def test_a_part_that_says_nothing_of_itself_alters_every_term(
+def test_a_part_without_declarations_alters_every_term(
     config: dict[str, Any], declare: Callable[..., dict[str, Any]], kind: str
 ) -> None:
-    """As one does that is not declared here: of an earlier version, or of a package that is not there."""
+    """Like a part that is not declared here: of an earlier version, or of a missing package."""
     for target in (declare(kind, alters=None)["_target_"], "nowhere.Part"):
         arm = changed(config, {f"{kind}._target_": target})
         assert comparable(as_text(arm), as_text(config)) == ""
@@ -154,7 +154,7 @@ def test_a_part_that_says_nothing_of_itself_alters_every_term(
 @pytest.mark.parametrize(
     ("kind", "expected"), [("loss", ""), ("objective", ""), ("teacher", ""), ("schedule", EVERY[6:]), ("head", EVERY)]
 )
-def test_keys_that_no_declaration_has_are_silent(config: dict[str, Any], kind: str, expected: str) -> None:
+def test_unknown_keys_count_as_undeclared(config: dict[str, Any], kind: str, expected: str) -> None:
     one, other = as_text(config) | {f"{kind}.of_before": "1"}, as_text(config)
     assert comparable(one, other) == expected == comparable(other, one)
     of_data = as_text(config) | {"data.of_before": "1"}
@@ -172,7 +172,7 @@ def test_a_vits_rule_and_one_of_several_teachers_alter_the_alignment(compose: Ca
         assert comparable(as_text(changed(config, changes)), as_text(config)) == "diffusion x0_error"
 
 
-def test_a_losss_own_term_is_a_column_and_rests_on_what_it_names(
+def test_a_losss_own_term_is_a_column_and_depends_on_its_declared_keys(
     config: dict[str, Any], declare: Callable[..., dict[str, Any]]
 ) -> None:
     column = Metric("val/contrast", "contrastive loss", "↓", rests_on=("teacher",))
@@ -192,7 +192,7 @@ def test_a_losss_own_term_is_a_column_and_rests_on_what_it_names(
             assert incomparable_keys(f"{split}/contrast", arm, as_text(baseline)) == expected
 
 
-def test_a_teacher_that_images_are_measured_by_alters_no_loss(compose: Callable[..., dict[str, Any]]) -> None:
+def test_a_teacher_used_only_by_an_evaluation_alters_no_loss(compose: Callable[..., dict[str, Any]]) -> None:
     config = compose("+experiment=cifar10", "evaluation=cifar10_fd")
     arm = as_text(changed(config, {"evaluation.generation.encoders.efficientnet_lite2.stride": 8}))
     assert comparable(arm, as_text(config)) == EVERY

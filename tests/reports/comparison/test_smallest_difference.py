@@ -1,4 +1,4 @@
-"""How small a difference can be found, against simulation and by hand."""
+"""The smallest difference that can be found, compared with simulation and values computed by hand."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def test_the_smallest_effect_is_found_in_four_of_five_studies(seeds: int) -> Non
 
 
 def test_the_smallest_effects_are_those_of_published_tables() -> None:
-    """Cohen 1988, table 2.4.1: a two-sided t of one sample at 0.05 finds d = 0.5 in 80 % with 33 or 34 values."""
+    """Cohen 1988, table 2.4.1: a two-sided t test of one sample at 0.05 finds d = 0.5 with 80 % power with 33 or 34
+    values."""
     assert smallest_detectable(34, 0.8) < 0.5 < smallest_detectable(33, 0.8)
     assert [smallest_detectable(n, 0.8) for n in (2, 3, 5)] == sorted([smallest_detectable(n, 0.8) for n in (2, 3, 5)])[
         ::-1
@@ -36,7 +37,7 @@ def test_the_smallest_effects_are_those_of_published_tables() -> None:
 
 @pytest.mark.parametrize("effect", [0.0, 0.3, 1.0, 2.0])
 @pytest.mark.parametrize("seeds", [2, 3, 10, 200])
-def test_a_power_is_the_noncentral_ts(effect: float, seeds: int) -> None:
+def test_the_power_is_that_of_the_noncentral_t(effect: float, seeds: int) -> None:
     bound, shift = stats.t.ppf(0.975, seeds - 1), effect * np.sqrt(seeds)
     expected = stats.nct.sf(bound, seeds - 1, shift) + stats.nct.cdf(-bound, seeds - 1, shift)
     assert detection_power(effect, seeds) == pytest.approx(expected, abs=1e-7)
@@ -50,7 +51,8 @@ def test_a_spread_is_read_from_its_interval() -> None:
 
 @pytest.mark.slow
 def test_the_spread_is_pooled_over_the_arms_that_have_one(add: Add, results: Summarise) -> None:
-    """Two arms by their n − 1. One that is the baseline in all but name, and one that is not paired, do not count."""
+    """Two arms, weighted by n − 1. An arm that equals the baseline except for its name, and one that is not paired, do
+    not count."""
     one, other = [0.1, 0.3, 0.2], [0.0, 0.5, 0.1, -0.2]
     add(seeds=(0, 1, 2, 3), values=lambda seed: {"val/diffusion": 1.0 + seed})
     for depth, by in ((1, one), (3, other), (4, [0.0] * 4)):
@@ -72,7 +74,7 @@ def test_the_spread_is_pooled_over_the_arms_that_have_one(add: Add, results: Sum
     assert "The smallest true differences" in markdown(found)
 
 
-def test_nothing_is_said_where_nothing_is_paired(add: Add, results: Summarise) -> None:
+def test_nothing_is_reported_without_pairs(add: Add, results: Summarise) -> None:
     add(seeds=(0,))
     add("deep", {"head.depth": 3}, (0,))
     assert smallest_sentence(results()) == ""

@@ -1,4 +1,4 @@
-"""The statistics against scipy, textbook data and simulated studies in which nothing differs."""
+"""The statistics, compared with scipy, textbook data and simulated studies without any difference."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SLEEP_2 = np.array([1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4])
 STUDIES, ARMS, SEEDS = 2000, 8, 3
 
 
-def test_paired_is_students_on_his_own_data() -> None:
+def test_the_paired_test_gives_students_published_result() -> None:
     found = paired_interval(SLEEP_1 - SLEEP_2)
     assert found.mean == pytest.approx(-1.58)
     assert (float(found.low), float(found.high)) == pytest.approx((-2.4598858, -0.7001142), abs=1e-7)  # R's t.test
@@ -51,7 +51,7 @@ def test_without_spread_nothing_is_claimed() -> None:
 
 
 def test_holm_is_the_closed_test_over_bonferroni() -> None:
-    """Holm's adjusted p is the largest Bonferroni p of all sets of hypotheses that hold it."""
+    """Holm's adjusted p is the largest Bonferroni p of all sets of hypotheses that contain it."""
     rng = np.random.default_rng(1)
     for p in rng.uniform(0, 0.2, (20, 5)):
         sets = [s for size in range(1, 6) for s in combinations(range(5), size)]
@@ -66,8 +66,8 @@ def test_holm_leaves_out_comparisons_that_were_not_made() -> None:
 
 
 def test_null_studies_with_three_seeds() -> None:
-    """Arms that differ from a shared baseline in noise alone: one in twenty comparisons is wrong, and hardly more
-    than one family in twenty after Holm. Seeds shift all arms alike."""
+    """Arms that differ from a shared baseline only by noise: one in twenty comparisons is wrong, and after Holm hardly
+    more than one family in twenty. Seeds shift all arms equally."""
     rng = np.random.default_rng(2)
     seed_effect = 10 * rng.standard_normal((STUDIES, 1, SEEDS))
     values = seed_effect + rng.standard_normal((STUDIES, 1 + ARMS, SEEDS))
@@ -86,7 +86,7 @@ def test_null_studies_that_are_not_paired() -> None:
     assert (found.p < 0.05).mean() <= 0.07
 
 
-def test_the_bootstrap_waits_for_twenty_seeds() -> None:
+def test_the_bootstrap_needs_twenty_seeds() -> None:
     rng = np.random.default_rng(4)
     assert bootstrap(rng.standard_normal(19)) is None
     assert bootstrap(np.full(20, 0.1)) is None

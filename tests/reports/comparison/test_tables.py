@@ -1,4 +1,4 @@
-"""Tables as text, and names that try to break out of them."""
+"""Tables as text, and hostile names that try to break them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Summarise = Callable[..., Results]
 
 @pytest.fixture
 def hostile(add: Callable[..., None], results: Summarise) -> Results:
-    """A baseline, an arm a hostile name, and one of them in a config value."""
+    """A baseline, an arm with a hostile name, and one with such a name in a config value."""
     add()
     for i, name in enumerate(HOSTILE):
         add(name, {"head.depth": 3 + i, "data.name": name}, name=f"arm{i}")
@@ -38,7 +38,7 @@ def hostile(add: Callable[..., None], results: Summarise) -> Results:
     return results()
 
 
-def test_csv_holds_every_number(add: Callable[..., None], results: Summarise) -> None:
+def test_csv_contains_every_number(add: Callable[..., None], results: Summarise) -> None:
     add()
     add("arm", {"head.depth": 1}, values=lambda seed: {"val/token": 0.4 + 0.001 * seed**2})
     add("w0", {"loss.manifold_weight": 0.0}, seeds=(0,))
@@ -56,7 +56,7 @@ def test_csv_holds_every_number(add: Callable[..., None], results: Summarise) ->
     assert rows["arm"]["changed"] == "head.depth: 2 → 1"
 
 
-def test_csv_holds_no_formula(hostile: Results) -> None:
+def test_csv_contains_no_formula(hostile: Results) -> None:
     cells = [cell for row in csv.reader(io.StringIO(as_csv(hostile))) for cell in row]
     assert any(cell.startswith("'=cmd()") for cell in cells)
     assert not [cell for cell in cells if re.match(r"[=+@]|-[^0-9]", cell)]
@@ -74,7 +74,7 @@ def test_markdown_is_a_table_whatever_the_names(hostile: Results) -> None:
 
 
 def test_latex_rows_have_their_columns(hostile: Results) -> None:
-    """Every row of a tabular has as many cells as the first, and environments close."""
+    """Every row of a tabular has as many cells as the first, and environments are closed."""
     text = latex(hostile)
     assert text.isascii()
     opened, closed = (re.findall(rf"\\{word}\{{(\w+)\}}", text) for word in ("begin", "end"))
@@ -94,7 +94,7 @@ def test_latex_compiles(hostile: Results, tmp_path: Path) -> None:
 
 
 def test_latex_tables_can_be_read_on_a_page(hostile: Results) -> None:
-    """None is wide, each begins with the arms, none has a row without a value, and together they have every column."""
+    """None is wide, each begins with the arms, none has a row without values, and together they have all columns."""
     bodies = re.findall(r"\\toprule\n(.*?)\\bottomrule", latex(hostile), flags=re.DOTALL)
     tables = [[line.removesuffix(r" \\").split(" & ") for line in b.splitlines() if " & " in line] for b in bodies]
     arms = [tex(row.arm.label) for row in hostile.rows]
@@ -107,7 +107,7 @@ def test_latex_tables_can_be_read_on_a_page(hostile: Results) -> None:
     assert max(len(table[0]) for table in tables) < 9
 
 
-def test_the_terminal_is_not_driven_by_names(hostile: Results) -> None:
+def test_control_characters_in_names_do_not_reach_the_terminal(hostile: Results) -> None:
     text = terminal(hostile, 100)
     assert all(c == "\n" or ord(c) >= 32 for c in text)
     assert "\x1b" not in text
@@ -115,7 +115,7 @@ def test_the_terminal_is_not_driven_by_names(hostile: Results) -> None:
 
 
 class Elements(HTMLParser):
-    """All tags with their attributes, and the text outside of scripts and styles."""
+    """Collects all tags with their attributes, and the text outside scripts and styles."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class Elements(HTMLParser):
         self.words.append(data)
 
 
-def test_the_page_is_safe_and_whole(hostile: Results) -> None:
+def test_the_page_is_safe_and_complete(hostile: Results) -> None:
     drawn = [draw(panel) for panel in panels(hostile)[::4]]
     found = Elements(page(hostile, drawn, [HOSTILE[0]]))
     assert found.tags.count("script") == 1
@@ -161,14 +161,14 @@ def test_figures_take_names_as_they_are(hostile: Results) -> None:
         assert tags[0] == "svg"
 
 
-def test_json_is_everything(hostile: Results) -> None:
+def test_json_contains_everything(hostile: Results) -> None:
     found = as_json(hostile)
     assert [arm["label"] for arm in found["arms"]] == [row.arm.label for row in hostile.rows]
     assert found["arms"][0]["differences"] == {}
     assert found["apart"][0]["reason"].startswith("unfinished")
 
 
-def test_what_else_was_read_stands_below_the_arms(add: Callable[..., None], results: Summarise) -> None:
+def test_references_are_below_the_arms(add: Callable[..., None], results: Summarise) -> None:
     add(values=lambda seed: {"final/knn/tap": 0.30, "final/untrained_cka": 0.1, "final/cka": 0.4})
     values = {"final/knn/tap": 0.35, "final/knn/teacher": 0.8, "final/knn/untrained_tap": 0.2, "final/pixel_knn": 0.25}
     add("arm", {"head.depth": 1}, values=lambda seed: values | {"final/knn/untrained_tap": 0.2 + 0.01 * seed})

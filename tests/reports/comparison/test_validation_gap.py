@@ -1,4 +1,4 @@
-"""Training beside validation."""
+"""The gap between training and validation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Add, Summarise = Callable[..., None], Callable[..., Results]
 
 
 def rewrite(tmp_path: Path, change: Callable[[dict[str, float]], None]) -> None:
-    """Every row of every run, changed."""
+    """Changes every row of every run."""
     for file in tmp_path.rglob("metrics.jsonl"):
         rows = [json.loads(line) for line in file.read_text().splitlines()]
         for row in rows:
@@ -28,7 +28,7 @@ def rewrite(tmp_path: Path, change: Callable[[dict[str, float]], None]) -> None:
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def test_a_gap_is_taken_seed_by_seed_over_the_last_tenth_before_the_last_validation(
+def test_a_gap_is_computed_per_seed_over_the_last_tenth_before_the_last_validation(
     add: Add, results: Summarise, tmp_path: Path
 ) -> None:
     """By hand: rows at 1, 6, 11, ..., of 600 steps, of which 541 to 600 count, and a validation at 600."""
@@ -47,8 +47,8 @@ def test_a_gap_is_taken_seed_by_seed_over_the_last_tenth_before_the_last_validat
     assert gap.share == pytest.approx(np.mean(expected) / (0.6 - np.mean(expected)))
 
 
-def test_rows_behind_the_last_validation_do_not_count(add: Add, results: Summarise, tmp_path: Path) -> None:
-    """A validation at 300 of 600 steps: the training loss is that of the tenth before it."""
+def test_rows_after_the_last_validation_do_not_count(add: Add, results: Summarise, tmp_path: Path) -> None:
+    """A validation at step 300 of 600: the training loss is that of the tenth before it."""
     add(seeds=(0,), points=120)
 
     def change(row: dict[str, float]) -> None:
@@ -65,7 +65,7 @@ def test_rows_behind_the_last_validation_do_not_count(add: Add, results: Summari
 
 
 def test_a_total_under_a_lambda_that_changes_has_no_gap(add: Add, results: Summarise, tmp_path: Path) -> None:
-    """In λ's warm-up every row's total is another sum; the other terms have theirs."""
+    """In λ's warm-up every row's total is another sum; the other terms have a gap."""
     add(seeds=(0,), points=120)
     rewrite(tmp_path, lambda row: row.update({"train/lambda": row["step"] / 1000}) if "train/lambda" in row else None)
     found = gaps(results())["baseline"]
@@ -82,7 +82,7 @@ def test_an_arm_without_a_term_has_an_empty_cell(add: Add, results: Summarise, t
     assert gap_texts(gaps(results())["baseline"]["token"]) == ("–", "–", "–")
 
 
-def test_the_table_stands_on_the_page_and_in_markdown(add: Add, results: Summarise) -> None:
+def test_the_table_is_on_the_page_and_in_markdown(add: Add, results: Summarise) -> None:
     add()
     add("arm", {"head.depth": 1})
     found = results()

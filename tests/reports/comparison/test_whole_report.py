@@ -1,4 +1,5 @@
-"""The report in a real browser: every figure there, sortable, readable on a desk and on a telephone, day and night."""
+"""The report in a real browser: all figures are there, tables can be sorted, and it can be read on a large and a small
+screen, in light and dark mode."""
 
 from __future__ import annotations
 
@@ -63,7 +64,7 @@ FIGURES = """
 
 @pytest.fixture
 def study(add: Callable[..., None], results: Callable[..., Results], tmp_path: Path) -> Results:
-    """A grid of λ and depth, hostile names, and something in every section."""
+    """A grid over λ and depth, hostile names, and content for every section."""
     for lam in (0.0, 0.25):
         for depth in (1, 2):
             values = {"val/x0_error": 0.2 + lam / 10 + depth / 100, "final/fd/cifar_cnn": 100 - 100 * lam}

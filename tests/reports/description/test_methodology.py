@@ -1,4 +1,4 @@
-"""The methodology section says what the composed config says and what is counted of it, of every experiment."""
+"""The methodology section agrees with the composed config and its counts, for every experiment."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ SMALL = ("backbone.block_out_channels=[32,32]", "backbone.attention=[false,true]
 
 
 def texts(config: dict[str, Any], device: Device = H200, measured: Path | None = None) -> tuple[str, str]:
-    """Markdown and LaTeX."""
+    """The text in Markdown and LaTeX."""
     sections = methodology(subject_of(config, plan(config, device, measured)), "A test.")
     return as_markdown("Methodology", sections), as_latex("Methodology", sections)
 
 
 def plain(markdown: str) -> str:
-    """Without escapes."""
+    """The text without escapes."""
     text = re.sub(r"\\([\\`*_\[\]|~#$!])", r"\1", markdown)
     return text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
 
 
 def prose(markdown: str) -> str:
-    """What stands before the tables of settings."""
+    """The text before the tables of settings."""
     return plain(markdown.split("\n## Settings\n")[0])
 
 
@@ -72,8 +72,8 @@ def small(compose: Compose) -> Compose:
 
 @pytest.mark.slow  # SD-1.5 is counted four times
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_of_every_experiment(compose: Compose, experiment: str) -> None:
-    """Every setting with its value, every counted parameter, what trains by group; both texts are whole."""
+def test_every_experiment_is_described(compose: Compose, experiment: str) -> None:
+    """Every setting with its value, every counted parameter, the trained weights by group; both texts are complete."""
     config = compose(f"+experiment={experiment}", *BESIDE.get(experiment, ()))
     planned = plan(config, H200)
     markdown, latex = texts(config)
@@ -98,7 +98,7 @@ def test_of_every_experiment(compose: Compose, experiment: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_documents_run(compose: Compose) -> None:
+def test_the_documented_run_is_described(compose: Compose) -> None:
     """Known figures: 155,648 parameters in 16 tensors, a head of 2,360,320, 862 M in all, 182.7 TFLOP, 4.3 hours."""
     text = prose(texts(compose("+experiment=track_a"))[0])
     for words in (
@@ -134,7 +134,7 @@ def test_counts_are_those_of_the_model_that_trains(small: Compose) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_overridden_changes_the_words(small: Compose) -> None:
+def test_overrides_change_the_text(small: Compose) -> None:
     """Not only the tables of settings at the end."""
     base = prose(texts(small())[0])
     for override in (
@@ -176,7 +176,7 @@ def test_what_is_overridden_changes_the_words(small: Compose) -> None:
         (["schedule.stop_step=300"], "validations still do both, to see whether the alignment lasts."),
         (["schedule=linear"], "and falls in a straight line to 0 at the last update."),
         (["schedule=linear"], r"\lambda(s) = 0.5 \bigl[ (1 - p) \bigr], \qquad p = \min\Bigl( \frac{s - 60}{840}, 1"),
-        (["schedule=linear", "schedule.decay_steps=300"], "From update 300 on training neither asks the teacher nor"),
+        (["schedule=linear", "schedule.decay_steps=300"], "From update 300 on training neither runs the teacher nor"),
         (["schedule=similarity_cutoff"], "and stays there, unless the similarity cuts it off."),
         (["schedule=similarity_cutoff"], r"m_{s-d} \ge 0.8, \qquad m_s = 0.99\, m_{s-1} + 0.01\, \bigl( 1 - "),
         (["schedule=similarity_cutoff", "schedule.recoverable=true"], "λ is 0 where it holds and returns where it"),
@@ -274,7 +274,7 @@ def test_without_alignment_no_teacher_and_no_head(small: Compose) -> None:
         (8, 8, "its last map at stride 8 of 16×16 is average-pooled to 8×8 tokens of width 40"),
     ],
 )
-def test_which_map_and_which_head(small: Compose, stride: int, grid: int, words: str) -> None:
+def test_the_description_names_map_and_head(small: Compose, stride: int, grid: int, words: str) -> None:
     given = (f"teacher.stride={stride}", f"teacher.grid=[{grid},{grid}]", "head=irepa_hidden", "head.hidden=24")
     text = prose(texts(small(*given))[0])
     assert words in text
@@ -338,21 +338,21 @@ EVALUATIONS = {
 @pytest.mark.parametrize(
     "name", sorted(p.stem for p in (Path(CONF) / "evaluation").glob("*.yaml") if p.stem != "cifar10_pixels")
 )  # which reads a SiT's tap, with the parts of cifar10
-def test_every_evaluation_has_words(small: Compose, name: str) -> None:
+def test_every_evaluation_is_described(small: Compose, name: str) -> None:
     config = small(f"evaluation={name}")
     assert all(hasattr(declaration_of(part), "description") for part in config["evaluation"].values())
     assert EVALUATIONS.get(name, "all losses are computed on the 180 validation images") in prose(texts(config)[0])
 
 
-def test_a_part_without_words_is_named_with_its_settings() -> None:
+def test_a_part_without_a_description_is_named_with_its_settings() -> None:
     part = {"_target_": "nowhere.DiT", "depth": 12, "patch": {"size": 2}, "base": None}
     assert generic_text("backbone", part) == "The backbone is DiT, with depth = 12, patch.size = 2 and base = null."
     assert generic_text("lora", {"_target_": "nowhere.simple"}) == "The lora is simple."
 
 
 @pytest.mark.slow
-def test_formulas_are_the_codes(small: Compose) -> None:
-    """The learning rate's and ε's and v's, computed from the text's symbols by hand."""
+def test_formulas_agree_with_the_code(small: Compose) -> None:
+    """The learning rate's, ε's and v's formulas, computed by hand from the text's symbols."""
     text = prose(texts(small("trainer.max_steps=70", "optimizer.warmup_ratio=0.21"))[0])
     w, s = (int(n) for n in re.findall(r"\\qquad W = (\d+), \\quad S = (\d+)", text)[0])
     assert (w, s) == (15, 70)
@@ -366,8 +366,8 @@ def test_formulas_are_the_codes(small: Compose) -> None:
     assert r"y = \epsilon" in text
 
 
-def test_the_grid_of_the_comparison_and_the_diagonal_are_written_where_they_are_not_the_default(small: Compose) -> None:
-    """The small U-Net's middle has 8x8 tokens, its teacher 4x4."""
+def test_a_grid_or_diagonal_that_is_not_the_default_is_described(small: Compose) -> None:
+    """The small U-Net's middle block has 8x8 tokens, its teacher 4x4."""
     before, after = (
         prose(texts(small(*keys))[0])
         for keys in ((), ("loss.grid=student", "loss.level=token", "loss.manifold_diagonal=true"))

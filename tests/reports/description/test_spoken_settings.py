@@ -1,4 +1,4 @@
-"""Every setting of a part is said in the methodology's words, or is one that they leave to its tables."""
+"""Every setting of a part is either mentioned in the methodology's text or left to its tables on purpose."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ EVERY = "evaluation=[digits,knn,linear_probe,alignment,generation,spatial,dense,
 
 
 def read_to_describe(declared: Any, *facts: Any, **known: Any) -> set[str]:
-    """The names of what a declaration's description reads of it; `facts` and `known` are what it is handed."""
+    """The names of the settings that a declaration's description reads; `facts` and `known` are its arguments."""
     read: set[str] = set()
 
     class Recording(type(declared)):  # type: ignore[misc]
@@ -56,8 +56,8 @@ def read_to_describe(declared: Any, *facts: Any, **known: Any) -> set[str]:
         ["+experiment=repa_cifar10"],
     ],
 )
-def test_words_know_every_setting_of_their_part(compose: Compose, overrides: list[str]) -> None:
-    """A part that gains a setting must say what it means, or that it does not matter here."""
+def test_descriptions_mention_every_setting_of_their_part(compose: Compose, overrides: list[str]) -> None:
+    """A new setting of a part must be described, or listed as left out."""
     config = compose(*overrides)
     subject = subject_of(config, plan(config, H200))
     latent_shape, classes = subject.track.latent_shape, subject.track.num_classes
@@ -80,7 +80,7 @@ def test_words_know_every_setting_of_their_part(compose: Compose, overrides: lis
 UNSPOKEN_OF_EVALUATIONS = {"SampleGrid": {"shown_per_class"}, "Dense": {"folder"}, "GeneratedImages": {"batch_size"}}
 
 
-def test_an_evaluation_speaks_of_every_setting(compose: Compose) -> None:
+def test_descriptions_of_evaluations_mention_every_setting(compose: Compose) -> None:
     run = EvaluatedRun(num_classes=10, sampler="ddim", is_aligned=True)
     evaluations = {name: declaration_of(part) for name, part in compose(EVERY)["evaluation"].items()}
     for declared in [*evaluations.values(), evaluations["generation"].images]:

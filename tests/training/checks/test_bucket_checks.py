@@ -1,4 +1,4 @@
-"""What is refused of buckets before torch loads, in one line each."""
+"""What is refused about buckets before torch loads, in one line each."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ def refused(tmp_path: Path, compose: Compose) -> Callable[..., str]:
     return message
 
 
-def test_a_head_that_does_not_resize_is_compared_in_every_bucket(
+def test_a_head_that_does_not_resize_is_checked_in_every_bucket(
     refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A teacher whose own rule gives the lying images another grid than the taps have there."""
+    """A teacher whose own rule gives landscape images a grid other than the taps'."""
     monkeypatch.setattr(EfficientNetLite0, "grid_at", lambda self, shape, side: (5, 8))
     said = refused("[[64,64],[32,64]]", *SIT, "teacher.grid=[4,4]", without=("backbone.", "head="))
     assert said.startswith("in bucket 32x64: this SiT has 2x4 patches and the teacher 5x8 tokens")
 
 
-def test_a_head_that_does_not_resize_and_no_buckets_at_all(refused: Callable[..., str]) -> None:
+def test_a_head_that_does_not_resize_without_buckets(refused: Callable[..., str]) -> None:
     assert "give auto, or 1 to 16 pairs" in refused("[[64]]", *SIT, without=("backbone.", "head="))
 
 
-def test_a_teacher_of_squares_alone(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_teacher_of_squares_refuses_rectangles(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(EfficientNetLite0, "grid_at")
     assert "takes square images alone, and there are some of 32x64" in refused("[[64,64],[32,64]]")
 
 
-def test_learned_positions(refused: Callable[..., str]) -> None:
+def test_learned_positions_refuse_several_grids(refused: Callable[..., str]) -> None:
     said = refused(
         "[[64,64],[32,64]]",
         *("backbone=sit_tiny", "backbone.positions=learned", *TAPS),

@@ -1,4 +1,4 @@
-"""What a composed config cannot say."""
+"""Combinations of settings that a composed config must not have."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_numbers_that_cannot_be_are_refused(
         check_ranges(config)
 
 
-def test_a_probes_time_is_its_objectives(compose: Callable[..., dict[str, Any]]) -> None:
+def test_a_probes_time_must_be_one_of_the_objective(compose: Callable[..., dict[str, Any]]) -> None:
     config = compose("objective=flow")
     config["evaluation"]["probe"] = PROBE | {"timestep": 0.5}
     check_ranges(config)
@@ -91,7 +91,7 @@ def test_a_probes_time_is_its_objectives(compose: Callable[..., dict[str, Any]])
         check_ranges(config)
 
 
-def test_a_sampler_takes_as_many_steps_as_there_are_timesteps(compose: Callable[..., dict[str, Any]]) -> None:
+def test_a_sampler_takes_at_most_as_many_steps_as_there_are_timesteps(compose: Callable[..., dict[str, Any]]) -> None:
     steps = "evaluation.samples.sampler_steps"
     check_ranges(compose("objective=flow", f"{steps}=1001"))
     check_ranges(compose(f"{steps}=1000"))
@@ -143,7 +143,7 @@ def test_latents_patches_too(compose: Callable[..., dict[str, Any]], experiment:
         check(compose(*given, "backbone.patch=4"), given)
 
 
-def test_none_is_no_number(compose: Callable[..., dict[str, Any]]) -> None:
+def test_null_is_not_accepted_as_a_number(compose: Callable[..., dict[str, Any]]) -> None:
     config = compose("trainer.clip_norm=null", "trainer.threads=null", "data.limit=null")
     check_ranges(config)
 
@@ -194,7 +194,7 @@ ONLINE = ("+experiment=repa_cifar10", "data.online_latents=true")
 @pytest.mark.parametrize(
     "fine", [[], ["data.online_teacher=true"], ["data.stage_to=/tmp"], ["loss=none"], ["data.token_dtype=int8"]]
 )
-def test_what_has_an_effect_beside_online_latents_passes(
+def test_settings_with_an_effect_beside_online_latents_pass(
     compose: Callable[..., dict[str, Any]], fine: list[str]
 ) -> None:
     check(compose(*ONLINE, *fine), [*ONLINE, *fine])
@@ -215,7 +215,7 @@ def test_what_has_an_effect_beside_online_latents_passes(
         (["loss=none", "data.online_teacher=true"], "data.online_teacher has no effect with loss=none"),
     ],
 )
-def test_what_is_asked_in_training_has_no_cache(
+def test_settings_of_caches_are_refused_with_online_encoders(
     compose: Callable[..., dict[str, Any]], overrides: list[str], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):

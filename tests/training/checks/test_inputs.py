@@ -1,4 +1,4 @@
-"""What a run is to read is looked for where it begins, and not where it goes on."""
+"""The files that a run reads are checked when it begins, and not when it continues."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (("+experiment=track_a",), "there is no cache at data/track_a/train_200k.csv; make it with"),
     ],
 )
-def test_a_run_that_begins_reads_what_is_there(compose: Compose, overrides: tuple[str, ...], message: str) -> None:
+def test_a_new_run_checks_its_files(compose: Compose, overrides: tuple[str, ...], message: str) -> None:
     config, folder = compose(*overrides), Path("run")
     with pytest.raises(UserError, match=message):
         check_run_inputs(config, folder)
@@ -63,8 +63,8 @@ def test_the_digits_are_as_many_as_scikit_learn_has() -> None:
     assert dict(enumerate(DIGITS)) == found
 
 
-def test_shares_are_of_what_is_left() -> None:
-    """Of 6 and 5 images without a test split: 2 and 1 go to test, 1 and 1 to val; 3 each are left."""
+def test_shares_refer_to_the_remaining_images() -> None:
+    """Of 6 and 5 images without a test split, 2 and 1 go to test, then 1 and 1 to val; 3 each are left."""
     pools, held_out = [(6, 0), (5, 0)], {"val": 2, "test": 3}
     check_shares(pools, held_out, limit=6)
     with pytest.raises(UserError, match="data.limit=.* asks for 4 images of one class; there are 3 left"):

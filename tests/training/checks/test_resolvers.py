@@ -1,4 +1,4 @@
-"""What evaluations read where nothing else is asked for: the run's own tap, half way to noise."""
+"""The defaults of evaluations: the run's own tap, half way to noise."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def of_run(*overrides: str) -> dict[str, Any]:
         return to_plain(compose_root("evaluate", list(overrides)))
 
 
-def test_a_run_is_evaluated_at_its_own(compose: Compose, tmp_path: Path) -> None:
+def test_a_run_is_evaluated_at_its_own_tap_and_time(compose: Compose, tmp_path: Path) -> None:
     config = compose("+experiment=repa_cifar10_pixels")
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
     found = of_run(f"run={tmp_path}", EVERY)["evaluation"]
     assert (found["knn"]["tap"], found["dense"]["timestep"]) == ("block_3", 0.5)
 
 
-def test_a_track_s_classifier_lies_in_the_run_s_own_root(compose: Compose, tmp_path: Path) -> None:
+def test_a_tracks_classifier_is_read_from_the_runs_own_root(compose: Compose, tmp_path: Path) -> None:
     config = compose("+experiment=repa_cifar10_pixels", "data.root=/there/it was", "evaluation=cifar10_fd")
     place = {
         "_target_": "urepa.evaluation.encoders.cifar_cnn.CifarCNN",
@@ -67,7 +67,7 @@ def test_a_track_s_classifier_lies_in_the_run_s_own_root(compose: Compose, tmp_p
 @pytest.mark.parametrize(
     ("overrides", "said"), [([], "say which run"), (["run=nowhere"], "run=nowhere does not exist")]
 )
-def test_of_no_run_nothing_is_known(overrides: list[str], said: str) -> None:
+def test_without_a_run_the_defaults_are_unknown(overrides: list[str], said: str) -> None:
     with pytest.raises(InterpolationResolutionError, match=said):
         of_run(*overrides, EVERY)
 
@@ -91,7 +91,7 @@ def test_the_ceiling_of_the_dense_probe_is_the_runs_own_teacher(compose: Compose
     assert compose(*alone, "evaluation.dense.teacher=null")["evaluation"]["dense"]["teacher"] is None
 
 
-def test_without_alignment_the_tap_must_be_said(compose: Compose) -> None:
+def test_without_alignment_the_tap_must_be_given(compose: Compose) -> None:
     with pytest.raises(InterpolationResolutionError, match="loss=none aligns no tap: give the tap to evaluate"):
         compose("loss=none", "evaluation=knn")
     assert compose("loss=none", "evaluation=knn", "evaluation.knn.tap=mid")["evaluation"]["knn"]["timestep"] == 500

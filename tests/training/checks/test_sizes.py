@@ -1,4 +1,5 @@
-"""A config is refused in the words of the part that it could not build, and nothing that can be built is."""
+"""A config is refused with the message of the part that could not be built, and nothing that can be built is
+refused."""
 
 from __future__ import annotations
 
@@ -55,7 +56,9 @@ def built(config: dict[str, Any]) -> None:
         (*SIT, "+loss.taps.block_99=1"),
     ],
 )
-def test_what_cannot_be_built_is_refused_in_the_same_words(compose: Compose, overrides: tuple[str, ...]) -> None:
+def test_configs_that_cannot_be_built_are_refused_with_the_same_message(
+    compose: Compose, overrides: tuple[str, ...]
+) -> None:
     config = compose(*overrides)
     with pytest.raises(UserError) as part:
         built(config)
@@ -65,12 +68,12 @@ def test_what_cannot_be_built_is_refused_in_the_same_words(compose: Compose, ove
 
 
 @pytest.mark.parametrize("overrides", [(), SIT, ("loss=none", "teacher.grid=[9,9]", "evaluation=none")])
-def test_what_can_be_built_is_not_refused(compose: Compose, overrides: tuple[str, ...]) -> None:
+def test_configs_that_can_be_built_are_not_refused(compose: Compose, overrides: tuple[str, ...]) -> None:
     config = compose(*overrides)
     check_shapes(config)
     built(config)
     assert declaration_of(config["data"]).latent_shape == build_part(config["data"]).latent_shape
 
 
-def test_positions_have_the_rules_that_can_be_chosen() -> None:
+def test_every_rule_of_positions_can_be_chosen() -> None:
     assert RULES.keys() == {rule.value for rule in Positions}

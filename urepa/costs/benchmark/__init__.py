@@ -1,1 +1,1 @@
-"""What `python -m urepa.bench` times: this project's step, the description's, and what lies between."""
+"""The loops that `python -m urepa.bench` times: this project's, the description's, and some in between."""

@@ -1,7 +1,7 @@
-"""The description's training loop (docs/errata.md), faithfully, to be timed and compared with.
+"""The description's training loop (docs/errata.md), reproduced for timing and comparison.
 
 Autocast over fp32 weights, a hook on the middle block, EMA by deepcopy over all parameters, a DataLoader that
-gets every record by itself, PyTorch's attention in place of xFormers.
+reads every record separately, PyTorch's attention in place of xFormers.
 Shapes: B batch, CHW latent, N tokens, D width.
 """
 
@@ -24,12 +24,13 @@ from urepa.core.types import Tokens
 from urepa.method.alignment_grids import TEACHER
 from urepa.method.training_step import AlignedModel
 
-PREDICTIONS = ("epsilon", "v_prediction")  # that the description's loop has
+PREDICTIONS = ("epsilon", "v_prediction")  # supported by the description's loop
 Store = tuple[Path, list[str], tuple[int, ...]]  # folder, keys in order, shape of a record
 
 
 class Records(Dataset):
-    """§6.2: LMDB environments opened lazily in each worker, one get per item and store, a copy of every value."""
+    """The description's data set: LMDB environments that each worker opens at its first item, one get per item and
+    store, a copy of every value."""
 
     def __init__(self, stores: list[Store]) -> None:
         self.stores = stores
@@ -54,7 +55,7 @@ class Records(Dataset):
 
 
 def loader(stores: list[Store], batch_size: int, workers: int, shuffle: bool) -> DataLoader:
-    """§6.2's DataLoader."""
+    """The description's DataLoader."""
     warnings.filterwarnings("ignore", "This DataLoader will create")  # 8 workers, whatever the machine
     return DataLoader(
         Records(stores),
@@ -68,18 +69,18 @@ def loader(stores: list[Store], batch_size: int, workers: int, shuffle: bool) ->
 
 
 def forever(batches: DataLoader) -> Iterator[Any]:
-    """Epoch after epoch."""
+    """The batches of one epoch after another, without end."""
     while True:
         yield from batches
 
 
 def token_loss(student_BND: Tensor, teacher_BND: Tensor) -> Tensor:
-    """§4.3."""
+    """The description's token loss."""
     return 1 - (student_BND * teacher_BND).sum(dim=-1).mean()
 
 
 def manifold_loss(student_BND: Tensor, teacher_BND: Tensor) -> Tensor:
-    """§4.4's code: diagonal mask, upper triangle."""
+    """The description's manifold loss: the diagonal set to 0, mean over the upper triangle."""
     student_BD, teacher_BD = (F.normalize(x.mean(dim=1), dim=-1) for x in (student_BND, teacher_BND))
     difference = student_BD @ student_BD.T - teacher_BD @ teacher_BD.T
     difference = difference - torch.diag_embed(torch.diagonal(difference))
@@ -90,8 +91,8 @@ def manifold_loss(student_BND: Tensor, teacher_BND: Tensor) -> Tensor:
 class DocumentedLoop:
     """The description's model, loss and update around the same backbone and head.
 
-    `config` is the composed experiment, `model` in fp32 with its LoRA, `ema` a deepcopy of it. Raises UserError
-    where the experiment is not of the description's kind.
+    `config` is the composed experiment, `model` in fp32 with its LoRA, `ema` a deepcopy of it. Raises UserError if the
+    description's loop does not support the experiment.
     """
 
     def __init__(self, config: dict[str, Any], model: AlignedModel, ema: nn.Module, device: torch.device) -> None:
@@ -100,7 +101,7 @@ class DocumentedLoop:
         has_its_loss = loss.get("taps") == {"mid": 1.0} and loss["level"] == "sample" and not loss["manifold_diagonal"]
         if not has_its_loss or loss["grid"] != TEACHER or prediction not in PREDICTIONS:
             raise UserError(
-                "bench.against=documented takes what the description has: loss.taps={mid: 1.0}, loss.level=sample "
+                "bench.against=documented needs the description's settings: loss.taps={mid: 1.0}, loss.level=sample "
                 "without the diagonal, loss.grid=teacher and a DDPM objective"
             )
         self.model, self.device, self.config = model, device, config
@@ -118,7 +119,7 @@ class DocumentedLoop:
         self.step_index = 0
 
     def _optimizer(self) -> tuple[torch.optim.Optimizer, Any]:
-        """§5.1, §5.2: two groups, cosine with warm-up."""
+        """AdamW with two groups, and a cosine with warm-up."""
         settings, steps = self.config["optimizer"], self.config["trainer"]["max_steps"]
         parts: dict[str, list[nn.Parameter]] = {}
         backbone_part = next(name for name in settings["lr"] if name != "head")
@@ -164,7 +165,7 @@ class DocumentedLoop:
         return F.mse_loss(prediction.float(), target) + lam * alignment
 
     def update(self, x0: Tensor, teacher_BND: Tensor, ids_B: Tensor) -> None:
-        """Appendix B's loop body."""
+        """One step of the description's loop."""
         self.model.train()
         x0, teacher_BND, ids_B = (x.to(self.device, non_blocking=True) for x in (x0, teacher_BND, ids_B))
         x0 = x0.float()
@@ -185,6 +186,6 @@ class DocumentedLoop:
 
 @torch.no_grad()
 def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
-    """§5.5: over every parameter, one at a time."""
+    """The description's EMA: over every parameter, one at a time."""
     for average, parameter in zip(ema.parameters(), model.parameters(), strict=True):
         average.mul_(decay).add_(parameter.data, alpha=1 - decay)

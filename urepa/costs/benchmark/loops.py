@@ -1,4 +1,4 @@
-"""What is timed: loops that make one update when called, and this project's with one part taken from the description.
+"""The loops that are timed. Each call makes one update; some are this project's with one part of the description's.
 
 Shapes: B batch, CHW latent, N tokens, D width.
 """
@@ -40,7 +40,7 @@ TRACK = "urepa.costs.benchmark.random_data.SyntheticTrack"
 
 @dataclass
 class Loop:
-    """One way to train. `update` makes one step of a batch that `data` hands over; `inside` holds around both."""
+    """One way to train. `update` makes one step on a batch from `data`; both run inside the context `inside`."""
 
     name: str
     data: Iterator[Any]
@@ -49,7 +49,7 @@ class Loop:
     waited: float = 0.0
 
     def step(self) -> None:
-        """One step, and how long it waited for its data."""
+        """Makes one step, and adds the seconds for which it waited for data to `waited`."""
         begin = time.perf_counter()
         batch = next(self.data)
         self.waited += time.perf_counter() - begin
@@ -57,7 +57,7 @@ class Loop:
 
 
 class HookedUNet(nn.Module):
-    """The backbone without its stages: diffusers' own forward, whole, whatever is asked for, with hooks at the taps."""
+    """The backbone without its stages: always diffusers' whole forward pass, with hooks at the taps."""
 
     def __init__(self, backbone: Any) -> None:
         super().__init__()
@@ -85,26 +85,26 @@ class HookedUNet(nn.Module):
 
 
 class DeepcopyEMA:
-    """The description's EMA in the trainer's place."""
+    """The description's EMA, in place of the trainer's."""
 
     def __init__(self, model: nn.Module, shadow: nn.Module, decay: float) -> None:
         self.model, self.decay = model, decay
         self.shadow = shadow
 
     def update(self, bad: Tensor) -> None:
-        """One update, of everything."""
+        """One update, of all parameters."""
         update_ema(self.shadow, self.model, self.decay)
 
 
-# the steps that are timed ask the teacher, whatever the schedule; the size of λ takes no time
+# all timed steps use the teacher, whatever the schedule; the value of λ does not change their time
 ALIGNED_THROUGHOUT = {"_target_": target_of(Constant)}
 
 
 class BenchLoops:
-    """The experiment's own trainer over random records in `place`, and loops around it. Of a track with buckets the
-    records are those of the largest, whose name is `bucket`.
+    """The experiment's own trainer over random records in `place`, and loops around it. For a track with buckets the
+    records have the shape of the largest one, whose name is `bucket`.
 
-    The description's loader's workers start before any model is there: a forked worker would keep a copy of every
+    The workers of the description's loader start before the model exists: a forked worker would keep a copy of every
     page that training changes later.
     """
 
@@ -140,7 +140,7 @@ class BenchLoops:
         return itertools.chain([next(items)], items)
 
     def build_model(self) -> AlignedModel:
-        """The experiment's model once more, in fp32 and as diffusers lays it out."""
+        """A second copy of the experiment's model, in fp32 and in PyTorch's default memory format."""
         loss = assembly.build_loss(self.config)
         teacher = assembly.build_part(self.config["teacher"]) if loss.taps else None
         model, _ = assembly.build_model(self.config, self.track, teacher, loss)
@@ -181,8 +181,8 @@ class BenchLoops:
         return loops
 
     def description_loop(self) -> Loop:
-        """The description's loop over a model in fp32: the trainer's own where that is one (two of SD-1.5 and their
-        copies take 14 GB)."""
+        """The description's loop over a model in fp32: the trainer's own if it is in fp32 (two copies of SD-1.5 with
+        their EMA take 14 GB)."""
         model, shadow = self.trainer.model, self.shadow
         if self.trainer.settings.frozen != "fp32":
             model = self.build_model()
@@ -230,7 +230,7 @@ class BenchLoops:
         yield from self.trainer.reader.stream(0, FOREVER)
 
     def _batch(self, item: tuple[Tensor, Tensor, Tensor]) -> list[Batch]:
-        """What the description's loader gives, as the trainer takes it; noise and timesteps drawn on the device."""
+        """An item of the description's loader as the trainer's batch; noise and timesteps are drawn on the device."""
         index_B, x0, teacher_BND = item
         samples = [self.track.samples[int(i)] for i in index_B]
         device = self.accelerator.device

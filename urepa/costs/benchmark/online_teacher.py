@@ -1,5 +1,5 @@
-"""The same step with the teacher asked in it, as REPA's train.py (github.com/sihyun-yu/REPA) asks its encoder about the
-images of every batch, in the place of tokens that are read.
+"""The same step with an online teacher, which encodes the images of every batch as REPA's train.py does
+(github.com/sihyun-yu/REPA), instead of cached tokens.
 
 Shapes: R records, B batch, S image size, N tokens, D width.
 """
@@ -20,8 +20,8 @@ from urepa.data.lists.samples import Samples
 
 
 class RandomImages:
-    """Random uint8 RGB [R,3,S,S] in memory, one for each sample, read as a token store is: ahead of the step, by the
-    reader's threads, into memory from which a GPU copies by itself. Its tokens are pixels, of a grid of SxS."""
+    """Random uint8 RGB [R,3,S,S] in memory, one for each sample. They are read like a token store: ahead of the step,
+    by the reader's threads, into pinned memory. The "tokens" are pixels, on a grid of SxS."""
 
     def __init__(self, samples: Samples, image_size: int) -> None:
         self.rows = {sample.key: row for row, sample in enumerate(samples)}
@@ -40,12 +40,12 @@ class RandomImages:
         return torch.index_select(self.pixels_R, 0, rows, out=out).view(len(keys), 3, -1).mT
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Does nothing: no file is open."""
 
 
 class OnlineTeacher:
-    """Turns a batch's images into its tokens on the device. The teacher has its architecture and random weights:
-    neither time nor FLOPs depend on them, and none are fetched."""
+    """Turns a batch's images into tokens on the device. The teacher has its architecture and random weights, because
+    neither time nor FLOPs depend on the weights; nothing is downloaded."""
 
     def __init__(
         self, teacher: Any, device: torch.device, autocast: Callable[[], contextlib.AbstractContextManager[Any]]
@@ -56,7 +56,7 @@ class OnlineTeacher:
 
     @contextlib.contextmanager
     def on_device(self) -> Iterator[None]:
-        """The network lies on the device only inside: it is no part of what the other loops need."""
+        """Inside, the network is on the device; outside it is not, so that the other loops' memory excludes it."""
         self.network.to(self.device)
         try:
             yield
@@ -64,7 +64,7 @@ class OnlineTeacher:
             self.network.to("cpu")
 
     def tokens(self, images_B3SS: Tensor) -> Tokens:
-        """uint8 to tokens without gradient: scaled to [0,1], then as the teacher prepares and sees images."""
+        """The tokens of uint8 images, without gradient: scaled to [0,1], preprocessed and encoded by the teacher."""
         with self.autocast():
             tokens = self.teacher.tokens(images_B3SS.float() / 255)
         # out of inference mode, since the loss saves them for its backward pass, and laid out as in a store

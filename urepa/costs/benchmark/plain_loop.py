@@ -1,9 +1,9 @@
-"""A training loop as one writes it first, over the same model and batches: torch's AdamW, its clipping, and an EMA
-parameter by parameter as in REPA's train.py (github.com/sihyun-yu/REPA). No guard, no log, no second norm.
+"""A simple training loop over the same model and batches: torch's AdamW, its clipping, and an EMA parameter by
+parameter as in REPA's train.py (github.com/sihyun-yu/REPA). No guard, no log, no second norm.
 
 Shapes: B batch, N tokens, D width.
 
-It shows what the fast step gains over a first version; no library is timed in its place.
+It shows what the fast step gains over a simple implementation; it does not represent any library.
 """
 
 from __future__ import annotations

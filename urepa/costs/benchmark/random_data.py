@@ -1,4 +1,4 @@
-"""An experiment's data as random records in the stores it would have: for timing, nothing is learnt from them."""
+"""Random records in place of an experiment's data, in the stores that it would have. Only for timing."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ class SyntheticTrack:
         self.samples = Samples.of_rows((f"n{i:08d}", i % num_classes, "", "train") for i in range(records))
 
     def build(self) -> SyntheticTrack:
-        """Itself, which a config names in a track's place."""
+        """Returns itself: a config names this class in place of a track's declaration."""
         return self
 
     @property
     def latents(self) -> Path:
-        """The latents' store."""
+        """The path of the latents' store."""
         return self.folder / "latents"
 
     @property
     def tokens(self) -> Path:
-        """The tokens' store."""
+        """The path of the tokens' store."""
         return self.folder / "tokens"
 
     def write(self, teacher: Any | None) -> None:
-        """The stores."""
+        """Writes the stores."""
         self._write(self.latents, self.latent_shape)
         if isinstance(teacher, SeveralTeachers):
             raise UserError("urepa.bench times a step with one teacher: give teacher=NAME")
@@ -70,7 +70,7 @@ class SyntheticTrack:
         return rows, columns
 
     def open(self, teacher: Any | None) -> Cache:
-        """The stores, as any track's."""
+        """Opens the stores like any track's."""
         tokens: dict[str, Store | OnlineTokens] = {} if teacher is None else {ALONE: Store(self.tokens)}
         splits = dict.fromkeys(("train", "val", "test"), self.samples)
         grids = {} if teacher is None else {ALONE: self.grid_of(teacher)}
@@ -83,13 +83,13 @@ class SyntheticTrack:
 
 
 def largest_bucket(track: Any) -> tuple[str, Any]:
-    """Of the buckets that a track has or may have the one with the largest x0, and its name; a track of one shape is
-    its own."""
+    """The name and view of the bucket with the largest x0, among those that a track has or may have; for a track of one
+    shape, the track itself."""
     return max(bucket_views(track).items(), key=lambda item: math.prod(item[1].latent_shape))
 
 
 def settings_like(track: Any, root: Path, records: int, teacher: Any | None = None) -> dict[str, Any]:
-    """A SyntheticTrack's settings with the shapes and classes of a track; of several shapes the largest."""
+    """Settings of a SyntheticTrack with a track's shapes and classes; with several shapes, the largest."""
     _, view = largest_bucket(track)
     grids = [one.grid for one in teachers_of(view, teacher).values()]
     return {

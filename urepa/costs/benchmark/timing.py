@@ -1,4 +1,4 @@
-"""Loops take turns; what is told is the median of a loop's rounds and its ratio to the others'."""
+"""Times loops in turns and returns the median of each loop's rounds, and its ratio to those of the other loops."""
 
 from __future__ import annotations
 
@@ -66,10 +66,11 @@ def measure(
 
 
 def _count(loop: Loop, model: nn.Module, device: torch.device) -> tuple[int, int]:
-    """FLOPs and saved bytes of a step, in eager mode: a compiled block shows neither. Then one to warm up."""
+    """FLOPs and saved bytes of a step, counted in eager mode, because a compiled block hides both. Then makes a warm-up
+    step."""
     flops = flop_counter()
     with loop.inside():
-        saved = SavedBytes(model)  # here: another memory format is other storages
+        saved = SavedBytes(model)  # here, because another memory format has other storages
         with torch.compiler.set_stance("force_eager"), flops, saved:
             loop.step()
         loop.step()
@@ -94,7 +95,7 @@ def _time_steps(loop: Loop, steps: int, device: torch.device) -> Turn:
 
 
 def _minor_faults() -> int:
-    """Of this process and all its threads, so far."""
+    """Minor page faults of this process and all its threads so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 

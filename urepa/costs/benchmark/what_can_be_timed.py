@@ -1,4 +1,4 @@
-"""What `urepa.bench` cannot time, found in the config alone."""
+"""Refuses configs that `urepa.bench` cannot time."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from urepa.core.track_protocols import condition_widths
 
 
 def check_bench(config: dict[str, Any]) -> None:
-    """UserError where a loop that is asked for does not exist."""
+    """Raises UserError if a requested loop does not exist for the config."""
     settings, track = config["bench"], declaration_of(config["data"])
     if track.online_latents or track.online_teacher:
         raise UserError(
             "bench times a step over records: leave data.online_latents and data.online_teacher out; what they add "
-            "is counted by `python -m urepa.plan`, and bench.against=online times a teacher that is asked"
+            "is counted by `python -m urepa.plan`, and bench.against=online times an online teacher"
         )
     if tuple(condition_widths(track)) != (CLASS,):
         raise UserError("bench times steps under class ids, and this experiment has captions; leave data.captions out")
     if settings["against"] == "online" and not declaration_of(config["loss"]).taps:
         raise UserError(
-            "bench.against=online asks the teacher in every step, and loss=none has none; choose another loss"
+            "bench.against=online runs the teacher in every step, and loss=none has none; choose another loss"
         )
     if settings["against"] == "online" and getattr(track, "sees", "images") != "images":
         raise UserError(
-            "bench.against=online asks the teacher about images, and data.teacher_sees shows it others; leave that out"
+            "bench.against=online gives the teacher the images, and data.teacher_sees other ones; leave the latter out"
         )
     has_rectangles = any(height != width for _, height, width in track.latent_shapes)
     for key, value in (("against", "online"), ("against", "documented"), ("parts", True)):
@@ -42,4 +42,4 @@ def check_bench(config: dict[str, Any]) -> None:
         raise UserError("bench.against=plain takes tokens of one teacher; choose one, or leave bench.against out")
     backbone: Backbone = declaration_of(config["backbone"])
     if settings["parts"] and not backbone.is_diffusers_unet:
-        raise UserError("bench.parts takes a U-Net's step apart, and this experiment has none; leave it out")
+        raise UserError("bench.parts times the parts of a U-Net's step, and this experiment has no U-Net; leave it out")

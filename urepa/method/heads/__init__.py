@@ -1,2 +1,2 @@
-"""Heads, from a tapped state to the teacher's token space: a file declares one (`urepa.core.protocols.Head`), and the
-file of the same name that ends in `_net` has its network."""
+"""Heads, which map a tapped state to the teacher's token space. A file declares one (`urepa.core.protocols.Head`); a
+file whose name ends in `_net` contains the networks."""

@@ -27,7 +27,7 @@ class Conv:
     resizes: ClassVar[bool] = True
 
     def check(self) -> None:
-        """Any settings in their ranges go together."""
+        """Nothing to check: any settings in their ranges are valid together."""
 
     def build(self, *, in_width: int, out_width: int) -> ConvHead:
         from urepa.method.heads.conv_net import ConvHead

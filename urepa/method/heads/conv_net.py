@@ -1,7 +1,6 @@
 """The network of `conv`.
 
-Shapes: B batch, N tokens, D width of the tap, H within a head, E width of the teacher, h/w grid of the tap or
-the teacher.
+Shapes: B batch, N tokens, D width of the tap, E width of the teacher, h/w grid of the tap or the teacher.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class ConvHead(nn.Module):
             layers += [nn.GELU(), nn.Conv2d(out_width, out_width, 1, bias=False)]
         self.before = upsample == "before"
         if self.before:
-            layers.insert(0, nn.Identity())  # stored weights count from 1: the first layer did the resizing
+            layers.insert(0, nn.Identity())  # keys of stored weights start at 1: layer 0 did the resizing
         self.layers = nn.Sequential(*layers)
 
     def forward(self, tapped: Tokens, t_B: Tensor, grid: tuple[int, int]) -> Tokens:

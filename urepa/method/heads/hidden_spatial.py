@@ -20,7 +20,7 @@ class HiddenSpatial:
     resizes: ClassVar[bool] = True
 
     def check(self) -> None:
-        """Any settings in their ranges go together."""
+        """Nothing to check: any settings in their ranges are valid together."""
 
     def build(self, *, in_width: int, out_width: int) -> HiddenSpatialHead:
         from urepa.method.heads.spatial_net import HiddenSpatialHead

@@ -17,7 +17,7 @@ class LayerNormLinear:
     resizes: ClassVar[bool] = True
 
     def check(self) -> None:
-        """It has no settings."""
+        """Nothing to check: there are no settings."""
 
     def build(self, *, in_width: int, out_width: int) -> LayerNormLinearHead:
         from urepa.method.heads.layer_norm_linear_net import LayerNormLinearHead

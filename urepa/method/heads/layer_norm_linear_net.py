@@ -13,8 +13,9 @@ from urepa.models.layers import linear, resize_tokens
 
 
 class LayerNormLinearHead(nn.Module):
-    """LayerNorm over D and a dense layer to E on each token by itself, then bilinear to the target's grid. The dense
-    layer begins as REPA's do (`urepa.models.layers.linear`). Output tokens have unit length, in fp32.
+    """LayerNorm over D and a dense layer to E on each token by itself, then bilinear interpolation to the target's
+    grid. The dense layer is initialised as REPA's are (`urepa.models.layers.linear`). Output tokens have unit length,
+    in fp32.
 
     Args:
         in_width, out_width: D and E.
@@ -26,7 +27,7 @@ class LayerNormLinearHead(nn.Module):
 
     def forward(self, tapped: Tokens, t_B: Tensor, grid: tuple[int, int]) -> Tokens:
         x_BND, mask_BN = tapped.x_BND, tapped.mask_BN
-        if mask_BN is not None:  # whatever masked tokens hold, it reaches no gradient
+        if mask_BN is not None:  # the values of masked tokens must not affect gradients
             x_BND = x_BND.masked_fill(~mask_BN[..., None], 0)
         projected = Tokens(self.layers(x_BND).float(), tapped.grid, mask_BN)
         tokens = resize_tokens(projected, grid)

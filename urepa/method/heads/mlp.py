@@ -20,7 +20,7 @@ class MLP:
     resizes: ClassVar[bool] = False
 
     def check(self) -> None:
-        """Any settings in their ranges go together."""
+        """Nothing to check: any settings in their ranges are valid together."""
 
     def build(self, *, in_width: int, out_width: int) -> MLPHead:
         from urepa.method.heads.mlp_net import MLPHead

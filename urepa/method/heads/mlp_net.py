@@ -1,6 +1,6 @@
 """The networks of `mlp` and `time_mlp`.
 
-Shapes: B batch, N tokens, D width of the tap, H within a head, E width of the teacher, h/w the tap's grid.
+Shapes: B batch, N tokens, D width of the tap, H width within the head, E width of the teacher, h/w the tap's grid.
 """
 
 from __future__ import annotations
@@ -46,15 +46,16 @@ class MLPHead(nn.Module):
         return Tokens(F.normalize(self.project(tapped.x_BND, t_B).float(), dim=-1), grid, tapped.mask_BN)
 
     def project(self, x_BND: Tensor, t_B: Tensor) -> Tensor:
-        """[B,N,E], of any length."""
+        """The projected tokens [B,N,E], before normalisation."""
         return self.layers(x_BND)
 
 
 class TimeMLPHead(MLPHead):
-    """REPA's projector where what is projected may depend on the time, as what a tap knows of the image does: each of
-    the two inner layers' output x becomes x·(1 + scale(t)) + shift(t), adaLN's modulation (Peebles & Xie 2023, §3.2)
-    without its LayerNorm. Scale and shift come from the sinusoid of the objective's own time, as backbones take it,
-    through two dense layers; the last begins at zero, so that the head begins as `MLPHead` with the same weights.
+    """REPA's projector, conditioned on the time, because a tap's information about the image depends on the noise. The
+    output x of each of the two inner layers becomes x·(1 + scale(t)) + shift(t): adaLN's modulation (Peebles & Xie
+    2023, §3.2) without its LayerNorm. Two dense layers compute scale and shift from the sinusoid of the objective's own
+    time, which backbones take too. The last is initialised to zero, so that the head initially equals `MLPHead` with
+    the same weights.
 
     Args: those of `MLPHead`.
     """

@@ -17,7 +17,7 @@ class Spatial:
     resizes: ClassVar[bool] = True
 
     def check(self) -> None:
-        """Any settings in their ranges go together."""
+        """Nothing to check: any settings in their ranges are valid together."""
 
     def build(self, *, in_width: int, out_width: int) -> SpatialHead:
         from urepa.method.heads.spatial_net import SpatialHead

@@ -1,7 +1,6 @@
 """The networks of `spatial` and `hidden_spatial`.
 
-Shapes: B batch, N tokens, D width of the tap, H within a head, E width of the teacher, h/w grid of the tap or
-the teacher.
+Shapes: B batch, N tokens, D width of the tap, E width of the teacher, h/w grid of the tap or the teacher.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from urepa.models.layers import masked_map, resize, resize_mask
 
 
 class SpatialHead(nn.Module):
-    """iREPA's projector: one 3x3 convolution over the tap's grid (Singh et al. 2025), then bilinear to
+    """iREPA's projector: one 3x3 convolution over the tap's grid (Singh et al. 2025), then bilinear interpolation to
     the teacher's. Output tokens have unit length, in fp32.
 
     Args:

@@ -1,4 +1,4 @@
-"""The head of REPA, given the time."""
+"""The head of REPA, conditioned on the time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class TimeMLP:
     resizes: ClassVar[bool] = False
 
     def check(self) -> None:
-        """Any settings in their ranges go together."""
+        """Nothing to check: any settings in their ranges are valid together."""
 
     def build(self, *, in_width: int, out_width: int) -> TimeMLPHead:
         from urepa.method.heads.mlp_net import TimeMLPHead

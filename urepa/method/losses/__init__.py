@@ -1,1 +1,2 @@
-"""Losses: a declaration each (`urepa.core.protocols.Loss`), with their mathematics in `_math` files."""
+"""Losses. A file declares one (`urepa.core.protocols.Loss`); a file whose name ends in `_math` contains its
+mathematics."""

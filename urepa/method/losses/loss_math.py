@@ -1,10 +1,10 @@
-"""The loss terms as pure functions, in fp32 whatever comes in.
+"""The loss terms as pure functions, computed in fp32 for inputs of any dtype.
 
 Shapes: B batch, N tokens, D width, G group of samples whose similarities are compared.
 L_total = L_diff + λ(step) · [L_token + w · L_manifold]
 
-`mask_BN` is True where a token counts (None: all do). A masked term is the one of the tokens that count, computed by
-themselves, and has no gradient at the others, whatever these hold. Each sample has tokens that count: ValueError.
+`mask_BN` is True where a token counts (None: all do). A masked term equals the term of the counted tokens alone. The
+other tokens have no gradient, whatever their values. A sample without counted tokens raises ValueError.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def token_loss(student_BND: Tensor, teacher_BND: Tensor, mask_BN: Tensor | None 
 
 
 def normalise_spatially(tokens_BND: Tensor, share: float, mask_BN: Tensor | None = None) -> Tensor:
-    """(x − share·mean)/(std + 1e-6) over an image's tokens, channel by channel: what tells its places apart (iREPA).
-    The standard deviation divides by N − 1. A masked token becomes 0."""
+    """(x − share·mean)/(std + 1e-6) over an image's tokens, channel by channel, which emphasises the differences
+    between its positions (iREPA). The standard deviation divides by N − 1. A masked token becomes 0."""
     tokens_BND = tokens_BND.float()
     if mask_BN is None:
         mean_B1D, std_B1D = tokens_BND.mean(1, keepdim=True), tokens_BND.std(1, keepdim=True)
@@ -46,7 +46,7 @@ def normalise_spatially(tokens_BND: Tensor, share: float, mask_BN: Tensor | None
 
 def mean_square(difference_XNN: Tensor, diagonal: bool = False) -> Tensor:
     """Mean of the squared entries off the diagonals. For symmetric matrices this is the mean over their upper
-    triangles. With `diagonal` the mean over all entries: (N − 1)/N of the other where the diagonals are 0, as those of
+    triangles. With `diagonal`, the mean over all entries: (N − 1)/N of the former if the diagonals are 0, as those of
     the difference of two similarity matrices are."""
     n = difference_XNN.shape[-1]
     if n < 2:
@@ -74,9 +74,9 @@ def manifold_loss_token(
     student_BND: Tensor, teacher_BND: Tensor, mask_BN: Tensor | None = None, diagonal: bool = False
 ) -> Tensor:
     """The paper's form: similarity matrices of tokens within each sample (U-REPA, arXiv 2503.18414,
-    eq. 6), without the diagonal, which is 1 on both sides, or with it. With a mask the mean over a sample's pairs
-    first, then over samples, which count alike however many tokens they have; each has two that count, or it is a
-    ValueError."""
+    eq. 6), without the diagonal, which is 1 on both sides, or with it. With a mask, the mean is taken over each
+    sample's pairs first and then over samples, which have equal weight however many of their tokens count. Raises
+    ValueError if fewer than two tokens of a sample count."""
     student_BND, teacher_BND = (_without_masked(x, mask_BN) for x in (student_BND, teacher_BND))
     student_BND, teacher_BND = (F.normalize(x.float(), dim=-1) for x in (student_BND, teacher_BND))
     difference_BNN = student_BND @ student_BND.mT - teacher_BND @ teacher_BND.mT
@@ -98,7 +98,7 @@ def both_masks(one_BN: Tensor | None, other_BN: Tensor | None) -> Tensor | None:
 
 
 def _without_masked(x_BND: Tensor, mask_BN: Tensor | None) -> Tensor:
-    """0 at masked tokens, which have no gradient."""
+    """Sets masked tokens to 0, so that they have no gradient."""
     return x_BND if mask_BN is None else x_BND.masked_fill(~mask_BN[..., None], 0)
 
 

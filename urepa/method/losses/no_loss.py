@@ -31,16 +31,16 @@ class NoLoss:
     diffusion_fraction: ClassVar[float] = 1.0
 
     def check(self) -> None:
-        """It has no settings."""
+        """Nothing to check: there are no settings."""
 
     def check_teachers(self, names: Collection[str]) -> None:
-        """It has no weights of teachers."""
+        """Nothing to check: the loss has no weights of teachers."""
 
     def check_layout(self, smallest_group: int, accumulation: int) -> None:
-        """Samples are not compared with each other."""
+        """Nothing to check: samples are not compared with each other."""
 
     def check_schedule(self, schedule: Schedule, max_steps: int) -> None:
-        """It has no λ."""
+        """Nothing to check: the loss has no λ."""
 
     def idle_keys(self) -> dict[str, str | None]:
         return dict.fromkeys(IDLE, "loss=none, which has neither teacher nor head")

@@ -10,7 +10,7 @@ from urepa.method.training_step import Aligned, Gather, Terms
 
 
 class NoAlignment(Shape):
-    """λ is 0, and there is no teacher to ask."""
+    """λ is 0, and there is no teacher."""
 
     def factor(self, step: int, steps: int) -> float:
         return 0.0

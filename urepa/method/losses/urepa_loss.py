@@ -47,7 +47,7 @@ class URepaLoss:
         "w: the weight of the manifold loss beside the token loss", ge=0, le=LARGEST, alters=(TOTAL,)
     )
     level: Level = setting(
-        "of the manifold loss: similarities between samples, between the tokens of each, or the mean of both losses",
+        "what the manifold loss compares: samples, the tokens within each sample, or both (the mean of both losses)",
         alters=MANIFOLDS,
     )
     taps: dict[str, float] = setting(
@@ -57,7 +57,7 @@ class URepaLoss:
         alters=ALIGNMENT,
     )
     teachers: dict[str, float] = setting(
-        "with teacher=several: weights by a teacher's name; 1 where none is given",
+        "with teacher=several: the weight of each teacher, by its name; 1 if none is given",
         {},
         ge=0,
         le=LARGEST,
@@ -77,7 +77,7 @@ class URepaLoss:
         alters=ALIGNMENT,
     )
     time_power: float = setting(
-        "a sample's λ falls with its share of noise s as (1 - s)^power, mean 1; 0: all have one λ",
+        "a sample's λ falls with its share of noise s as (1 - s)^power, mean 1; 0: the same λ for all",
         0.0,
         ge=0,
         le=LARGEST,
@@ -87,11 +87,11 @@ class URepaLoss:
         "p/q: p random samples of every q have a diffusion term; 0: none has", 1.0, ge=0, le=1, alters=(TOTAL,)
     )
     manifold_diagonal: bool = setting(
-        "take the mean of the manifold loss over all pairs, those of a vector with itself too", False, alters=MANIFOLDS
+        "whether the mean of the manifold loss includes the pairs of a vector with itself", False, alters=MANIFOLDS
     )
     grid: Any = setting(
-        "where a tap and a teacher of other rows and columns are compared: on the grid of the teacher, of the student "
-        "(the teacher's tokens are resized), the smaller of the two, or a given one as [16,16]",
+        "the grid on which a tap and a teacher of other rows and columns are compared: the teacher's, the student's "
+        "(the teacher's tokens are resized), the smaller of the two, or a given one such as [16,16]",
         alignment_grids.TEACHER,
         ge=1,
         le=SIZE,
@@ -127,7 +127,7 @@ class URepaLoss:
         for name in self.teachers:
             if name not in names:
                 there = (
-                    f"these are {', '.join(names)}" if names else "there are no several teachers, whose names it takes"
+                    f"the teachers are {', '.join(names)}" if names else "it needs several teachers, teacher=several"
                 )
                 raise UserError(f"loss.teachers.{name} has no effect: {there}")
         if names and not any(self.teachers.get(name, 1.0) for name in names):
@@ -136,7 +136,8 @@ class URepaLoss:
             )
 
     def check_layout(self, smallest_group: int, accumulation: int) -> None:
-        """The sample-level manifold compares the global batch: it must be there at once, and hold 2."""
+        """The sample-level manifold loss compares all samples of the global batch: it must be in memory at once, and
+        have at least 2 samples."""
         if str(self.level) == "token":
             return
         if smallest_group < 2:
@@ -147,7 +148,7 @@ class URepaLoss:
         if accumulation > 1:
             raise UserError(
                 f"loss.level={self.level} compares all samples of a batch, which trainer.accumulation="
-                f"{accumulation} never holds at once; give trainer.accumulation=1 or loss.level=token"
+                f"{accumulation} splits into several parts; give trainer.accumulation=1 or loss.level=token"
             )
 
     def check_schedule(self, schedule: Schedule, max_steps: int) -> None:
@@ -155,8 +156,8 @@ class URepaLoss:
         schedule.check_length(warmup_steps=self.warmup_steps, max_steps=max_steps)
         if self.diffusion_fraction < 1 and schedule.may_stop(warmup_steps=self.warmup_steps, max_steps=max_steps):
             raise UserError(
-                "this schedule ends the alignment before the run's end and leaves the diffusion term alone: give "
-                "loss.diffusion_fraction=1 with it"
+                "this schedule may end the alignment before the run's end, and the diffusion term alone would then "
+                "train on a fraction of each batch: give loss.diffusion_fraction=1 with it"
             )
 
     def idle_keys(self) -> dict[str, str | None]:
@@ -209,8 +210,7 @@ class URepaLoss:
         warmup, last, lam = self.warmup_steps, max_steps - 1, number(self.lambda_max)
         if self.lambda_max == 0:
             return (
-                "λ = 0 throughout: the control, which computes and logs the alignment terms and learns nothing from "
-                "them."
+                "λ = 0 throughout: the control, which computes and logs the alignment terms and does not train on them."
             )
         shape = schedule.description()
         if warmup == 0:
@@ -224,7 +224,7 @@ class URepaLoss:
         return f"{rises} and {shape or 'stays there'}."
 
     def _by_step(self, schedule: Schedule, max_steps: int) -> list[str | Formula]:
-        """The schedule's formulas, and what is left of the alignment at its end."""
+        """The schedule's formulas, and what remains of the alignment after its end."""
         of_run = {"warmup_steps": self.warmup_steps, "max_steps": max_steps}
         after_warmup = self.lambda_max > 0 and self.warmup_steps < max_steps
         formulas = schedule.formulas(peak=self.lambda_max, **of_run) if after_warmup else []
@@ -269,15 +269,15 @@ def token_normalisation(share: float | None) -> list[str | Formula]:
 
 
 def after_stop(stop: int) -> list[str | Formula]:
-    """What is left of the alignment then (as in HASTE, Wang et al. 2025)."""
+    """What remains of the alignment after the stop (as in HASTE, Wang et al. 2025)."""
     return [
-        f"From update {number(stop)} on training neither asks the teacher nor computes the alignment terms; "
-        "validations still do both, to see whether the alignment lasts."
+        f"From update {number(stop)} on training neither runs the teacher nor computes the alignment terms; "
+        "validations still do both, to measure whether the alignment lasts."
     ]
 
 
 def by_time(power: float) -> list[str | Formula]:
-    """λ over a sample's time."""
+    """How λ depends on a sample's time."""
     if power == 0:
         return []
     return [

@@ -1,9 +1,10 @@
 """The mathematics of `urepa_loss`. Shapes: B batch, R rows of it that have a diffusion term, G gathered (global) batch,
 N tokens, D widths.
 
-A token counts where neither the student's mask nor the teacher's hides it: in the token loss, in both levels of the
-manifold loss and in what is logged of them. Only `spatial_norm` looks at the teacher's mask alone: targets do not
-depend on the student. They are resized last, each to the grid that a tap is compared on, which its head was asked for.
+A token counts if neither the student's mask nor the teacher's excludes it: in the token loss, in both levels of the
+manifold loss and in their logged values. Only `spatial_norm` uses the teacher's mask alone, so that targets do not
+depend on the student. Targets are resized last, each to the grid on which a tap is compared, which is its head's output
+grid.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class AlignmentLoss:
     """L_diff + λ(step)·[L_token + w·L_manifold], with the formulas of `loss_math`.
 
     Args:
-        settings: of the loss.
+        settings: those of the loss.
         schedule: the shape of λ after its warm-up, with its state in this run.
     """
 
@@ -44,19 +45,19 @@ class AlignmentLoss:
         return linear_warmup(step, self.lambda_max, self.settings.warmup_steps) * self.schedule.value(step)
 
     def is_at_peak(self, step: int) -> bool:
-        """Is the warm-up over, and `stop_step` not reached? Where λ is always 0, both make no difference."""
+        """Whether the warm-up is over and `stop_step` is not reached; always True if `lambda_max` is 0."""
         peak = linear_warmup(step, self.lambda_max, self.settings.warmup_steps)
         return (0.0 if self.schedule.is_stopped(step) else peak) >= self.lambda_max
 
     def targets(self, tokens: Tokens) -> Tokens:
-        """A teacher's tokens, on its grid, as the student's are compared with them."""
+        """The targets: a teacher's tokens, on its own grid, normalised spatially if `spatial_norm` is set."""
         if self.spatial_norm is None:
             return tokens
         x_BND = loss_math.normalise_spatially(tokens.x_BND, self.spatial_norm, tokens.mask_BN)
         return replace(tokens, x_BND=x_BND)
 
     def is_spike(self, terms: Terms, step: int) -> Tensor | None:
-        """After the warm-up: is the manifold loss above the threshold?"""
+        """Whether the manifold loss is above the threshold; None during the warm-up, or without a manifold loss."""
         if step < self.settings.warmup_steps or terms.manifold is None:
             return None
         return (terms.manifold > self.settings.spike_threshold).detach()
@@ -64,7 +65,7 @@ class AlignmentLoss:
     def manifold(
         self, student_BND: Tensor, teacher_BND: Tensor, gather: Gather, mask_BN: Tensor | None = None
     ) -> Tensor:
-        """The weighted levels of the manifold loss, of tokens that count."""
+        """The weighted sum of the manifold loss's levels, over tokens that count."""
         value = student_BND.new_zeros(())
         for level, weight in self.levels.items():
             if level == "sample":
@@ -85,7 +86,7 @@ class AlignmentLoss:
         weight_B: Tensor | float = 1.0,
     ) -> Terms:
         """`weight_B` is g(t) of each sample."""
-        if not batch.teachers:  # no more; heads stay in the graph, as every rank must have the same one
+        if not batch.teachers:  # the alignment has ended; heads stay in the graph, which must be equal on all ranks
             unused = sum((tokens.x_BND.sum() for tokens in output.tokens.values()), diffusion_R.new_zeros(()))
             return Terms(diffusion_R.mean() + 0.0 * unused, {"diffusion": diffusion_R})
         targets = {name: self.targets(tokens) for name, tokens in batch.teachers.items()}
@@ -106,7 +107,7 @@ class AlignmentLoss:
                 share = weight / weight_sum * shares[name]
                 by_teacher[name] = by_teacher[name] + weight / weight_sum * own_B.detach()
                 token_B = token_B + share * own_B
-                # what has no weight is logged, and asks for no gradient
+                # with weight 0 it is logged, without a gradient
                 trained_BND = student_BND if self.manifold_weight else student_BND.detach()
                 manifold = manifold + share * self.manifold(trained_BND, teacher_BND, gather, mask_BN)
         clipped = manifold if self.settings.manifold_clip is None else manifold.clamp(max=self.settings.manifold_clip)

@@ -28,7 +28,7 @@ class BetaSchedule(Enum):
 
 @dataclass
 class DDPMEpsilon:
-    """A variance-preserving diffusion over whole timesteps, of which the noise ε is predicted."""
+    """A variance-preserving diffusion over whole timesteps; the backbone predicts the noise ε."""
 
     _target_: str = "urepa.method.objectives.ddpm_epsilon.DDPMEpsilon"
     beta_start: float = setting("β of the first timestep", ge=TINY, le=1 - TINY, alters=OF_NOISE)
@@ -36,7 +36,7 @@ class DDPMEpsilon:
     beta_schedule: BetaSchedule = setting("β over timesteps: linear, or linear in its square root", alters=OF_NOISE)
     timesteps: int = setting("number of timesteps", ge=1, le=SIZE, alters=OF_NOISE, unpairs=True)
 
-    # The diffusion loss has the scale of what is predicted; the error of the implied x0 is the same quantity.
+    # The scale of the diffusion loss depends on what is predicted; that of the implied x0's error does not.
     alters: ClassVar[tuple[str, ...]] = (DIFFUSION, TOTAL)
 
     prediction_type: ClassVar[str] = "epsilon"
@@ -59,8 +59,8 @@ class DDPMEpsilon:
     def check(self) -> None:
         if self.beta_start > self.beta_end:
             raise UserError(
-                f"objective.beta_start={self.beta_start} is above objective.beta_end={self.beta_end}; give one that is "
-                "not"
+                f"objective.beta_start={self.beta_start} is above objective.beta_end={self.beta_end}; give a smaller "
+                "objective.beta_start"
             )
 
     def has_time(self, t: float) -> bool:
@@ -89,8 +89,9 @@ class DDPMEpsilon:
         return (
             f"**The model predicts {self.predicts[0]}**, with {markdown(str(self.beta_schedule))} β from "
             f"{self.beta_start} to {self.beta_end} over {self.timesteps} timesteps. "
-            "`scheduler/` says so; another scheduler class is made from its config with `from_config`. A pipeline's "
-            "own scheduler may say otherwise, and then gives noise. Choose a number of steps that divides "
-            f"{self.timesteps}: for others diffusers' DDIMScheduler goes to wrong timesteps, and for a few (61 of "
-            "1,000 is one) all its schedulers take one step too many, so that images differ from `urepa.generate`'s."
+            "`scheduler/` contains these settings; make another scheduler class from its config with `from_config`. A "
+            "pipeline's own scheduler may have other settings, and then the images are noise. Choose a number of steps "
+            f"that divides {self.timesteps}: with others diffusers' DDIMScheduler uses wrong timesteps, and with a few "
+            "(such as 61 of 1,000) all its schedulers take one step too many, so that images differ from "
+            "`urepa.generate`'s."
         )

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class DDPMVelocity(DDPMEpsilon):
-    """The same diffusion, of which v = √ᾱ·ε − √(1−ᾱ)·x0 is predicted (Salimans & Ho 2022, §4)."""
+    """The same diffusion; the backbone predicts v = √ᾱ·ε − √(1−ᾱ)·x0 (Salimans & Ho 2022, §4)."""
 
     _target_: str = "urepa.method.objectives.ddpm_velocity.DDPMVelocity"
 

@@ -38,13 +38,13 @@ class TimeDraw(Enum):
 
 @dataclass
 class Flow:
-    """A path from data (t = 0) to noise (t = 1), of which the velocity dx_t/dt is predicted."""
+    """A path from data (t = 0) to noise (t = 1); the backbone predicts its velocity dx_t/dt."""
 
     _target_: str = "urepa.method.objectives.flow.Flow"
-    path: FlowPath = setting("from data to noise", alters=(DIFFUSION, TOTAL, NOISE_LEVELS))
+    path: FlowPath = setting("the path from data to noise", alters=(DIFFUSION, TOTAL, NOISE_LEVELS))
     draw: TimeDraw = setting("how training times are drawn", alters=(DIFFUSION, TOTAL, MEANS_OVER_TIMES), unpairs=True)
 
-    # The diffusion loss has the scale of what is predicted; the error of the implied x0 is the same quantity.
+    # The scale of the diffusion loss depends on what is predicted; that of the implied x0's error does not.
     alters: ClassVar[tuple[str, ...]] = (DIFFUSION, TOTAL)
 
     prediction_type: ClassVar[str] = "flow"
@@ -55,7 +55,7 @@ class Flow:
     times: ClassVar[str] = "times lie in [0, 1]"
 
     def check(self) -> None:
-        """Any path goes with any draw."""
+        """Nothing to check: any path can be combined with any draw."""
 
     def has_time(self, t: float) -> bool:
         return 0 <= t <= 1

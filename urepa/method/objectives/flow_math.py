@@ -36,8 +36,8 @@ PATHS: dict[str, tuple[NoisePath, Callable[[float], float]]] = {
     "linear": (linear_path, lambda r: r / (1 + r)),
     "cosine": (cosine_path, lambda r: math.atan(r) * 2 / math.pi),
 }
-BELOW_ONE = 1 - 2**-24  # the last fp32 number
-QUANTILES = 1000  # that stand for the times that are drawn
+BELOW_ONE = 1 - 2**-24  # the largest fp32 number below 1
+QUANTILES = 1000  # of the distribution of training times
 
 
 class FlowMath(ObjectiveMath):
@@ -68,7 +68,7 @@ class FlowMath(ObjectiveMath):
         return self.draw(rng)
 
     def times_of(self, t: float | Tensor) -> Tensor:
-        """0 and 1 are times too, also where they are written as whole numbers."""
+        """Given times as fp32: whole numbers, 0 and 1, are times too."""
         return torch.as_tensor(t).float()
 
     def has_time(self, t_B: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""What the mathematics of every objective has: how x0 is noised and what the backbone must predict.
+"""The base class of the objectives' mathematics: how x0 is noised and what the backbone must predict.
 
 Shapes: B batch, CHW latent. Noise and times are always arguments. DDPM's timesteps are int64 in [0, T-1], flow's times
 floats in [0, 1]. x_t = α·x0 + σ·ε in both, with
@@ -17,9 +17,9 @@ from torch import Tensor
 
 
 class ObjectiveMath(ABC):
-    """What every objective owns. `samplers` are those that solve its equation, by their names in
-    `urepa.method.ddpm_sampling`, the usual one first, in at most `most_steps`; `times` says in words which times there
-    are."""
+    """The mathematics of an objective. `samplers`: the names of the samplers that solve its equation
+    (`urepa.method.ddpm_sampling`), the default first; `most_steps`: the most sampling steps that they can take;
+    `times`: the valid times in words, for messages."""
 
     samplers: tuple[str, ...]
     most_steps: float = math.inf
@@ -30,12 +30,12 @@ class ObjectiveMath(ABC):
         """One time to train at."""
 
     def times_of(self, t: float | Tensor) -> Tensor:
-        """Given times as this objective computes with them, whether it has them or not."""
+        """Given times in the dtype of this objective, whether they are valid or not."""
         return torch.as_tensor(t)
 
     @abstractmethod
     def has_time(self, t_B: Tensor) -> bool:
-        """Are these times of this objective?"""
+        """Whether all of these are times of this objective."""
 
     @abstractmethod
     def time_at(self, fraction: float) -> float:
@@ -50,15 +50,16 @@ class ObjectiveMath(ABC):
         """α and σ as [B,1,1,1]."""
 
     def towards_data(self, t_B: Tensor, power: float) -> Tensor:
-        """A weight of samples by their times [B]: (1 − s)^power over its mean over the times that are trained at.
+        """Weights of samples by their times [B]: (1 − s)^power, divided by its mean over the training times.
 
-        s = σ/(α + σ), in [0,1], is the share of noise in x_t, which is flow's own t on the linear path. 0 weighs all
-        samples alike; with a `power` of 1 and uniform t there, the weight falls from 2 at the data to 0 at the noise.
+        s = σ/(α + σ), in [0,1], is the share of noise in x_t; on a flow's linear path it is t. A `power` of 0 gives all
+        samples the same weight. With a `power` of 1, the linear path and uniform t, the weight falls from 2 at the data
+        to 0 at the noise.
         """
         return self._share_of_data(t_B) ** power / (self._usual_shares**power).mean()
 
     def _train_at(self, times: Tensor) -> None:
-        """For constructors: times that stand for those that are trained at, each as likely as any other."""
+        """For constructors: sets equally likely times that represent the distribution of training times."""
         self._usual_shares = self._share_of_data(times)
 
     def _share_of_data(self, t_B: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""The shapes of λ after its warm-up: a declaration each (`urepa.core.protocols.Schedule`)."""
+"""The shapes of λ after its warm-up: each file declares one (`urepa.core.protocols.Schedule`)."""

@@ -1,4 +1,4 @@
-"""λ falls along a power."""
+"""λ falls as a power of the remaining share of the decay."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from urepa.method.schedules.shape_math import Decay
 
 @dataclass
 class Polynomial(Decay):
-    """final + (1 - final)·(1 - p)^power of the peak, for p from 0 at the warm-up's end to 1 at the decay's. More than 1
-    falls fast at first, less than 1 fast at the end; 1 is `linear`."""
+    """final + (1 - final)·(1 - p)^power of the peak, for p from 0 at the warm-up's end to 1 at the decay's. With a
+    power above 1, λ falls fastest at first, below 1 fastest at the end; a power of 1 equals `linear`."""
 
     _target_: str = "urepa.method.schedules.polynomial.Polynomial"
-    power: float = setting("exponent of the share of the decay that is left", ge=TINY, le=LARGEST, alters=(TOTAL,))
+    power: float = setting("exponent of the remaining share of the decay", ge=TINY, le=LARGEST, alters=(TOTAL,))
 
     def factor(self, step: int, steps: int) -> float:
         if step >= steps:

@@ -1,7 +1,7 @@
-"""What the declared schedules rest on: a λ that stays or decays, known before the run; without torch.
+"""Base classes of the declared schedules: a λ that stays constant or decays, known before the run. No torch.
 
-Below, λ_max is `loss.lambda_max`, W its `warmup_steps`, D the last update of a decay, and f the share that is left:
-p(s) = min((s − W)/max(D − W, 1), 1), from 0 at the warm-up's end to 1 from D on. D is counted from the run's first
+Below, λ_max is `loss.lambda_max`, W its `warmup_steps`, D the last update of a decay, and f the final share of λ_max.
+p(s) = min((s − W)/max(D − W, 1), 1) goes from 0 at the warm-up's end to 1 from D on. D is counted from the run's first
 update, as W is.
 """
 
@@ -22,7 +22,7 @@ class Shape:
     """λ stays at its peak after the warm-up, until `stop_step`. A subclass gives `factor` and `description`."""
 
     stop_step: int | None = setting(
-        "from this update on λ is 0 and only validations ask the teacher; null: never",
+        "from this update on λ is 0 and only validations use the teacher; null: never",
         None,
         ge=1,
         le=LARGEST,
@@ -34,7 +34,7 @@ class Shape:
 
         Args:
             step: updates since the warm-up's end; 0 during the warm-up.
-            steps: from there to the decay's end, 1 or more.
+            steps: updates from the warm-up's end to the decay's end, 1 or more.
         """
         return 1.0
 
@@ -47,7 +47,7 @@ class Shape:
     # --- the same for all -----------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Any settings in their ranges go together."""
+        """Nothing to check: any settings in their ranges are valid together."""
 
     def check_length(self, *, warmup_steps: int, max_steps: int) -> None:
         if self.stop_step is not None and self.stop_step >= max_steps:
@@ -56,7 +56,7 @@ class Shape:
             )
 
     def decay_end(self, max_steps: int) -> int:
-        """D: the update from which on the share is the last one."""
+        """D: the update from which on the share no longer changes."""
         return max_steps
 
     def share(self, step: int, *, warmup_steps: int, max_steps: int) -> float:
@@ -77,7 +77,7 @@ class Shape:
         return KnownSchedule(self, warmup_steps, max_steps)
 
     def until(self, text: str) -> str:
-        """A description that goes on with the stop, if there is one."""
+        """The text, followed by the stop if there is one."""
         return (
             text if self.stop_step is None else f"{text} until update {number(self.stop_step)}, from which on it is 0"
         )
@@ -97,7 +97,7 @@ class Decay(Shape):
     )
 
     def words(self) -> tuple[str, str]:
-        """How it falls, as "along half a cosine", and p as a share of the way from `final` to 1, as LaTeX."""
+        """How λ falls: in words, such as "along half a cosine", and as LaTeX, as a function of p from 1 to 0."""
         raise NotImplementedError
 
     def check_length(self, *, warmup_steps: int, max_steps: int) -> None:
@@ -135,11 +135,11 @@ class Decay(Shape):
 
 
 class KnownSchedule:
-    """A schedule without a state: the same at every step whatever is measured (`urepa.core.protocols.ScheduleMath`).
+    """A schedule without a state, which does not depend on measurements (`urepa.core.protocols.ScheduleMath`).
 
     Args:
-        declared: a `Shape`, or what has its `share`, `is_stopped` and `teacher_steps`.
-        warmup_steps, max_steps: of the run.
+        declared: a `Shape`, or an object with its methods `share`, `is_stopped` and `teacher_steps`.
+        warmup_steps, max_steps: those of the run.
     """
 
     delay: int | None = None
@@ -158,7 +158,7 @@ class KnownSchedule:
         return self.declared.is_stopped(step)
 
     def observe(self, step: int, similarity: Any) -> None:
-        """Nothing depends on it."""
+        """Does nothing: this schedule does not depend on the similarity."""
 
     def logged(self) -> dict[str, float]:
         return {}
@@ -167,4 +167,4 @@ class KnownSchedule:
         return {}
 
     def load(self, step: int, state: dict[str, Any]) -> None:
-        """There is none."""
+        """Does nothing: there is no state."""

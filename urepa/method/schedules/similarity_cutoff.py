@@ -1,4 +1,4 @@
-"""λ is 0 once the tokens are similar enough."""
+"""λ is 0 once the student's tokens are similar enough to the teacher's."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ if TYPE_CHECKING:
 
 @dataclass
 class SimilarityCutoff(Shape):
-    """`shape` until the exponential moving average of the similarity (`train/cosine` of every update, over all ranks,
-    taps and teachers) reaches `threshold`; then 0. What an update measures acts `delay` updates later: batches are read
-    ahead, and the device is not waited for."""
+    """λ follows `shape` until the exponential moving average of the similarity (`train/cosine` of every update, over
+    all ranks, taps and teachers) reaches `threshold`; then it is 0. A measurement takes effect `delay` updates later,
+    because batches are read ahead and training does not wait for the device."""
 
     _target_: str = "urepa.method.schedules.similarity_cutoff.SimilarityCutoff"
-    threshold: float = setting("λ is 0 where the average similarity is this or more", ge=-1, le=1, alters=(TOTAL,))
+    threshold: float = setting("λ is 0 if the average similarity is at least this", ge=-1, le=1, alters=(TOTAL,))
     ema_decay: float = setting(
-        "share of the average that an update keeps; the first update's similarity begins it",
+        "weight of the previous average at each update; the first update's similarity is the first average",
         ge=0,
         le=1 - 1e-9,
         alters=(TOTAL,),
     )
     recoverable: bool = setting(
-        "true: the teacher is still asked, and λ returns where the average falls below the threshold; false: the first "
-        "cut-off is for good, and the teacher is no longer asked",
+        "true: the teacher is still used, and λ returns if the average falls below the threshold; false: the first "
+        "cut-off is permanent, and the teacher is no longer used",
         alters=(TOTAL,),
     )
-    shape: Any = part("λ until then")
+    shape: Any = part("the schedule of λ until the cut-off")
 
-    # more than what is read ahead and than what the device may be behind
+    # more than the batches that are read ahead, and than the updates by which the device may lag
     delay: ClassVar[int] = 8
 
     def check(self) -> None:
         if isinstance(self.shape, SimilarityCutoff):
-            raise UserError("schedule.shape: a cut-off in a cut-off would never act alone; choose another shape")
+            raise UserError("schedule.shape: a cut-off inside a cut-off has no effect; choose another shape")
         self.shape.check()
         if getattr(self.shape, "stop_step", None) is not None:
             raise UserError("schedule.shape.stop_step: give schedule.stop_step instead")
@@ -53,7 +53,7 @@ class SimilarityCutoff(Shape):
         self.shape.check_length(warmup_steps=warmup_steps, max_steps=max_steps)
         if self.delay >= max_steps:
             raise UserError(
-                f"schedule=similarity_cutoff has no effect in a run of {max_steps} steps: what an update measures acts "
+                f"schedule=similarity_cutoff has no effect in a run of {max_steps} steps: a measurement takes effect "
                 f"{self.delay} updates later; choose another schedule"
             )
 
@@ -81,13 +81,13 @@ class SimilarityCutoff(Shape):
     def formulas(self, *, peak: float, warmup_steps: int, max_steps: int) -> list[str | Formula]:
         kept, new = number(self.ema_decay), number(round(1 - self.ema_decay, 12))
         if self.recoverable:
-            then = "λ is 0 where it holds and returns where it does not; the teacher is asked all the time."
+            then = "λ is 0 while this holds and returns when it does not; the teacher is used throughout."
         else:
-            then = "From the first update on at which it holds, λ is 0, and training no longer asks the teacher."
+            then = "From the first update at which this holds, λ is 0, and training no longer uses the teacher."
         return [
             *self.shape.formulas(peak=peak, warmup_steps=warmup_steps, max_steps=max_steps),
-            f"A moving average m of the similarity cuts λ off at update s (the index d is {number(self.delay)}, the "
-            "updates that a measurement takes to act):",
+            f"A moving average m of the similarity cuts λ off at update s (d = {number(self.delay)} is the number of "
+            "updates after which a measurement takes effect):",
             Formula(
                 rf"m_{{s-d}} \ge {number(self.threshold)}, \qquad m_s = {kept}\, m_{{s-1}} + {new}\, "
                 r"\bigl( 1 - \mathcal{L}_{\mathrm{token}}(s) \bigr), \qquad "

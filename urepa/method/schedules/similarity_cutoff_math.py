@@ -1,4 +1,4 @@
-"""The state of `similarity_cutoff`. All of it is numbers of Python, the same on all ranks."""
+"""The state of `similarity_cutoff`. It consists of Python numbers, which are the same on all ranks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Average:
     is_closed: bool = False
 
     def after(self, similarity: float | None, declared: SimilarityCutoff) -> Average:
-        """With the similarity of one more update. One that measured nothing finite leaves the average as it was."""
+        """The average after one more update's similarity. A missing or non-finite one leaves it unchanged."""
         ema = self.ema
         if similarity is not None and math.isfinite(similarity):
             ema = similarity if ema is None else declared.ema_decay * ema + (1.0 - declared.ema_decay) * similarity
@@ -30,7 +30,7 @@ class Average:
 
 
 class Measured:
-    """A number on its way from the device: copied beside the work there, and waited for when it is read."""
+    """A number that is copied from the device asynchronously; `read` waits for the copy."""
 
     def __init__(self, value: Tensor | float) -> None:
         self._value, self._copied = value, None
@@ -46,19 +46,20 @@ class Measured:
 
 
 class SimilaritySchedule(KnownSchedule):
-    """A shape with a cut-off (`urepa.core.protocols.ScheduleMath`). The update s is decided by what the updates up to
-    s - delay measured; asked for the first time, the last of these is read, which the device has long finished."""
+    """A shape with a cut-off (`urepa.core.protocols.ScheduleMath`). Whether λ is cut off at update s depends on the
+    similarities of the updates up to s - delay. The last of these is read when s is asked for first; by then the device
+    has finished computing it."""
 
     def __init__(self, declared: SimilarityCutoff, warmup_steps: int, max_steps: int) -> None:
         super().__init__(declared, warmup_steps, max_steps)
         self.cutoff, self.delay = declared, declared.delay
-        self._measured: dict[int, Measured | None] = {}  # of the updates that have not acted yet
+        self._measured: dict[int, Measured | None] = {}  # by update, of those that have not taken effect yet
         self._next = 0  # the update that is observed next
-        # of the last updates that are decided: at most these are asked for again, or kept
+        # the averages that decide the most recent updates; older ones are dropped, as they are not asked for again
         self._decided: dict[int, Average] = {-1: Average()}
 
     def _at(self, step: int) -> Average:
-        """What decides over an update: of the present, or of the next ones as far as is measured."""
+        """The average that decides an update: the current one, or a later one whose measurements exist already."""
         last = max(self._decided)
         while last < step:
             measured = last + 1 - self._delay
@@ -75,7 +76,7 @@ class SimilaritySchedule(KnownSchedule):
         return self.cutoff.delay
 
     def _after(self, average: Average, update: int) -> Average:
-        """With what an update measured; before the first one there is nothing."""
+        """The average after the measurement of `update`; unchanged if there is none, as before the first update."""
         measured = self._measured.get(update)
         return average.after(None if measured is None else measured.read(), self.cutoff)
 
@@ -91,14 +92,14 @@ class SimilaritySchedule(KnownSchedule):
         self._next += 1
 
     def logged(self) -> dict[str, float]:
-        """The average with all that is measured; it acts later. Waits for the device."""
+        """The average over all measurements, also those that have not taken effect yet. Waits for the device."""
         average = self._at(self._next - 1)
         for update in range(self._next - self._delay, self._next):
             average = self._after(average, update)
         return {} if average.ema is None else {"similarity_ema": average.ema}
 
     def state(self, step: int) -> dict[str, Any]:
-        """After `step` updates: what decided over the last of them, and what was measured since."""
+        """The state after `step` updates: the average that decided the last one, and the measurements since."""
         assert step == self._next
         average = self._at(step - 1)
         pending = {}
