@@ -23,6 +23,8 @@ from urepa.runs.run_folder import to_plain
 from urepa.runs.trackers.no_tracking import NoShipper
 from urepa.training.assembly import build
 
+pytestmark = pytest.mark.long
+
 
 def composed(*overrides: str) -> dict[str, Any]:
     prepare()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 FEW, MANY = 2_000, 8_000  # the first fills the blocks
 # Of 6,000 more: a matrix of similarities would be 230 MiB, the tokens of a tap and its head 94 MiB; with neither it is
 # 46 MiB for alignment and 27 for knn.

@@ -7,9 +7,12 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from forks import Forked
 from test_mlflow_down import free_port, server
 from workspace import Workspace, assert_tracked_once, environment, query, start, wait_for
+
+pytestmark = pytest.mark.long(waits=True)
 
 WRITERS = 8
 SCRIPT = str(Path(__file__).with_name("write_metrics.py"))
@@ -42,14 +45,14 @@ def test_eight_runs_write_to_one_new_sqlite_file(work: Workspace) -> None:
     assert_all_there(work, begin(work, uri, 0.01))
 
 
-def test_a_server_that_is_down_for_20_seconds(work: Workspace) -> None:
+def test_a_server_that_is_down_for_8_seconds(work: Workspace) -> None:
     port = free_port()
     with server(work, port):
-        writers = begin(work, f"http://127.0.0.1:{port}", 0.15)
+        writers = begin(work, f"http://127.0.0.1:{port}", 0.1)
         wait_for(lambda: len(query(work.db, "select distinct run_uuid from metrics")) == WRITERS, None, "all to write")
     before = query(work.db, "select count(*) from metrics")[0][0]
     assert before < WRITERS * 500
-    time.sleep(20)
+    time.sleep(8)  # longer than RETRY_SECONDS
     with server(work, port):
         assert_all_there(work, writers)
 

@@ -14,6 +14,8 @@ from workspace import EVALUATED, Workspace, assert_same_run, assert_tracked_once
 
 from urepa.cluster.slurm_job import Book, Entry
 
+pytestmark = pytest.mark.long(waits=True)
+
 
 def entries(study: Study) -> list[Entry]:
     return Book(study.work.folder / "outputs/.jobs").entries()

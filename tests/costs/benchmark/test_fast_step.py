@@ -26,6 +26,8 @@ from urepa.costs.estimate import Device, plan
 from urepa.method.training_step import step_terms
 from urepa.training.checks.combinations import check
 
+pytestmark = pytest.mark.long
+
 BENCH = {"steps": 1, "rounds": 1, "batches": 2, "against": "documented", "parts": True, "workers": 2, "folder": "."}
 TINY = ("trainer.batch_size=4", "trainer.validation_group=4", "loss.warmup_steps=3")
 
@@ -194,11 +196,11 @@ def test_the_command_reports_ratios_of_one_run(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("room_for_sd15")
 def test_sd15s_own_architecture_agrees_too(bench_of: Any) -> None:
-    """At batch 2 and 32x32 latents: staged bit for bit as plain, and the description's loop to fp32 rounding."""
+    """At batch 2 and 16x16 latents: staged bit for bit as plain, and the description's loop to fp32 rounding."""
     bench: BenchLoops = bench_of(
         "+experiment=track_a",
         "backbone.weights=random",
-        "data.latent_shape=[4,32,32]",
+        "data.latent_shape=[4,16,16]",
         "trainer.precision=fp32",
         "trainer.batch_size=2",
         "trainer.validation_group=2",

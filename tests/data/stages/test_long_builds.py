@@ -15,6 +15,8 @@ import pytest
 from photos import TRAIN, VAL, overrides, write_photos
 from records import records
 
+pytestmark = pytest.mark.long
+
 MEASURE = """
 import json, pathlib, sys
 from hydra import compose, initialize_config_dir

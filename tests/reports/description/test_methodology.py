@@ -16,7 +16,7 @@ from urepa.config.declared import declaration_of
 from urepa.core.descriptions import format_value
 from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten
-from urepa.costs.estimate import Device, plan
+from urepa.costs.estimate import Device, Plan, plan
 from urepa.method.objectives.ddpm_math import EpsilonMath
 from urepa.method.step_schedules import cosine_with_warmup
 from urepa.reports.description.markdown_and_latex import as_latex, as_markdown
@@ -41,9 +41,11 @@ HOSTILE = "a_b%$<script>&#{x}^~\\y|z`"
 SMALL = ("backbone.block_out_channels=[32,32]", "backbone.attention=[false,true]", "backbone.cross_attention_dim=32")
 
 
-def texts(config: dict[str, Any], device: Device = H200, measured: Path | None = None) -> tuple[str, str]:
+def texts(
+    config: dict[str, Any], device: Device = H200, measured: Path | None = None, planned: Plan | None = None
+) -> tuple[str, str]:
     """The text in Markdown and LaTeX."""
-    sections = methodology(subject_of(config, plan(config, device, measured)), "A test.")
+    sections = methodology(subject_of(config, planned or plan(config, device, measured)), "A test.")
     return as_markdown("Methodology", sections), as_latex("Methodology", sections)
 
 
@@ -76,7 +78,7 @@ def test_every_experiment_is_described(compose: Compose, experiment: str) -> Non
     """Every setting with its value, every counted parameter, the trained weights by group; both texts are complete."""
     config = compose(f"+experiment={experiment}", *BESIDE.get(experiment, ()))
     planned = plan(config, H200)
-    markdown, latex = texts(config)
+    markdown, latex = texts(config, planned=planned)
     text, shown = prose(markdown), settings(markdown)
     expected = {
         key: format_value(value)
