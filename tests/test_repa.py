@@ -192,6 +192,7 @@ def test_a_run_resumed_before_at_or_after_the_stop_ends_the_same(train: Build) -
         assert all(torch.equal(v, whole[k]) for k, v in ended.items()), step
 
 
+@pytest.mark.slow
 def test_a_step_in_bf16(train: Build) -> None:
     """As accelerate prepares it: the backbone's products in bf16; its sums, the heads, losses and gradients in fp32."""
     plain = train()
@@ -273,6 +274,7 @@ def test_adapters_of_a_unet_are_refused(train: Build, sit_file: Path, lora: str)
         train(f"lora={lora}", "optimizer=adamw_lora", f"backbone.weights={sit_file}")
 
 
+@pytest.mark.slow
 def test_training_lowers_both_losses(train: Build) -> None:
     """On one repeated batch both terms decrease."""
     trainer = train("optimizer.warmup_ratio=0", "optimizer.final_ratio=1")
@@ -285,6 +287,7 @@ def test_training_lowers_both_losses(train: Build) -> None:
     assert last["token"] < 0.5 * first["token"]
 
 
+@pytest.mark.slow
 def test_the_controls_backbone_is_that_of_lambda_zero(train: Build, small_sit: list[str]) -> None:
     trainer = train("loss.lambda_max=0")
     steps(trainer, 0, 3)
@@ -319,6 +322,7 @@ def test_validation_reports_times_in_tenths(train: Build) -> None:
     assert all(0 <= float(k.split("/")[2][:3]) < 1 for k in bins)
 
 
+@pytest.mark.slow
 def test_half_of_the_batch_may_have_a_diffusion_term(train: Build) -> None:
     trainer = train("loss.diffusion_fraction=0.5")
     terms = trainer.update(0, trainer.reader.read(0), with_tap_gradients=False).terms
@@ -328,6 +332,7 @@ def test_half_of_the_batch_may_have_a_diffusion_term(train: Build) -> None:
     trainer.update(0, trainer.reader.read(0), with_tap_gradients=False)
 
 
+@pytest.mark.slow
 def test_an_unsuitable_grid_is_reported(train: Build) -> None:
     trainer = train("backbone.patch=2", "head=conv")
     steps(trainer, 0, 1)

@@ -172,7 +172,7 @@ ARMS = {
 } - NEED_CACHES
 
 
-@pytest.mark.fast(4)
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("arm", sorted(ARMS))
 @pytest.mark.filterwarnings("ignore:nothing trainable precedes")
 def test_every_arm_takes_a_step(small: dict[str, Path], tmp_path: Path, arm: str) -> None:
@@ -207,6 +207,7 @@ def test_a_checkpoint_holds_trainables_only_and_resumes_exactly(small: dict[str,
         assert torch.equal(whole.ema.shadow[name], second.ema.shadow[name]), name
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_no_gradient(small: dict[str, Path], tmp_path: Path) -> None:
     gradients = []
     for on in ("false", "true"):

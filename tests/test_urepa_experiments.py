@@ -105,6 +105,7 @@ def test_prefetch_fetches_one_pipeline_and_the_teacher(compose: Compose, experim
 # --- SimpleTuner's example --------------------------------------------------------------------------------------
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     ("more", "changed"),
     [

@@ -51,6 +51,7 @@ def expand(file: Path, compose: Compose) -> Expand:
 # --- what is taken ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize(
     ("content", "arguments", "overrides"),
     [

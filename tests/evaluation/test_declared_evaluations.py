@@ -54,6 +54,7 @@ def classes(kind: str) -> Iterator[Any]:
     return (pytest.param(schema, id=name) for name, schema in KINDS[kind].items())
 
 
+@pytest.mark.slow
 def test_conf_has_a_choice_of_each(composed: list[dict[str, Any]]) -> None:
     for kind in ("evaluation", "images", "encoder"):
         assert parts(composed, kind).keys() == {target_of(schema) for schema in KINDS[kind].values()}

@@ -89,6 +89,7 @@ def evaluation(**changes: Any) -> Generation:
 # --- images -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_images_are_those_of_the_generate_command(
     context: Context, run: Path, compose: Compose, tmp_path: Path
 ) -> None:
@@ -280,6 +281,7 @@ def test_an_inception_score_without_weights_is_refused_before_sampling(context: 
     assert not (context.folder / "generated").exists()
 
 
+@pytest.mark.slow
 def test_a_latent_track_is_decoded_for_both_sides(tmp_path: Path, compose: Compose) -> None:
     run = write_run(tmp_path / "outputs" / "track_a" / "seed42", compose(*small_sd(tmp_path)), 4)
     manifest = tmp_path / "data" / "vae_latents_lmdb" / "manifest.json"

@@ -157,6 +157,7 @@ def test_neighbours_are_averaged_without_padding_and_in_the_last_block_the_large
 # --- files --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_both_formats_give_the_same_features(network: InceptionV3, published: Path, tmp_path: Path) -> None:
     save_file(network.state_dict(), tmp_path / "inception.safetensors")
     images = torch.rand(2, 3, 75, 75) * 2 - 1

@@ -103,11 +103,10 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def study(slurm: Cluster, make_workspace: Callable[[], Workspace], tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """Two arms with two seeds, each job from a copy of a checkout that is damaged after submission. Do not write
-    here."""
+    """An arm with two seeds, each job from a copy of a checkout that is damaged after submission. Do not write here."""
     work = make_workspace()
     here = Study(work, checkout(tmp_path_factory.mktemp("checkout")), slurm)
-    grid = ("arms=baseline,lambda_0", "seeds=0,1", "cluster=slurm", "cluster.cpus_per_task=1")
+    grid = ("arms=baseline", "seeds=0,1", "cluster=slurm", "cluster.cpus_per_task=1")
     here.launch(*work.overrides(), *grid, "cluster.array_parallelism=2", "stages=[preprocess,train]")
     (here.code / "urepa" / "training" / "trainer.py").write_text("this is no Python")
     here.wait()

@@ -152,6 +152,7 @@ def test_mid_only_steps_have_the_full_forwards_gradients_bit_for_bit(bench_of: A
     assert flat(list(whole)).norm() > 0
 
 
+@pytest.mark.slow
 def test_experiments_unlike_the_description_cannot_be_compared_with_it(bench_of: Any) -> None:
     with pytest.raises(UserError, match=r"bench\.against=documented"):
         bench_of(*TINY, "loss.level=token").description_loop()

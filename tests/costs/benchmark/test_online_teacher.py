@@ -182,6 +182,7 @@ def test_the_teacher_runs_once_per_step_and_its_flops_count(
     assert table(rows).splitlines()[2].split()[-1] == "1.00x"
 
 
+@pytest.mark.slow
 def test_minor_faults_are_counted_per_step() -> None:
     """Each page of fresh shared memory causes one fault."""
     pages = 2000

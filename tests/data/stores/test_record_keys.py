@@ -94,7 +94,7 @@ def test_verify_finds_a_changed_record_of_an_earlier_version(built: Path, build_
         build_of(root).run("verify")
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("suffix", FORMS)
 def test_a_half_built_store_continues_with_its_own_keys(

@@ -240,6 +240,7 @@ def test_the_text_store_has_no_more_than_the_captions(expected: dict[str, Any], 
     store.close()
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("source", TEXTS)
 def test_latents_are_listed_with_captions_and_buckets(
     bucket_build: Callable[..., Any], flat_images: Path, tmp_path: Path, source: str

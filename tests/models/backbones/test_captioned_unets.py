@@ -193,6 +193,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(PUBLISHED, family, replace(PUBLISHED[family], architecture=architecture))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize(("family", "seed"), [("sdxl", 0), ("sdxl", 1), ("sdxl", 2), ("sd15", 0), ("kolors", 0)])
 def test_twenty_steps_lower_each_trained_term(family: str, seed: int) -> None:
@@ -203,6 +204,7 @@ def test_twenty_steps_lower_each_trained_term(family: str, seed: int) -> None:
     assert rows[-1]["token"] < 0.9 * rows[0]["token"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_adapters_learn_both() -> None:
     for lam, term, blocks in ((0.0, "diffusion", "all"), (100.0, "token", "mid")):

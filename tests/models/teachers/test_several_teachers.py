@@ -323,6 +323,7 @@ def test_a_single_member_is_refused(compose: Compose) -> None:
         compose(*BOTH, "teacher.teachers.coarse.imagesize=160")
 
 
+@pytest.mark.slow
 def test_bench_and_adoption_support_one_teacher(compose: Compose, tmp_path: Path, overrides: list[str]) -> None:
     from urepa.costs.benchmark.random_data import SyntheticTrack
 

@@ -116,6 +116,7 @@ def test_tokens_of_several_maps_lie_side_by_side(make_track: Callable[..., Pixel
     assert {folder.parent for folder in folders} == {track.folder}
 
 
+@pytest.mark.slow
 def test_a_second_maps_tokens_leave_the_first_alone(make_track: Callable[..., PixelTrackCaches]) -> None:
     """One set of latents; each teacher's tokens are made once, and both may be open at once."""
     track = make_track()
