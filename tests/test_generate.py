@@ -47,6 +47,7 @@ def ask(compose: Compose) -> Callable[..., dict[str, Any]]:
     return ask
 
 
+@pytest.mark.fast(3)
 @pytest.mark.parametrize(
     ("override", "said"),
     [

@@ -70,12 +70,15 @@ def test_a_package_imports_only_itself_and_lower_ones(path: Path) -> None:
         assert [name for name in others if floor_of(name) >= floor] == [], f"{own} is on floor {floor}"
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if floor_of(dotted(p)) < COMMANDS], ids=dotted)
-def test_only_composing_modules_import_hydra(path: Path) -> None:
+def importing(package: str) -> set[str]:
+    """The modules that import it."""
+    return {dotted(path) for path in MODULES if package in {name.split(".")[0] for name in imports(path)}}
+
+
+def test_only_composing_modules_import_hydra() -> None:
     """In addition, the module that builds the parts that a config names."""
-    own = dotted(path)
-    if room_of(own) not in COMPOSE and own != "urepa.training.assembly" and ".checks." not in own:
-        assert {name for name in imports(path) if name.split(".")[0] == "hydra"} == set()
+    below = {own for own in importing("hydra") if floor_of(own) < COMMANDS and room_of(own) not in COMPOSE}
+    assert {own for own in below if own != "urepa.training.assembly" and ".checks." not in own} == set()
 
 
 MATHEMATICS = [
@@ -98,6 +101,5 @@ def test_the_order_lists_existing_packages() -> None:
     assert len(rooms | commands) <= MOST_ROOMS
 
 
-@pytest.mark.parametrize("path", MODULES, ids=dotted)
-def test_nothing_imports_launchers(path: Path) -> None:
-    assert "launchers" not in {name.split(".")[0] for name in imports(path)}
+def test_nothing_imports_launchers() -> None:
+    assert importing("launchers") == set()

@@ -227,6 +227,7 @@ def test_a_step_in_bf16(train: Build) -> None:
 LORA = ("lora=all_attention", "optimizer=adamw_lora")
 
 
+@pytest.mark.slow
 def test_lora_on_a_sit_trains_adapters_and_head_alone(train: Build, sit_file: Path) -> None:
     trainer = train(*LORA, f"backbone.weights={sit_file}")
     before = weights(trainer, "")
@@ -268,6 +269,7 @@ def test_a_loras_file_gives_the_trained_model_again(
         torch.testing.assert_close(merged.base_layer.weight, base[f"{name}.weight"])
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("lora", ["mid_attention", "mid_attention_conv", "mid_attention_16"])
 def test_adapters_of_a_unet_are_refused(train: Build, sit_file: Path, lora: str) -> None:
     with pytest.raises(UserError, match=r"lora.targets=\w+ lora.blocks=mid: a transformer has neither .* lora=all_att"):

@@ -76,6 +76,7 @@ def test_track_a_has_the_documented_settings() -> None:
     assert (optimizer["betas"], optimizer["eps"], optimizer["warmup_ratio"]) == ([0.9, 0.999], 1e-8, 0.1)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     ("experiment", "changed"),
     [
@@ -134,6 +135,7 @@ def assert_trains_the_right_weights(trainer: Any, lora_tensors: int) -> None:
     assert all(not torch.equal(p, before[n]) for n, p in names.items())
 
 
+@pytest.mark.slow
 def test_nothing_in_the_encoder_records_a_graph(small: dict[str, Path], tmp_path: Path) -> None:
     trainer = trainer_for(composed(*small_overrides(small), "+loss.taps.enc_last=1.0"), tmp_path)
     assert_encoder_records_nothing(trainer)
@@ -172,7 +174,7 @@ ARMS = {
 } - NEED_CACHES
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", sorted(ARMS))
 @pytest.mark.filterwarnings("ignore:nothing trainable precedes")
 def test_every_arm_takes_a_step(small: dict[str, Path], tmp_path: Path, arm: str) -> None:

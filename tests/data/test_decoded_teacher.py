@@ -170,6 +170,7 @@ def test_a_manifest_records_decoded_images_and_omits_plain_ones(decoded: Path, b
         assert not {"sees", "decoder"} & before.keys()
 
 
+@pytest.mark.slow
 def test_tokens_of_something_else_are_refused_whichever_way(
     decoded: Path, built_with_flips: Path, build_of: Any, tae: Path
 ) -> None:

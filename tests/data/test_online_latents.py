@@ -220,6 +220,7 @@ def test_the_field_of_view_is_verified_without_a_cache_of_latents(
         build_of(root, "data.flip=true", ONLINE).run("verify")
 
 
+@pytest.mark.slow
 def test_other_images_are_refused(built: Path, build_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # a hub that is away is asked for 40 s
     root = Path(shutil.copytree(built, tmp_path / "cache", ignore=shutil.ignore_patterns("*_lmdb")))

@@ -159,6 +159,7 @@ def declaration_of_images(part: dict[str, Any]) -> Any:
     return schema(**part)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schema", classes("encoder"))
 def test_an_encoder_is_what_the_protocol_says(composed: list[dict[str, Any]], tmp_path: Path, schema: type) -> None:
     part = dict(parts(composed, "encoder")[target_of(schema)])

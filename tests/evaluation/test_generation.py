@@ -106,6 +106,7 @@ def test_the_images_are_those_of_the_generate_command(
         assert np.abs(png.transpose(2, 0, 1) - pixels).max() <= 1  # they are computed beside others
 
 
+@pytest.mark.slow
 def test_existing_images_are_reused_and_other_weights_make_new_ones(
     context: Context, opened: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,6 +225,7 @@ def test_features_of_the_runs_own_teacher_are_said_to_be_circular(
     assert "final/circular/own" not in evaluation(encoders={"own": Built(teacher)})(without)
 
 
+@pytest.mark.fast(3)
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -185,6 +185,7 @@ def other_classes(state: dict[str, Any]) -> None:
     state["fc.bias"] = torch.zeros(1000)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -230,6 +231,7 @@ def test_a_file_that_is_missing() -> None:
 # --- the encoder --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_features_and_probabilities_are_the_networks(network: InceptionV3, published: Path) -> None:
     levels = torch.randint(0, 256, (1, 3, 299, 299))
     encoder = InceptionNetwork(str(published))

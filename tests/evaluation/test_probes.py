@@ -98,7 +98,7 @@ def test_the_quick_probe_equals_scikit_learns(context: Context) -> None:
     assert found["final/teacher_knn"] == knn.score(test, labels[1])
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_steps")
 @pytest.mark.parametrize(("reading", "name"), [(Knn(**READ, k=3), "knn"), (LinearProbe(**READ), "linear_probe")])
 def test_every_source_and_pooling_is_read(context: Context, reading: Any, name: str) -> None:

@@ -79,6 +79,7 @@ def test_the_probe_finds_an_answer_that_the_tokens_contain(halves: Path, seen: C
     assert found["final/dense/tap"] == found["final/dense/untrained_tap"] < 0.95, "nothing has trained here"
 
 
+@pytest.mark.slow
 def test_the_probe_of_the_tap_is_sklearns(halves: Path, seen: Context) -> None:
     for file in sorted((halves / "masks").iterdir())[::3]:  # some edges that count for nothing
         mask = np.asarray(Image.open(file)).copy()

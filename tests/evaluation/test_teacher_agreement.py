@@ -137,6 +137,7 @@ def test_shuffled_labels_change_no_value(context: Context) -> None:
     assert TeacherAlignment(**SETTINGS)(context) == TeacherAlignment(**SETTINGS)(other)
 
 
+@pytest.mark.slow
 def test_mistakes_are_named(make_context: Callable[..., Context]) -> None:
     context = make_context()
     for changes, why in (

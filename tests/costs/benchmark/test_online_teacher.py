@@ -124,7 +124,7 @@ def test_losses_and_weights_are_those_of_our_loop_bit_for_bit(
     assert all(torch.equal(a, b) for a, b in zip(weights, same_weights, strict=True))
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 def test_the_plain_loop_trains_the_same_loss(bench_of: BenchOf, architecture: list[str]) -> None:
     """After λ's warm-up its total loss equals this project's on the same batch, and its average follows the weights."""
     bench = bench_of(*architecture, *SAMPLES, "loss.manifold_weight=3", "loss.warmup_steps=0")

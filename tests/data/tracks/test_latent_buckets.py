@@ -201,6 +201,7 @@ def test_two_shards_make_the_same_records(whole: Path, bucket_build: Callable[..
             assert value == theirs[key], key
 
 
+@pytest.mark.slow
 def test_a_killed_build_is_completed(
     whole: Path, bucket_build: Callable[..., Build], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,6 +233,7 @@ def test_a_killed_build_is_completed(
             assert value == theirs[key], key
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("lost", [["buckets.json"], ["buckets.json", "48x80/train.csv"], ["captions.jsonl"]])
 def test_a_manifest_that_was_killed_is_completed(
     whole: Path, bucket_build: Callable[..., Build], tmp_path: Path, lost: list[str]
@@ -249,6 +251,7 @@ def test_a_manifest_that_was_killed_is_completed(
     assert made(root) == before
 
 
+@pytest.mark.slow
 def test_an_image_that_cannot_be_read_is_left_out_of_its_bucket(
     flat_images: Path, bucket_build: Callable[..., Build], tmp_path: Path
 ) -> None:
@@ -296,6 +299,7 @@ def test_copies_on_the_nodes_disk_are_read(
     staged.close()
 
 
+@pytest.mark.slow
 def test_each_bucket_has_mirror_images_and_moments(
     whole: Path, bucket_build: Callable[..., Build], tmp_path: Path
 ) -> None:

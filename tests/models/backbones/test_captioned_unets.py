@@ -65,6 +65,7 @@ def ours(backbone: CaptionedUNet, condition: Condition, x_t: Tensor) -> Tensor:
         return backbone(x_t, TIMES[: len(x_t)], condition).prediction_RCHW
 
 
+@pytest.mark.fast(3)
 @every
 @pytest.mark.parametrize("taps", [(), ("mid",), ("mid", "enc_last", "dec_first")])
 def test_the_prediction_is_diffusers_own_bit_for_bit(backbones: Any, family: str, taps: tuple[str, ...]) -> None:
@@ -101,6 +102,7 @@ def rounding(backbone: CaptionedUNet, condition: Condition) -> float:
     return float((found - ours(backbone, condition, noise()).double()).abs().max())
 
 
+@pytest.mark.fast(1)
 @every
 def test_given_tokens_affect_the_prediction_and_masked_ones_do_not(backbones: Any, family: str) -> None:
     backbone, condition = backbones[family], texts(family, 5, 3, 1)
@@ -235,6 +237,7 @@ def test_another_familys_weights_are_refused(tmp_path: Path, there: str, family:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     ("family", "widths", "said"),
     [

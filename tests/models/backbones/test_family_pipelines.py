@@ -70,6 +70,7 @@ def base_pipeline(folders: dict[str, Path], family: str) -> Any:
     return pipeline_of(unet, family, scheduler_for(OBJECTIVES[family], "ddim"))
 
 
+@pytest.mark.fast(1)
 @every
 def test_latents_are_those_of_the_familys_own_pipeline(folders: dict[str, Path], family: str) -> None:
     expected = theirs(base_pipeline(folders, family), family)

@@ -299,6 +299,7 @@ def test_a_run_has_both_names_and_both_teachers_are_fetched(compose: Compose) ->
     assert list(by_name(build_part(compose("teacher=clip_l")["teacher"]))) == [""]
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     ("more", "words"),
     [

@@ -57,6 +57,7 @@ def maps(network: Any, squares: Tensor) -> dict[int, Tensor]:
     return found | {32: last}
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize(("stride", "side"), [(8, 8), (8, 4), (16, 4), (16, 2), (32, 2), (32, 1)])
 def test_tokens_are_the_last_map_of_their_stride(
     maps: dict[int, Tensor], squares: Tensor, stride: int, side: int

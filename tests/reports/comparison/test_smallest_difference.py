@@ -18,6 +18,7 @@ from urepa.reports.comparison.tables import markdown, terminal
 Add, Summarise = Callable[..., None], Callable[..., Results]
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("seeds", [2, 3, 5, 20])
 def test_the_smallest_effect_is_found_in_four_of_five_studies(seeds: int) -> None:
     effect = smallest_detectable(seeds, POWER)

@@ -137,6 +137,7 @@ class Elements(HTMLParser):
         self.words.append(data)
 
 
+@pytest.mark.slow
 def test_the_page_is_safe_and_complete(hostile: Results) -> None:
     drawn = [draw(panel) for panel in panels(hostile)[::4]]
     found = Elements(page(hostile, drawn, [HOSTILE[0]]))

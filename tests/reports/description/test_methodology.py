@@ -162,7 +162,7 @@ def test_overrides_change_the_text(small: Compose) -> None:
         assert prose(texts(small(override))[0]) != base, override
 
 
-@pytest.mark.fast(5)
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -257,6 +257,7 @@ def test_a_tracks_latents_in_words(compose: Compose) -> None:
     assert "are encoded once by the VAE" in prose(texts(compose(*sit))[0])
 
 
+@pytest.mark.slow
 def test_without_alignment_no_teacher_and_no_head(small: Compose) -> None:
     markdown, latex = texts(small("loss=none"))
     text = prose(markdown)
@@ -267,7 +268,7 @@ def test_without_alignment_no_teacher_and_no_head(small: Compose) -> None:
     assert_closed(latex)
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stride", "grid", "words"),
     [
@@ -283,6 +284,7 @@ def test_the_description_names_map_and_head(small: Compose, stride: int, grid: i
     assert "a 3×3 convolution to width 24, SiLU, and a dense layer on each token by itself, and where" in text
 
 
+@pytest.mark.slow
 def test_hostile_values_are_text(small: Compose) -> None:
     config = small()
     config["data"]["name"] = HOSTILE
@@ -336,7 +338,7 @@ EVALUATIONS = {
 }
 
 
-@pytest.mark.fast(4)
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     "name", sorted(p.stem for p in (Path(CONF) / "evaluation").glob("*.yaml") if p.stem != "cifar10_pixels")
 )  # which reads a SiT's tap, with the parts of cifar10
@@ -368,6 +370,7 @@ def test_formulas_agree_with_the_code(small: Compose) -> None:
     assert r"y = \epsilon" in text
 
 
+@pytest.mark.slow
 def test_a_grid_or_diagonal_that_is_not_the_default_is_described(small: Compose) -> None:
     """The small U-Net's middle block has 8x8 tokens, its teacher 4x4."""
     before, after = (
