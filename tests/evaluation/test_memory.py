@@ -11,10 +11,10 @@ import pytest
 
 pytestmark = pytest.mark.long
 
-FEW, MANY = 2_000, 8_000  # the first fills the blocks
-# Of 6,000 more: a matrix of similarities would be 230 MiB, the tokens of a tap and its head 94 MiB; with neither it is
-# 46 MiB for alignment and 27 for knn.
-MOST = 80.0  # MiB that the second may need more than the first
+FEW, MANY = 2_000, 5_500  # the first fills the blocks
+# Of 3,500 more: a matrix of similarities would be 100 MiB, the tokens of a tap and its head 55 MiB; with neither it is
+# 43 MiB for alignment, and less for knn.
+MOST = 70.0  # MiB that the second may need more than the first
 # glibc gives back what is freed at once; else the peak is also of what it keeps, and two runs differ by 150 MiB
 AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 
