@@ -12,8 +12,8 @@ import pytest
 pytestmark = pytest.mark.long
 
 FEW, MANY = 2_000, 5_500  # the first fills the blocks
-# MiB that the second may need more than the first: with 3,500 more, a matrix of similarities would be 100 MiB, the tokens
-# of a tap and its head 55 MiB; with neither it is 43 MiB for alignment and 9 for knn.
+# MiB that the second may need more than the first: with 3,500 more, a matrix of similarities would be 100 MiB, the
+# tokens of a tap and its head 55 MiB; with neither it is 43 MiB for alignment and 9 for knn.
 MOST = {"alignment": 70.0, "knn": 40.0}
 # glibc gives back what is freed at once; else the peak is also of what it keeps, and two runs differ by 150 MiB
 AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
