@@ -376,18 +376,18 @@ def test_a_device_without_a_rate_has_no_floor_but_can_be_measured(
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        pytest.param([row(device="cpu")], "was measured on cpu, not on H200", marks=pytest.mark.slow),
+        ([row(device="cpu")], "was measured on cpu, not on H200"),
         ([{"records": "tokens", "per_s": 3}], "does not hold the steps"),
         ([], "does not hold the steps"),
         (None, "there is no such file"),
     ],
 )
 def test_a_file_that_is_no_measurement_of_this_device(
-    compose: Compose, tmp_path: Path, content: Any, words: str
+    compose: Compose, small_run: list[str], tmp_path: Path, content: Any, words: str
 ) -> None:
     file = tmp_path / "bench.json" if content is None else write(tmp_path / "bench.json", content)
     with pytest.raises(UserError, match=words):
-        plan(compose("+experiment=track_a"), H200, file)
+        plan(compose(*small_run), H200, file)
 
 
 @pytest.mark.slow
