@@ -7,6 +7,7 @@ import fcntl
 import gc
 import os
 import pickle
+import shutil
 import sys
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # these tests compare bits: CPU, wherever they run
@@ -14,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tensors here are tiny: more thr
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -23,32 +25,13 @@ import pytest
 WRITES_BYTECODE = not sys.dont_write_bytecode
 sys.dont_write_bytecode = False  # while tests are collected: every process compiles them and urepa again otherwise
 gc.disable()  # until then: what is imported stays
-# Files that take a minute or more, from the longest. SLURM's and MLflow's wait much: they stand between others.
-LONGEST = (
-    "process/test_slurm_sweep.py",
-    "test_mistakes.py",
-    "data/stages/test_long_builds.py",
-    "process/test_slurm_study.py",
-    "process/test_exact_resume.py",
-    "process/test_many_writers.py",
-    "reports/comparison/test_compare.py",
-    "process/test_mlflow_down.py",
-    "test_track_a.py",
-    "process/test_slurm_sit.py",
-    "costs/benchmark/test_fast_step.py",
-    "test_hub.py",
-    "evaluation/test_memory.py",
-    "test_own_package.py",
-    "gpu/test_bench_gpu.py",
-    "test_notebooks.py",
-)
 HERE = Path(__file__).parent
 
 
 @pytest.hookimpl(wrapper=True)  # around the marks of tests/process/conftest.py and around `-m`
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
-    """Marks the cases that `fast(n)` leaves out as slow, and puts long files first, so that short ones keep both
-    processes busy at the end."""
+    """Marks the cases that `fast(n)` leaves out as slow, and puts long files first, so that short ones keep all
+    processes busy at the end. Files that mostly wait alternate with files that compute."""
     cases = defaultdict(list)
     for item in items:
         if item.get_closest_marker("fast") is not None:
@@ -60,11 +43,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
             if i not in kept:
                 item.add_marker(pytest.mark.slow)
     yield
-    place = {HERE / name: i for i, name in enumerate(LONGEST)}
-    assert all(file.is_file() for file in place)
+    long = {item.path: mark for item in items if (mark := item.get_closest_marker("long")) is not None}
+    waiting, computing = ([path for path in long if bool(long[path].kwargs) == waits] for waits in (True, False))
+    order = [path for both in zip_longest(waiting, computing) for path in both if path is not None]
+    place = {path: i for i, path in enumerate(order)}
     process = HERE / "process"
     # files stay whole
     items.sort(key=lambda item: place.get(item.path, len(place) + (process not in item.path.parents)))
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two processes for the fast part, which computes all the time; three for all tests, of which many wait."""
+    return 2 if "not slow" in config.option.markexpr else 3
 
 
 def pytest_collection_finish() -> None:
@@ -84,13 +74,35 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def empty_db(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's tables and without a run, to be copied: making one takes seconds."""
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """made_once(name, make): a folder that all processes of a test run share. The first that asks for it fills it with
+    make(folder), and the others wait for it. Do not write in it."""
+    own = tmp_path_factory.getbasetemp()
+    root = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def made(name: str, make: Callable[[Path], None]) -> Path:
+        folder, done = root / name, root / f"{name}.made"
+        with open(root / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of one that failed
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def empty_db(made_once: Callable[..., Path]) -> Path:
+    """MLflow's tables without a run: to make them takes seconds. Copy it."""
     from urepa.runs.mlflow_store import connect
 
-    db = tmp_path_factory.mktemp("db") / "mlflow.db"
-    connect(f"sqlite:///{db}")
-    return db
+    def make(folder: Path) -> None:
+        connect(f"sqlite:///{folder / 'mlflow.db'}")
+
+    return made_once("db", make) / "mlflow.db"
 
 
 @pytest.fixture

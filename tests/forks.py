@@ -151,11 +151,14 @@ IMPORTS = (
 
 
 def import_everything() -> None:
-    """Imports what `urepa.train` and `urepa.evaluate` import, and nothing else."""
+    """Imports what `urepa.train` and `urepa.evaluate` import, and registers what each command registers first."""
+    from urepa.cli import prepare
+
     for name in IMPORTS:
         importlib.import_module(name)
     for name in ("urepa.train", "urepa.evaluate"):
         del sys.modules[name]  # they run as __main__
+    prepare()
     if sys.platform == "linux":  # a process with threads cannot be forked safely; pyarrow's allocator sees to its own
         others = [
             p.read_text().strip() for p in Path("/proc/self/task").glob("*/comm") if p.parent.name != str(os.getpid())

@@ -22,6 +22,7 @@ from hydra._internal.hydra import Hydra
 import urepa.cluster.hydra_launchers
 import urepa.training.checks.combinations
 import urepa.training.checks.inputs
+from urepa.cli import CONF, prepare
 
 HEAVY = ("torch", "diffusers", "mlflow", "transformers", "scipy", "sklearn")
 AT_ONCE = (
@@ -83,6 +84,9 @@ if __name__ == "__main__":
     sys.meta_path.insert(0, NoHeavy())
     if "groups" not in sys.argv:  # Hydra's own help needs them
         Hydra.format_config_groups = lambda *_, **__: end("formats all groups", FORMATTED)
+    prepare()  # by every fork again, likewise, and what a first composition keeps for later ones
+    with hydra.initialize_config_dir(CONF, version_base="1.3"):
+        hydra.compose("train")
     gc.disable()  # Hydra makes much garbage, and a fork is short
     for line in sys.stdin:
         print(json.dumps(forked(json.loads(line))), flush=True)

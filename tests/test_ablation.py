@@ -190,6 +190,7 @@ def test_an_arm_for_another_family_is_refused_in_one_line(composed: Compose, exp
         assert "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_an_arm_that_the_command_line_undoes_is_refused(composed: Compose) -> None:
     check(*composed("track_a", "lora_16", "lora.dropout=0.1"))
     check(*composed("track_a", "full_data", "data.root=DIR"))
@@ -235,6 +236,7 @@ def test_an_arm_without_which_there_is_no_command_is_refused_in_one_line(compose
         check(*composed("", "images", "data=folder"))
 
 
+@pytest.mark.slow
 def test_a_time_conditioned_head_replaces_only_repas_head(composed: Compose) -> None:
     check(*composed("repa_cifar10", "sit_time_head", "head.hidden=64"))
     with pytest.raises(UserError, match="TimeMLP needs head.hidden, which this head does not set: choose another head"):

@@ -54,6 +54,7 @@ def check_targets(config: dict[str, Any]) -> None:
         signature.bind(**given)
 
 
+@pytest.mark.fast(6)
 @pytest.mark.parametrize("root", ROOTS)
 def test_every_root_composes(compose: Compose, root: str) -> None:
     check_targets(compose(root=root))
@@ -67,12 +68,13 @@ CAPTIONED = ("captions_smoke", "urepa_sd15_captions", "urepa_sdxl", "urepa_kolor
 BESIDE |= {("experiment", name): COUNTED for name in CAPTIONED}
 
 
+@pytest.mark.fast(6)
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_every_experiment_composes(compose: Compose, experiment: str) -> None:
     check_targets(compose(f"+experiment={experiment}", *BESIDE.get(("experiment", experiment), [])))
 
 
-@pytest.mark.fast(25)
+@pytest.mark.fast(12)
 @pytest.mark.parametrize(
     ("group", "option"), [(g, o) for g in (*GROUPS, "evaluation") for o in options(g)], ids=lambda x: str(x)
 )

@@ -47,6 +47,7 @@ def ask(compose: Compose) -> Callable[..., dict[str, Any]]:
     return ask
 
 
+@pytest.mark.fast(3)
 @pytest.mark.parametrize(
     ("override", "said"),
     [
@@ -78,6 +79,7 @@ def test_a_run_that_began_with_random_weights_has_no_base(small: Path, ask: Any)
 NAMES = ["zero", "one", "<b>two</b>", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
+@pytest.mark.slow
 def test_classes_are_chosen_by_the_names_stored_with_a_run(small: Path, ask: Any) -> None:
     """Without the track's caches: the names are stored with the run."""
     with pytest.raises(UserError, match="seven is a name, and the names of this run's classes are not known"):

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from families import write_family
 
+pytestmark = pytest.mark.long
+
 # every place that asks the hub for something; prints what each says
 ASK = """
 import json, pathlib, sys

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -39,8 +40,13 @@ def floor_of(dotted: str) -> int:
     return FLOOR_OF.get(room_of(dotted), COMMANDS)
 
 
-def imports(path: Path) -> Iterator[str]:
+@cache
+def imports(path: Path) -> tuple[str, ...]:
     """All imports of a file, also inside functions; `from urepa import x` as urepa.x."""
+    return tuple(_imports(path))
+
+
+def _imports(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -64,12 +70,15 @@ def test_a_package_imports_only_itself_and_lower_ones(path: Path) -> None:
         assert [name for name in others if floor_of(name) >= floor] == [], f"{own} is on floor {floor}"
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if floor_of(dotted(p)) < COMMANDS], ids=dotted)
-def test_only_composing_modules_import_hydra(path: Path) -> None:
+def importing(package: str) -> set[str]:
+    """The modules that import it."""
+    return {dotted(path) for path in MODULES if package in {name.split(".")[0] for name in imports(path)}}
+
+
+def test_only_composing_modules_import_hydra() -> None:
     """In addition, the module that builds the parts that a config names."""
-    own = dotted(path)
-    if room_of(own) not in COMPOSE and own != "urepa.training.assembly" and ".checks." not in own:
-        assert {name for name in imports(path) if name.split(".")[0] == "hydra"} == set()
+    below = {own for own in importing("hydra") if floor_of(own) < COMMANDS and room_of(own) not in COMPOSE}
+    assert {own for own in below if own != "urepa.training.assembly" and ".checks." not in own} == set()
 
 
 MATHEMATICS = [
@@ -92,6 +101,5 @@ def test_the_order_lists_existing_packages() -> None:
     assert len(rooms | commands) <= MOST_ROOMS
 
 
-@pytest.mark.parametrize("path", MODULES, ids=dotted)
-def test_nothing_imports_launchers(path: Path) -> None:
-    assert "launchers" not in {name.split(".")[0] for name in imports(path)}
+def test_nothing_imports_launchers() -> None:
+    assert importing("launchers") == set()

@@ -23,6 +23,8 @@ from mistakes.parts import FILE, HERE, RUN, SUMMARY, TINY, write
 
 from urepa.config.commands import COMMANDS
 
+pytestmark = pytest.mark.long
+
 LONGEST = 410  # characters of a line that a person reads
 # what progress bars have drawn before
 BAR = re.compile(r"(?:\r?[^\r\n]*(?:\d+%\||\[\d\d:\d\d, )[^\r\n]*)+\r?\n?| *\r|\x1b\[A| {20,}")
@@ -35,23 +37,21 @@ def is_light(mistake: Mistake) -> bool:
     return not (mistake.reads or mistake.bound or {"run", "export"} & set(mistake.beside.split()))
 
 
-def quick_and_slow(mistakes: list[Mistake]) -> tuple[list[Mistake], list[Mistake]]:
-    """The quick mistakes cover all commands and kinds."""
-    return mistakes[::10], [mistake for mistake in mistakes if mistake not in mistakes[::10]]
-
-
-LIGHT = quick_and_slow([mistake for mistake in EVERY if is_light(mistake)])
-OTHERS = quick_and_slow([mistake for mistake in EVERY if not is_light(mistake)])
+LIGHT = [mistake for mistake in EVERY if is_light(mistake)]
+OTHERS = [mistake for mistake in EVERY if not is_light(mistake)]
+# of the fast part, which makes neither a run nor caches for them
+QUICK = [mistake for mistake in LIGHT if not mistake.beside][::15]
+BATCHES = (QUICK, [mistake for mistake in LIGHT if mistake not in QUICK])
 
 
 def name(mistake: Mistake) -> str:
     return f"{mistake.command} {mistake.typed[-60:]}"
 
 
-def cases(quick: list[Mistake], slow: list[Mistake]) -> pytest.MarkDecorator:
+def cases(mistakes: list[Mistake]) -> pytest.MarkDecorator:
     """One test for each mistake."""
-    params = [*quick, *(pytest.param(m, marks=pytest.mark.slow) for m in slow)]
-    return pytest.mark.parametrize("mistake", params, ids=[name(m) for m in [*quick, *slow]])
+    params = [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in mistakes]
+    return pytest.mark.parametrize("mistake", params, ids=[name(m) for m in mistakes])
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def check(mistake: Mistake, code: int, out: str, err: str) -> None:
     assert len(said) <= LONGEST, said
 
 
-@cases(*OTHERS)
+@cases(OTHERS)
 def test_a_mistake_is_reported_in_one_line_and_leaves_no_files(
     mistake: Mistake, parts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,13 +110,16 @@ def in_forks(jobs: list[dict[str, Any]], *flags: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def light_end(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Mistake], dict[str, Any]]:
+def light_end(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Mistake], dict[str, Any]]:
     """The end of a light mistake, and whether its folder is unchanged. The quick ones are run together, and so are the
     slow ones, when the first is requested."""
-    ends: dict[int, dict[str, Any]] = {}
+    ends: dict[Mistake, dict[str, Any]] = {}
 
     def make(mistakes: list[Mistake]) -> None:
         root = tmp_path_factory.mktemp("light")
+        parts = request.getfixturevalue("parts") if any(mistake.beside for mistake in mistakes) else root
         folders = [laid_out(mistake, parts, root / str(number)) for number, mistake in enumerate(mistakes)]
         before = [edge.content(folder) for folder in folders]
         told = [
@@ -124,17 +127,17 @@ def light_end(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
             for mistake, folder in zip(mistakes, folders, strict=True)
         ]
         for mistake, folder, then, end in zip(mistakes, folders, before, in_forks(told), strict=True):
-            ends[id(mistake)] = end | {"is_as_before": edge.content(folder) == then}
+            ends[mistake] = end | {"is_as_before": edge.content(folder) == then}
 
     def end_of(mistake: Mistake) -> dict[str, Any]:
-        if id(mistake) not in ends:
-            make(next(mistakes for mistakes in LIGHT if mistake in mistakes))
-        return ends[id(mistake)]
+        if mistake not in ends:
+            make(next(mistakes for mistakes in BATCHES if mistake in mistakes))
+        return ends[mistake]
 
     return end_of
 
 
-@cases(*LIGHT)
+@cases(LIGHT)
 def test_a_mistake_is_reported_before_a_heavy_package_is_imported(
     mistake: Mistake, light_end: Callable[[Mistake], dict[str, Any]]
 ) -> None:

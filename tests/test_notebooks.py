@@ -15,6 +15,8 @@ import pytest
 import urepa
 from urepa.runs.run_folder import run_name
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(urepa.__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 Compose = Callable[..., dict[str, Any]]

@@ -15,6 +15,8 @@ import pytest
 import yaml
 from mistakes.parts import TINY
 
+pytestmark = pytest.mark.long
+
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "own-package.md"
 FILES = dict(re.findall(r"`((?:my_parts|configs)/\S+)`:\n\n```\w+\n(.*?)```", PAGE.read_text(), re.DOTALL))
 OWN = ("--config-dir", "configs")

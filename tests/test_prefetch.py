@@ -137,11 +137,11 @@ def test_what_was_fetched_loads_with_the_hub_switched_off(hub: str, tmp_path: Pa
     assert set(record["files"]) == {"config.json", "model.safetensors"}  # and no pickle
     digest = hashlib.sha256(Hub.files["model.safetensors"]).hexdigest()
     assert record["files"]["model.safetensors"] == digest
-    load = "from urepa.models.teachers import vit_net; "
-    load += "vit_net.ViTNetwork('dinov2', '{}', 56, 14, [4, 4], 32, 'meta').network"
-    for name in ("facebook/dinov2-large", f"facebook/dinov2-large@{COMMIT}"):
-        offline = run(["-c", load.format(name)], tmp_path, HF_HUB_OFFLINE="1")
-        assert offline.returncode == 0, offline.stderr
+    load = "import sys; from urepa.models.teachers.vit_net import ViTNetwork; "
+    load += "print([ViTNetwork('dinov2', n, 56, 14, [4, 4], 32, 'meta').network is None for n in sys.argv[1:]])"
+    names = ("facebook/dinov2-large", f"facebook/dinov2-large@{COMMIT}")
+    offline = run(["-c", load, *names], tmp_path, HF_HUB_OFFLINE="1")
+    assert offline.stdout.splitlines()[-1:] == ["[False, False]"], offline.stderr
     Hub.files["config.json"] += b" "
     changed = run(command, tmp_path, HF_ENDPOINT=hub, HF_HOME=str(tmp_path / "another"))
     assert changed.returncode == 1
@@ -167,13 +167,12 @@ def test_a_text_encoder_that_was_fetched_loads_with_the_hub_switched_off(hub: st
         *("text_encoder/config.json", "text_encoder/model.safetensors"),
         *("tokenizer/vocab.json", "tokenizer/merges.txt", "tokenizer/tokenizer_config.json"),
     }
-    load = "from urepa.models.text_encoders.clip_text_net import clip_text; "
-    load += "print(clip_text('{}', -1, 12, 16, True).tokenize(['a']).cut)"
-    for name in ("owner/clip", f"owner/clip@{COMMIT}"):
-        offline = run(["-c", load.format(name)], tmp_path, HF_HUB_OFFLINE="1")
-        assert offline.stdout.strip() == "[0]", offline.stderr
-    other = run(["-c", load.format("owner/other")], tmp_path, HF_HUB_OFFLINE="1")
-    assert "HF_HUB_OFFLINE is set, and it is not in the hub's local cache: run `python -m urepa" in other.stderr
+    load = "import sys\nfrom urepa.models.text_encoders.clip_text_net import clip_text\n"
+    load += "for name in sys.argv[1:]:\n    print(clip_text(name, -1, 12, 16, True).tokenize(['a']).cut)"
+    names = ("owner/clip", f"owner/clip@{COMMIT}", "owner/other")
+    offline = run(["-c", load, *names], tmp_path, HF_HUB_OFFLINE="1")
+    assert offline.stdout.split() == ["[0]", "[0]"], offline.stderr
+    assert "HF_HUB_OFFLINE is set, and it is not in the hub's local cache: run `python -m urepa" in offline.stderr
 
 
 @pytest.mark.slow

@@ -192,6 +192,7 @@ def test_a_run_resumed_before_at_or_after_the_stop_ends_the_same(train: Build) -
         assert all(torch.equal(v, whole[k]) for k, v in ended.items()), step
 
 
+@pytest.mark.slow
 def test_a_step_in_bf16(train: Build) -> None:
     """As accelerate prepares it: the backbone's products in bf16; its sums, the heads, losses and gradients in fp32."""
     plain = train()
@@ -226,6 +227,7 @@ def test_a_step_in_bf16(train: Build) -> None:
 LORA = ("lora=all_attention", "optimizer=adamw_lora")
 
 
+@pytest.mark.slow
 def test_lora_on_a_sit_trains_adapters_and_head_alone(train: Build, sit_file: Path) -> None:
     trainer = train(*LORA, f"backbone.weights={sit_file}")
     before = weights(trainer, "")
@@ -267,12 +269,14 @@ def test_a_loras_file_gives_the_trained_model_again(
         torch.testing.assert_close(merged.base_layer.weight, base[f"{name}.weight"])
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("lora", ["mid_attention", "mid_attention_conv", "mid_attention_16"])
 def test_adapters_of_a_unet_are_refused(train: Build, sit_file: Path, lora: str) -> None:
     with pytest.raises(UserError, match=r"lora.targets=\w+ lora.blocks=mid: a transformer has neither .* lora=all_att"):
         train(f"lora={lora}", "optimizer=adamw_lora", f"backbone.weights={sit_file}")
 
 
+@pytest.mark.slow
 def test_training_lowers_both_losses(train: Build) -> None:
     """On one repeated batch both terms decrease."""
     trainer = train("optimizer.warmup_ratio=0", "optimizer.final_ratio=1")
@@ -285,6 +289,7 @@ def test_training_lowers_both_losses(train: Build) -> None:
     assert last["token"] < 0.5 * first["token"]
 
 
+@pytest.mark.slow
 def test_the_controls_backbone_is_that_of_lambda_zero(train: Build, small_sit: list[str]) -> None:
     trainer = train("loss.lambda_max=0")
     steps(trainer, 0, 3)
@@ -319,6 +324,7 @@ def test_validation_reports_times_in_tenths(train: Build) -> None:
     assert all(0 <= float(k.split("/")[2][:3]) < 1 for k in bins)
 
 
+@pytest.mark.slow
 def test_half_of_the_batch_may_have_a_diffusion_term(train: Build) -> None:
     trainer = train("loss.diffusion_fraction=0.5")
     terms = trainer.update(0, trainer.reader.read(0), with_tap_gradients=False).terms
@@ -328,6 +334,7 @@ def test_half_of_the_batch_may_have_a_diffusion_term(train: Build) -> None:
     trainer.update(0, trainer.reader.read(0), with_tap_gradients=False)
 
 
+@pytest.mark.slow
 def test_an_unsuitable_grid_is_reported(train: Build) -> None:
     trainer = train("backbone.patch=2", "head=conv")
     steps(trainer, 0, 1)

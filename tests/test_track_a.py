@@ -23,6 +23,8 @@ from urepa.runs.run_folder import to_plain
 from urepa.runs.trackers.no_tracking import NoShipper
 from urepa.training.assembly import build
 
+pytestmark = pytest.mark.long
+
 
 def composed(*overrides: str) -> dict[str, Any]:
     prepare()
@@ -74,6 +76,7 @@ def test_track_a_has_the_documented_settings() -> None:
     assert (optimizer["betas"], optimizer["eps"], optimizer["warmup_ratio"]) == ([0.9, 0.999], 1e-8, 0.1)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     ("experiment", "changed"),
     [
@@ -132,6 +135,7 @@ def assert_trains_the_right_weights(trainer: Any, lora_tensors: int) -> None:
     assert all(not torch.equal(p, before[n]) for n, p in names.items())
 
 
+@pytest.mark.slow
 def test_nothing_in_the_encoder_records_a_graph(small: dict[str, Path], tmp_path: Path) -> None:
     trainer = trainer_for(composed(*small_overrides(small), "+loss.taps.enc_last=1.0"), tmp_path)
     assert_encoder_records_nothing(trainer)
@@ -170,7 +174,7 @@ ARMS = {
 } - NEED_CACHES
 
 
-@pytest.mark.fast(4)
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", sorted(ARMS))
 @pytest.mark.filterwarnings("ignore:nothing trainable precedes")
 def test_every_arm_takes_a_step(small: dict[str, Path], tmp_path: Path, arm: str) -> None:
@@ -205,6 +209,7 @@ def test_a_checkpoint_holds_trainables_only_and_resumes_exactly(small: dict[str,
         assert torch.equal(whole.ema.shadow[name], second.ema.shadow[name]), name
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_no_gradient(small: dict[str, Path], tmp_path: Path) -> None:
     gradients = []
     for on in ("false", "true"):

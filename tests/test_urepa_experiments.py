@@ -58,6 +58,7 @@ def given(experiment: str, *more: str) -> list[str]:
 # --- what they say ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fast(1)
 @EVERY
 def test_the_values_are_simpletuners(compose: Compose, experiment: str) -> None:
     config = compose(*given(experiment))
@@ -72,6 +73,7 @@ def test_the_values_are_simpletuners(compose: Compose, experiment: str) -> None:
     assert frozen == (HUB[experiment],) * 3
 
 
+@pytest.mark.fast(1)
 @EVERY
 def test_the_objective_is_the_familys(compose: Compose, experiment: str) -> None:
     objective = compose(*given(experiment))["objective"]
@@ -85,6 +87,7 @@ def test_the_objective_is_the_familys(compose: Compose, experiment: str) -> None
     }
 
 
+@pytest.mark.fast(1)
 @EVERY
 def test_the_tracks_teacher_is_the_experiments(compose: Compose, experiment: str) -> None:
     """So the command in its header makes the tokens that the run reads."""
@@ -93,6 +96,7 @@ def test_the_tracks_teacher_is_the_experiments(compose: Compose, experiment: str
     assert (parts["data"], parts["teacher"]) == (config["data"], config["teacher"])
 
 
+@pytest.mark.fast(1)
 @EVERY
 def test_prefetch_fetches_one_pipeline_and_the_teacher(compose: Compose, experiment: str) -> None:
     files = required_files(compose(*given(experiment), root="prefetch"))
@@ -105,6 +109,7 @@ def test_prefetch_fetches_one_pipeline_and_the_teacher(compose: Compose, experim
 # --- SimpleTuner's example --------------------------------------------------------------------------------------
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     ("more", "changed"),
     [

@@ -58,6 +58,7 @@ def at_once(spans: list[list[Any]]) -> int:
     return max(sum(begin <= moment <= end for begin, end, _ in spans) for moment, _, _ in spans)
 
 
+@pytest.mark.slow
 def test_at_most_at_once_jobs_run(tmp_path: Path, module: Callable[[str, str], None]) -> None:
     module("busy", BUSY)
     assert at_once(busy(tmp_path, 4, LocalQueue(2, [], str(tmp_path / "jobs")))) <= 2
@@ -101,6 +102,7 @@ def test_killed_jobs_are_retried_while_they_make_progress(tmp_path: Path, module
     assert len(Book(tmp_path / "jobs").entries()) == 2
 
 
+@pytest.mark.slow
 def test_a_failed_job_does_not_stop_the_others(tmp_path: Path, module: Callable[[str, str], None]) -> None:
     module("bad", "print('error: a mistake'); raise SystemExit(1)")
     module("good", "")
@@ -111,6 +113,7 @@ def test_a_failed_job_does_not_stop_the_others(tmp_path: Path, module: Callable[
     assert states == {"bad": "failed", "good": "done"}
 
 
+@pytest.mark.slow
 def test_leaving_the_queue_ends_running_jobs(
     tmp_path: Path, module: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

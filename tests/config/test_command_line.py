@@ -54,7 +54,7 @@ ODD = (
 )
 
 
-@pytest.mark.fast(8)
+@pytest.mark.fast(2)
 @pytest.mark.parametrize("value", ODD)
 def test_a_path_is_used_as_typed(compose: Callable[..., dict[str, Any]], value: str) -> None:
     arguments = [quote_argument(f"{key}={value}") for key in ("data.root", "data.images", "warm_start")]

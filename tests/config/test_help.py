@@ -60,7 +60,7 @@ def composed_keys(config: DictConfig) -> dict[str, Any]:
     return flatten({k: v for k, v in content.items() if k not in chosen}) | chosen
 
 
-@pytest.mark.fast(4)
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("root", ROOTS)
 def test_help_lists_every_key_of_a_command_with_its_value(root: str) -> None:
     text, config = helped(root)
@@ -78,6 +78,7 @@ def test_help_lists_every_key_of_a_command_with_its_value(root: str) -> None:
     assert max(map(len, text.splitlines())) <= 82  # and two for a shell's backslash
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("options", [(), ("+experiment=track_a",), ("head=irepa_hidden", "evaluation=cifar10_fd")])
 def test_help_of_training_lists_the_keys_of_the_composed_parts(options: tuple[str, ...]) -> None:
     text, config = helped("train", *options)
@@ -136,6 +137,7 @@ def test_bench_shows_its_own_title_and_keys_before_those_of_a_run() -> None:
     assert "steps per timed block (1 or more)" in text
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize("root", ["train", "plan", "generate_checkpoint", "evaluate", "preprocess", "ablation_grid"])
 def test_the_options_of_a_group_are_its_files(root: str) -> None:
     text, config = helped(root)

@@ -32,7 +32,7 @@ def test_a_run_is_composed_once(compositions: list[Any], capfd: pytest.CaptureFi
     assert compositions == ["RUN"]
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("typed", ["hydra.mode=MULTIRUN", "+hydra.mode=MULTIRUN"])
 def test_a_mode_on_the_command_line_applies(
     typed: str, compositions: list[Any], capfd: pytest.CaptureFixture[str], tmp_path: Path

@@ -60,7 +60,7 @@ def composed(root: str, *overrides: str) -> tuple[str, Any]:
     return OmegaConf.to_yaml(config), OmegaConf.to_container(config)
 
 
-@pytest.mark.fast(2)
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("experiment", options_of("experiment"))
 def test_every_experiment_is_composed_as_by_hydra(experiment: str, both: Callable[..., Any]) -> None:
     theirs, ours = both(lambda: composed("train", f"+experiment={experiment}", "seed=3"))
@@ -68,7 +68,7 @@ def test_every_experiment_is_composed_as_by_hydra(experiment: str, both: Callabl
     assert ours[1]["hydra"]["runtime"]["choices"]["experiment"] == experiment
 
 
-@pytest.mark.fast(4)
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("root", sorted(root for root in COMMANDS if (Path(CONF) / f"{root}.yaml").is_file()))
 def test_every_command_is_composed_as_by_hydra(root: str, both: Callable[..., Any]) -> None:
     theirs, ours = both(lambda: composed(root))
@@ -102,6 +102,7 @@ def test_a_choice_that_refers_to_another_group_is_resolved(both: Callable[..., A
     assert "${large}" in ours[1]
 
 
+@pytest.mark.slow
 def test_every_file_is_read_as_by_omegaconf(both: Callable[..., Any]) -> None:
     files = sorted(Path(CONF).rglob("*.yaml"))
     assert len(files) > 100
@@ -114,6 +115,7 @@ def test_values_have_the_types_of_omegaconf(both: Callable[..., Any]) -> None:
     assert ours == theirs
 
 
+@pytest.mark.fast(3)
 @pytest.mark.parametrize("text", MALFORMED)
 @pytest.mark.parametrize("as_file", [True, False])
 def test_malformed_input_is_refused_with_the_same_message(text: str, as_file: bool, both: Callable[..., Any]) -> None:
@@ -131,6 +133,7 @@ def test_one_class_loads_all_files() -> None:
     assert _utils.get_yaml_loader() is _utils.get_yaml_loader()
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize(("text", "reason"), MALFORMED.items())
 def test_a_malformed_file_of_the_user_is_one_line(
     text: str, reason: str, capfd: pytest.CaptureFixture[str], tmp_path: Path

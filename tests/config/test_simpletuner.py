@@ -51,6 +51,7 @@ def expand(file: Path, compose: Compose) -> Expand:
 # --- what is taken ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     ("content", "arguments", "overrides"),
     [
@@ -160,6 +161,7 @@ def test_settings_become_overrides(
     assert {key: loss[key] for key in expected} == expected or arguments[:1] == [SIT]
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("content", [UREPA, CREPA | {"crepa_block_index": 5}], ids=["urepa", "crepa"])
 def test_a_run_has_plain_overrides(content: dict[str, Any], expand: Expand, compose: Compose, file: Path) -> None:
     """The run is found again by these overrides, and they pass the checks before the first step."""
@@ -171,6 +173,7 @@ def test_a_run_has_plain_overrides(content: dict[str, Any], expand: Expand, comp
     assert not any(file.name in override for override in overrides)
 
 
+@pytest.mark.slow
 def test_the_command_line_is_read_with_it(
     expand: Expand, file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -193,6 +196,7 @@ def test_the_command_line_is_read_with_it(
     ]
 
 
+@pytest.mark.slow
 def test_the_command_line_wins(expand: Expand) -> None:
     content = UREPA | {"urepa_scheduler": "cosine", "urepa_similarity_threshold": 0.5, "urepa_lambda": 0.1}
     found = expand(content, "schedule=constant", "teacher=efficientnet_lite0", "loss.lambda_max=0.4", "~loss.taps.mid")
@@ -242,6 +246,7 @@ def theirs(content: dict[str, Any], step: int) -> float:
     }[kind]
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize(
     "content",
     [

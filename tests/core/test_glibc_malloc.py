@@ -38,6 +38,7 @@ def faults(**variables: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 @of_glibc
 def test_a_commands_memory_is_faulted_in_once() -> None:
     assert faults() < 2 * PAGES

@@ -23,7 +23,7 @@ def run(arguments: list[str], folder: Path, *python: str) -> subprocess.Complete
     return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.fast(2)
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
@@ -87,6 +87,7 @@ def test_help_lists_the_groups_without_loading_torch(tmp_path: Path) -> None:
     assert not imported(done) & {"torch", "diffusers", "mlflow", "sklearn"}
 
 
+@pytest.mark.slow
 def test_help_of_published_weights_is_their_own(tmp_path: Path) -> None:
     done = run(["urepa.generate", "checkpoint=some/file,v=1.pt", "-h"], tmp_path, "-X", "importtime")
     assert done.returncode == 0
@@ -102,6 +103,7 @@ def test_a_mistyped_key_is_found_without_loading_torch(tmp_path: Path) -> None:
     assert not imported(done) & {"torch", "diffusers", "mlflow", "sklearn"}
 
 
+@pytest.mark.slow
 def test_a_traceback_is_printed_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ENVIRONMENT, "HYDRA_FULL_ERROR", "1")
     done = run(["urepa.train", "trainer.log_every=0"], tmp_path)

@@ -93,7 +93,7 @@ def test_a_terminal_that_does_not_block() -> None:
     assert said.count(b".") == 3 * 9000
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["urepa.train", "launchers.status", "urepa.cluster.slurm_job"])
 def test_commands_launchers_and_jobs_print_safely(command: str, tmp_path: Path) -> None:
     """A command, a launcher, and a job of the local launcher."""

@@ -41,6 +41,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, compose: Compose) -> dict[st
     return {"images": images, **plans}
 
 
+@pytest.mark.slow
 def test_one_bucket_of_squares_costs_what_squares_cost(alone: dict[str, Any]) -> None:
     assert alone["64x64"].as_dict() == alone[""].as_dict()
 
@@ -94,6 +95,7 @@ def test_with_lists_the_mean_is_weighted_by_steps(alone: dict[str, Any], compose
         check_run_inputs(compose(*bucketed(alone["images"], tmp_path, "trainer.batch_size=8")), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_the_text_of_a_plan_without_buckets_names_none(alone: dict[str, Any], compose: Compose, tmp_path: Path) -> None:
     config = compose(*bucketed(alone["images"], tmp_path, buckets="null"))
     text = as_markdown("x", methodology(subject_of(config, alone[""]), "")).split("## Settings")[0]
@@ -108,6 +110,7 @@ def test_means_are_to_the_nearest_whole_number() -> None:
     assert mean_of([10, 20], [None, None]) == 15
 
 
+@pytest.mark.slow
 def test_bench_times_the_largest_bucket(alone: dict[str, Any], compose: Compose, tmp_path: Path) -> None:
     config = compose(*bucketed(alone["images"], tmp_path, buckets="[[32,64],[96,64]]"))
     track, teacher = build_part(config["data"]), build_part(config["teacher"])

@@ -34,6 +34,7 @@ def track_a(compose: Compose, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return plan(config, H200)
 
 
+@pytest.mark.slow
 def test_parameters_are_counted_by_part(track_a: Any) -> None:
     by_part = track_a.counted.parameters
     unet = sum(by_part[part]["all"] for part in ("down", "mid", "up"))
@@ -43,6 +44,7 @@ def test_parameters_are_counted_by_part(track_a: Any) -> None:
     assert by_part["down"]["trainable"] == by_part["up"]["trainable"] == 0
 
 
+@pytest.mark.slow
 def test_flops_are_the_documented_ones(track_a: Any) -> None:
     forward, backward = ({p: n / 128e9 for p, n in track_a.flops(d).items()} for d in ("forward", "backward"))
     for part, gigaflops in (("down", 249.2), ("mid", 12.1), ("up", 541.7), ("head", 0.3)):
@@ -103,6 +105,7 @@ def test_more_lora_costs_more_backward(track_a: Any, compose: Compose) -> None:
     assert everywhere.saved_bytes > track_a.saved_bytes + 100 * 128 * MIB
 
 
+@pytest.mark.slow
 def test_a_small_memory_is_too_small(track_a: Any) -> None:
     assert track_a.fits is True
     assert replace(track_a, device=replace(H200, memory_bytes=60e9)).fits is False
@@ -166,7 +169,7 @@ def test_a_real_step_saves_what_is_planned(
     assert plan(compose(*given, *more), CPU).saved_bytes == pytest.approx(saved.total, rel=0.05)
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [
@@ -337,6 +340,7 @@ def write(path: Path, rows: Any) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_nothing_is_expected_without_a_measurement(track_a: Any) -> None:
     assert track_a.expected_hours is None
     assert track_a.as_dict()["gpu_hours_expected"] is None
@@ -360,6 +364,7 @@ def test_expected_hours_come_from_this_projects_loop_at_this_batch_size(compose:
     assert no_own.expected_hours is None
 
 
+@pytest.mark.slow
 def test_a_device_without_a_rate_has_no_floor_but_can_be_measured(
     compose: Compose, small_run: list[str], tmp_path: Path
 ) -> None:
@@ -378,11 +383,11 @@ def test_a_device_without_a_rate_has_no_floor_but_can_be_measured(
     ],
 )
 def test_a_file_that_is_no_measurement_of_this_device(
-    compose: Compose, tmp_path: Path, content: Any, words: str
+    compose: Compose, small_run: list[str], tmp_path: Path, content: Any, words: str
 ) -> None:
     file = tmp_path / "bench.json" if content is None else write(tmp_path / "bench.json", content)
     with pytest.raises(UserError, match=words):
-        plan(compose("+experiment=track_a"), H200, file)
+        plan(compose(*small_run), H200, file)
 
 
 @pytest.mark.slow

@@ -38,6 +38,7 @@ def loss_flops(one: Plan) -> tuple[int, int]:
     return forward, backward
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(("grid", "tokens"), [("teacher", 37 * 37), ("student", 4 * 4), ("[5,16]", 5 * 16)])
 def test_the_products_of_tokens_are_counted_on_the_grid_of_the_comparison(
     planned: Callable[..., Plan], grid: str, tokens: int
@@ -49,6 +50,7 @@ def test_the_products_of_tokens_are_counted_on_the_grid_of_the_comparison(
     assert loss_flops(one) == (4 * B * tokens**2 * E, 4 * B * tokens**2 * E)
 
 
+@pytest.mark.slow
 def test_the_peak_contains_the_similarity_matrices(planned: Callable[..., Plan]) -> None:
     """Three matrices at once, more with a larger batch; without the token level there are none, as pooled samples have
     a B by B matrix."""

@@ -323,6 +323,7 @@ def test_lost_records_are_found_by_their_number(built: Path, build_of: Any, tmp_
             build.run("verify")
 
 
+@pytest.mark.slow
 def test_moments_are_sampled_by_address(build_of: Any, tmp_path: Path) -> None:
     from urepa.core import random_draws
 
@@ -358,6 +359,7 @@ def test_an_online_teacher_gives_the_tokens_that_a_cache_would(built: Path, buil
         cache.close()
 
 
+@pytest.mark.slow
 def test_a_track_for_an_online_teacher_has_no_tokens(
     build_of: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -104,6 +104,7 @@ def test_online_tokens_need_latents_alone(decoded: Path, build_of: Any, material
     cached.close()
 
 
+@pytest.mark.slow
 def test_a_tiny_autoencoder_takes_x0_by_its_own_constants(
     built_with_flips: Path, build_of: Any, tae: Path, tmp_path: Path
 ) -> None:
@@ -140,6 +141,7 @@ def test_the_mean_of_moments_is_decoded_and_online_latents_are_decoded_directly(
     cache.close()
 
 
+@pytest.mark.slow
 def test_a_run_trains_on_them(trainer_of: Callable[..., Any], material: Path, decoded: Path) -> None:
     small = (
         *("+experiment=repa_cifar10", "tracking=none", "data.source=folder", f"data.images={material / 'photos'}"),
@@ -168,6 +170,7 @@ def test_a_manifest_records_decoded_images_and_omits_plain_ones(decoded: Path, b
         assert not {"sees", "decoder"} & before.keys()
 
 
+@pytest.mark.slow
 def test_tokens_of_something_else_are_refused_whichever_way(
     decoded: Path, built_with_flips: Path, build_of: Any, tae: Path
 ) -> None:
@@ -190,6 +193,7 @@ def test_tokens_of_something_else_are_refused_whichever_way(
 # --- refusals -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_keys_that_do_not_go_together_are_refused(compose: Any, tmp_path: Path) -> None:
     def refused(*keys: str) -> str:
         given = ["+experiment=track_a", f"data.root={tmp_path}", *keys]
@@ -262,6 +266,7 @@ def products(decoder: nn.Module, z: Tensor) -> int:
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tiny", [False, True], ids=["vae", "tae"])
 def test_a_plan_counts_the_decoder_where_the_teacher_is_asked(
     compose: Any, material: Path, tae: Path, tmp_path: Path, tiny: bool

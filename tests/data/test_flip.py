@@ -93,6 +93,7 @@ def test_a_mirrored_image_comes_with_the_mirrored_images_tokens(both: Any, onlin
     assert min(seen.values()) > 5
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("online", ["", "teacher", "latents", "teacher latents"])
 def test_latents_and_tokens_are_the_networks_own_of_the_mirrored_photograph(
     built_with_flips: Path, material: Path, build_of: Any, online: str

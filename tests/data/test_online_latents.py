@@ -59,7 +59,7 @@ def assert_rounded(cached: torch.Tensor, online: torch.Tensor) -> None:
 # --- the cache's numbers -----------------------------------------------------------------------------------
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("moments", [False, True], ids=["mode", "moments"])
 def test_steps_equal_those_with_a_cache_up_to_rounding(
     built_with_flips: Path, with_moments: Path, build_of: Any, moments: bool
@@ -210,6 +210,7 @@ def test_parts_of_squares_alone_leave_verifying_to_the_last(
         assert ("the images of 80 samples are whole" in said) is (i == 1)
 
 
+@pytest.mark.slow
 def test_the_field_of_view_is_verified_without_a_cache_of_latents(
     built_with_flips: Path, build_of: Any, tmp_path: Path
 ) -> None:
@@ -221,6 +222,7 @@ def test_the_field_of_view_is_verified_without_a_cache_of_latents(
         build_of(root, "data.flip=true", ONLINE).run("verify")
 
 
+@pytest.mark.slow
 def test_other_images_are_refused(built: Path, build_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # a hub that is away is asked for 40 s
     root = Path(shutil.copytree(built, tmp_path / "cache", ignore=shutil.ignore_patterns("*_lmdb")))

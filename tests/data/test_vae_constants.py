@@ -180,7 +180,7 @@ def rebuilt(built: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(built, place, ignore=shutil.ignore_patterns("vae_latents_lmdb*", "dino*")))
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 def test_stored_latents_name_their_constants_and_are_what_is_encoded_in_training(
     folder: Path, rebuilt: Path, build_of: Any
 ) -> None:
@@ -208,7 +208,7 @@ def test_stored_latents_name_their_constants_and_are_what_is_encoded_in_training
         opened.close()
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["shift", "per_channel"])
 def test_latents_of_other_constants_are_refused_both_ways(
     material: Path, built: Path, build_of: Any, tmp_path: Path, name: str
@@ -277,6 +277,7 @@ def test_incomplete_constants_are_refused(material: Path, tmp_path: Path, change
 # --- no posterior ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_vae_without_a_posterior_gives_its_latent(rebuilt: Path, build_of: Any, tmp_path: Path) -> None:
     from diffusers import AutoencoderDC
 

@@ -145,6 +145,7 @@ def test_the_samples_digest_is_of_pixels_and_classes(make_track: Callable[..., A
     assert digest(limit=15) != first
 
 
+@pytest.mark.slow
 def test_it_learns(make_track: Callable[..., Any]) -> None:
     """It memorises thirty images, where chance would classify ten correctly."""
     track = make_track()

@@ -54,6 +54,7 @@ def context(tmp_path_factory: pytest.TempPathFactory, compose: Callable[..., Any
     cache.close()
 
 
+@pytest.mark.slow
 def test_the_score_is_transformers_own(folder: Path, context: Context) -> None:
     from transformers import CLIPModel, CLIPTokenizer
 

@@ -48,6 +48,7 @@ def test_an_unexpected_exception_fails_one_evaluation_only(
         found.require_all(NotEvaluated)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(3), Stopped(143)])
 def test_a_stop_signal_is_not_a_failure(context: Context, stop: BaseException) -> None:
     with pytest.raises(type(stop)):

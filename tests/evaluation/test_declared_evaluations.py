@@ -54,6 +54,7 @@ def classes(kind: str) -> Iterator[Any]:
     return (pytest.param(schema, id=name) for name, schema in KINDS[kind].items())
 
 
+@pytest.mark.slow
 def test_conf_has_a_choice_of_each(composed: list[dict[str, Any]]) -> None:
     for kind in ("evaluation", "images", "encoder"):
         assert parts(composed, kind).keys() == {target_of(schema) for schema in KINDS[kind].values()}
@@ -158,6 +159,7 @@ def declaration_of_images(part: dict[str, Any]) -> Any:
     return schema(**part)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schema", classes("encoder"))
 def test_an_encoder_is_what_the_protocol_says(composed: list[dict[str, Any]], tmp_path: Path, schema: type) -> None:
     part = dict(parts(composed, "encoder")[target_of(schema)])

@@ -62,6 +62,7 @@ def test_shuffled_labels_change_nothing(context: Context) -> None:
     assert all(np.array_equal(kept[name], other[name]) for name in pools)
 
 
+@pytest.mark.slow
 def test_features_do_not_depend_on_the_chunk_size(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = context.cache.splits["train"]
     whole = pool_chunks(context, samples, ("mid",), 500, {"tap": tap_pool("mid")})["tap"]

@@ -79,6 +79,7 @@ def test_a_set_has_no_distance_to_itself_and_a_shifted_one_that_of_the_shift() -
 # --- its standard error -------------------------------------------------------------------------------------
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(("n", "width", "shift"), [(200, 6, 0.0), (200, 6, 0.5), (40, 60, 0.3)])
 def test_the_error_of_a_distance_is_its_spread_over_draws(n: int, width: int, shift: float) -> None:
     """The last case has fewer rows than features: all covariances are singular."""

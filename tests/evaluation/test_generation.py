@@ -89,6 +89,7 @@ def evaluation(**changes: Any) -> Generation:
 # --- images -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_images_are_those_of_the_generate_command(
     context: Context, run: Path, compose: Compose, tmp_path: Path
 ) -> None:
@@ -105,6 +106,7 @@ def test_the_images_are_those_of_the_generate_command(
         assert np.abs(png.transpose(2, 0, 1) - pixels).max() <= 1  # they are computed beside others
 
 
+@pytest.mark.slow
 def test_existing_images_are_reused_and_other_weights_make_new_ones(
     context: Context, opened: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +225,7 @@ def test_features_of_the_runs_own_teacher_are_said_to_be_circular(
     assert "final/circular/own" not in evaluation(encoders={"own": Built(teacher)})(without)
 
 
+@pytest.mark.fast(3)
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -280,6 +283,7 @@ def test_an_inception_score_without_weights_is_refused_before_sampling(context: 
     assert not (context.folder / "generated").exists()
 
 
+@pytest.mark.slow
 def test_a_latent_track_is_decoded_for_both_sides(tmp_path: Path, compose: Compose) -> None:
     run = write_run(tmp_path / "outputs" / "track_a" / "seed42", compose(*small_sd(tmp_path)), 4)
     manifest = tmp_path / "data" / "vae_latents_lmdb" / "manifest.json"

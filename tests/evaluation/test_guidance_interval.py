@@ -22,6 +22,7 @@ Compose = Callable[..., dict[str, Any]]
 TEN: dict[str, Any] = {"count": 10, "sampler": "euler", "steps": 4, "guidance": 1.8, "batch_size": 10}
 
 
+@pytest.mark.slow
 def test_guidance_in_an_interval_equals_the_generate_commands(
     tmp_path: Path, compose: Compose, small_sit: list[str]
 ) -> None:

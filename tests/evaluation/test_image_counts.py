@@ -36,6 +36,7 @@ def test_possible_numbers_are_not_refused(compose: Compose) -> None:
     )
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
@@ -111,6 +112,7 @@ def test_readers_are_scored_on_the_test_split_or_the_validation_split() -> None:
     assert cache_counts(cache) == ImageCounts(9, 5, 2)
 
 
+@pytest.mark.slow
 def test_a_run_is_refused_before_step_0_and_before_its_caches(
     compose: Compose, small_run: list[str], tmp_path: Path
 ) -> None:

@@ -157,6 +157,7 @@ def test_neighbours_are_averaged_without_padding_and_in_the_last_block_the_large
 # --- files --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_both_formats_give_the_same_features(network: InceptionV3, published: Path, tmp_path: Path) -> None:
     save_file(network.state_dict(), tmp_path / "inception.safetensors")
     images = torch.rand(2, 3, 75, 75) * 2 - 1
@@ -184,6 +185,7 @@ def other_classes(state: dict[str, Any]) -> None:
     state["fc.bias"] = torch.zeros(1000)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -229,6 +231,7 @@ def test_a_file_that_is_missing() -> None:
 # --- the encoder --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_features_and_probabilities_are_the_networks(network: InceptionV3, published: Path) -> None:
     levels = torch.randint(0, 256, (1, 3, 299, 299))
     encoder = InceptionNetwork(str(published))

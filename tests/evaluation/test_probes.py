@@ -56,6 +56,7 @@ def test_shuffled_labels_change_no_feature(context: Context) -> None:
     assert np.array_equal(mid_taps(context, samples), mid_taps(context, shuffled))
 
 
+@pytest.mark.slow
 def test_wrong_labels_lower_the_probes_score(context: Context) -> None:
     probe = TapProbe(tap="mid", timestep=100, knn=1, train_images=40, test_images=20)
     right = probe(context)
@@ -81,6 +82,7 @@ def rotated(context: Context) -> Context:
     return replace(context, cache=replace(context.cache, splits=splits))
 
 
+@pytest.mark.slow
 def test_the_quick_probe_equals_scikit_learns(context: Context) -> None:
     found = TapProbe(tap="mid", timestep=100, knn=3, train_images=30, test_images=15)(context)
     parts = subset(context.cache.splits["train"], 30), subset(context.cache.splits["test"], 15)
@@ -96,7 +98,7 @@ def test_the_quick_probe_equals_scikit_learns(context: Context) -> None:
     assert found["final/teacher_knn"] == knn.score(test, labels[1])
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_steps")
 @pytest.mark.parametrize(("reading", "name"), [(Knn(**READ, k=3), "knn"), (LinearProbe(**READ), "linear_probe")])
 def test_every_source_and_pooling_is_read(context: Context, reading: Any, name: str) -> None:
@@ -148,6 +150,7 @@ def test_a_run_without_a_teacher_has_the_tap_and_its_floor(make_context: Callabl
     assert found.keys() == {f"final/knn/{what}{end}" for what in ("tap", "untrained_tap") for end in ends}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_steps")
 def test_only_the_readers_use_labels(context: Context) -> None:
     """A permutation of labels that is the same everywhere changes no neighbour, and so no mean-pooled score."""

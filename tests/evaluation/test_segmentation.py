@@ -71,6 +71,7 @@ def probe(folder: Path | None, **changes: Any) -> Dense:
     return Dense(folder=None if folder is None else str(folder), **(settings | changes))
 
 
+@pytest.mark.slow
 def test_the_probe_finds_an_answer_that_the_tokens_contain(halves: Path, seen: Context) -> None:
     found = probe(halves, teacher=Built(Brightness()))(seen)
     assert found.keys() == {f"final/dense/{what}" for what in ("tap", "head", "untrained_tap", "teacher")}
@@ -78,6 +79,7 @@ def test_the_probe_finds_an_answer_that_the_tokens_contain(halves: Path, seen: C
     assert found["final/dense/tap"] == found["final/dense/untrained_tap"] < 0.95, "nothing has trained here"
 
 
+@pytest.mark.slow
 def test_the_probe_of_the_tap_is_sklearns(halves: Path, seen: Context) -> None:
     for file in sorted((halves / "masks").iterdir())[::3]:  # some edges that count for nothing
         mask = np.asarray(Image.open(file)).copy()
@@ -145,6 +147,7 @@ def test_the_mean_iou_is_sklearns() -> None:
         mean_iou(np.zeros((256, 256), dtype=np.int64))
 
 
+@pytest.mark.slow
 def test_more_classes_than_two(tmp_path: Path, seen: Context) -> None:
     rng = np.random.default_rng(0)
     for i in range(40):
@@ -200,6 +203,7 @@ def test_pictures_of_one_name_in_both_splits_are_two(tmp_path: Path, seen: Conte
     assert {sample.sample_id for sample in both} == {"a"}, "their noise stays what it is"
 
 
+@pytest.mark.slow
 def test_invalid_folders_are_reported(halves: Path, tmp_path: Path, seen: Context) -> None:
     def said(folder: Path | None) -> str:
         with pytest.raises(UserError) as raised:

@@ -99,6 +99,7 @@ def test_neighbours_on_a_checkerboard_are_less_similar() -> None:
     assert float(contrast(tokens)) == 1
 
 
+@pytest.mark.slow
 def test_a_run_reports_tap_head_teacher_and_untrained_tap(context: Context) -> None:
     found = SPATIAL(context)
     samples = subset(held_out_samples(context), 15)

@@ -104,7 +104,7 @@ def test_the_floor_is_the_untrained_models(context: Context, make_context: Calla
     assert found["final/untrained_cka"] == pytest.approx(first["final/cka"])
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [0, 1])
 def test_whole_numbers_are_times_of_a_flow(whole: int, trainer_of: Any, small_sit: list[str], tmp_path: Path) -> None:
     trainer = trainer_of(*small_sit)
@@ -137,6 +137,7 @@ def test_shuffled_labels_change_no_value(context: Context) -> None:
     assert TeacherAlignment(**SETTINGS)(context) == TeacherAlignment(**SETTINGS)(other)
 
 
+@pytest.mark.slow
 def test_mistakes_are_named(make_context: Callable[..., Context]) -> None:
     context = make_context()
     for changes, why in (

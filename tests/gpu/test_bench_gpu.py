@@ -19,6 +19,8 @@ from urepa.costs.estimate import Device, plan
 from urepa.plan import tables
 from urepa.training.checks.combinations import check
 
+pytestmark = pytest.mark.long
+
 CPU = Device("cpu", "cpu", None, None)
 NEEDS_A_GPU = "a CPU has no memory of a device to watch and nothing to wait for"
 REASONS = {  # of what a CPU cannot show

@@ -69,6 +69,7 @@ def record_buckets(run: Path, *names: str) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_the_bucket_of_a_request(run: Path, plain: Path, ask: Any) -> None:
     assert ask(f"run='{run}'")["bucket"] == "16x16"
     assert ask(f"run='{run}'", "bucket=24x16")["bucket"] == "24x16"

@@ -49,6 +49,7 @@ def buckets(outputs: Path, compose: Compose) -> Path:
     return write_run(outputs / "buckets" / "seed0", compose(*PARTS, BUCKETS), 10)
 
 
+@pytest.mark.slow
 def test_images_have_the_size(run: Path, ask: Any) -> None:
     """Equal to the sampler's output for that shape, from noise of that shape."""
     generate(ask(f"run='{run}'", "size=32x24", *QUICK))
@@ -73,6 +74,7 @@ def test_images_have_the_size(run: Path, ask: Any) -> None:
     assert {name for name in before if after[name] != before[name]} == {"c0001_00000.png"}
 
 
+@pytest.mark.slow
 def test_the_models_own_size_is_the_same_request(run: Path, buckets: Path, ask: Any) -> None:
     assert ask(f"run='{run}'", "size=16x16") == ask(f"run='{run}'")
     assert ask(f"run='{buckets}'", "size=24x16") == ask(f"run='{buckets}'", "bucket=24x16")
@@ -92,12 +94,14 @@ def test_latents_whose_first_bucket_is_no_square(compose: Compose) -> None:
     assert choose_shape(asked, config, ["448x576", "512x512"], "the run")["x0_shape"] == [4, 64, 96]
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize("size", ["32", "0x16", "16x", "16x16x3", "ax16", "99999x16", "-16x16"])
 def test_invalid_sizes_are_reported(run: Path, ask: Any, size: str) -> None:
     with pytest.raises(UserError, match=f"size={size}: give rows and columns in pixels, as size=512x768"):
         ask(f"run='{run}'", f"size={size}")
 
 
+@pytest.mark.slow
 def test_an_unsupported_size_is_reported_with_a_supported_multiple(
     run: Path, outputs: Path, ask: Any, compose: Compose, small_sit: list[str]
 ) -> None:
@@ -116,6 +120,7 @@ def test_an_unsupported_size_is_reported_with_a_supported_multiple(
     assert Image.open(image).size == (32, 48)
 
 
+@pytest.mark.slow
 def test_latents_of_a_size_are_decoded(outputs: Path, ask: Any, compose: Compose) -> None:
     """With the base weights' images of the same noise beside them."""
     run = write_run(outputs / "track_a" / "seed42", compose(*small_sd(outputs)), 3)

@@ -131,6 +131,7 @@ def test_lora_through_a_pipeline_gives_the_same_pixels(root: Path, overrides: li
     assert "tracking" not in (folder / "config.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_a_lora_in_kohyas_layout_is_the_same_lora(root: Path, overrides: list[str], compose: Compose) -> None:
     run = write_run(root / "outputs" / "track_a" / "kohya", compose(*overrides, *LORA), 4)
     folder = export(asked_of(run, format="kohya"))
@@ -151,6 +152,7 @@ def test_a_lora_in_kohyas_layout_is_the_same_lora(root: Path, overrides: list[st
     assert export(asked_of(run)) == run / "export" / "step_00000004"
 
 
+@pytest.mark.slow
 def test_kohyas_layout_is_of_lora_on_a_unet(
     root: Path, overrides: list[str], compose: Compose, small_sit: list[str], tmp_path: Path
 ) -> None:
@@ -178,6 +180,7 @@ def test_a_full_unet_through_a_pipeline_gives_the_same_pixels(
     assert not (folder / "embedding.safetensors").exists(), "the prompts are the text encoder's"
 
 
+@pytest.mark.slow
 def test_a_small_unets_card_says_how_to_sample(
     compose: Compose, small_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +207,7 @@ def test_a_cards_steps_divide_the_timesteps(compose: Compose, small_run: list[st
     assert "scheduler.set_timesteps(30)\n" in (export(asked_of(run)) / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_an_export_is_written_whole_or_not_at_all(
     compose: Compose, small_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -220,6 +220,7 @@ def test_mistakes_are_reported_in_one_sentence(
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_a_dry_run_names_the_stages_and_the_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = small(seeds=(0, 1))
     settings = settings_of(["stages=[train,compare]"])

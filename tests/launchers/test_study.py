@@ -44,6 +44,7 @@ def commands(stage: JobGroup) -> list[str]:
     return [" ".join(command) for job in stage.jobs for command in job.commands]
 
 
+@pytest.mark.slow
 def test_a_latent_track_from_images_to_the_table() -> None:
     manifest, shards, verify, train, evaluate, compare = stages(composed("baseline", "lora_16"), "evaluate=digits")
     caches = "urepa.preprocess data=track_a teacher=dinov2_l data.root='/data'"
@@ -62,6 +63,7 @@ def test_a_latent_track_from_images_to_the_table() -> None:
     assert [s.gpus for s in (manifest, shards, verify, train, evaluate, compare)] == [1, 1, 0, 8, 1, 0]
 
 
+@pytest.mark.slow
 def test_arms_over_captioned_photographs_share_images_and_latents() -> None:
     """Their classes are counted from the images; the track's own settings have no number."""
     given = ["+experiment=urepa_sdxl", "data.images=/photos", "data.num_classes=1"]
@@ -100,6 +102,7 @@ def test_a_small_track_is_made_by_one_command() -> None:
     assert (verify.after, train.after) == (made, verify)
 
 
+@pytest.mark.slow
 def test_caches_in_one_folder_are_made_one_after_the_other() -> None:
     """The larger track first; for the others only what is missing."""
     runs = composed("samples_100k", "baseline", "teacher_224", seeds=(0,))
@@ -119,6 +122,7 @@ def test_caches_in_one_folder_are_made_one_after_the_other() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_arms_with_equal_caches_share_them() -> None:
     assert len({run.caches for run in composed("baseline", "no_cfg_dropout", "lora_32", "lambda_0")}) == 1
 
@@ -156,6 +160,7 @@ def test_a_run_is_what_its_command_composes() -> None:
     assert baseline.name == "quickstart+baseline/seed0"
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("scripts", [False, True])
 def test_a_dry_run_is_short_and_whole_in_a_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], scripts: bool
@@ -228,7 +233,7 @@ def test_the_batch_divides_over_the_gpus() -> None:
         composed("baseline", gpus=7)
 
 
-@pytest.mark.fast(2)
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [

@@ -50,7 +50,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> UNet:
     return UNet(UNet2DConditionModel.from_pretrained(folder / "unet"), torch.randn(11, 77, 16)).eval()
 
 
-@pytest.mark.fast(4)
+@pytest.mark.fast(2)
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 @pytest.mark.parametrize("objective", [VelocityMath(*LINEAR), EpsilonMath(*SCALED)])
 @pytest.mark.parametrize(("sampler", "steps"), [("ddim", 5), ("dpmsolver", 6), ("euler", 6)])
@@ -86,7 +86,7 @@ def test_the_steps_are_those_of_diffusers_pipeline_bit_for_bit(
 NOBODY = of_ids(torch.zeros(3).long(), 1)
 
 
-@pytest.mark.fast(3)
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("objective", [VelocityMath(*LINEAR), EpsilonMath(*SCALED), VelocityMath(*LINEAR[:3], 400)])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_where_steps_divide_the_timesteps_diffusers_scheduler_gives_the_same_bits(
@@ -200,7 +200,7 @@ DIVIDED = [
 ]
 
 
-@pytest.mark.fast(4)
+@pytest.mark.fast(2)
 @pytest.mark.parametrize(("objective", "numbers"), DIVIDED)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_number_of_steps_follows_the_papers_formula(
@@ -216,6 +216,7 @@ def test_every_number_of_steps_follows_the_papers_formula(
         assert found == pytest.approx(ON_PAPER[sampler](alpha_bars(objective, timesteps)), abs=3e-5), steps
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_more_steps_are_nearer_to_the_data(sampler: str) -> None:
     """For numbers of steps that divide the timesteps and for others."""

@@ -309,7 +309,9 @@ def test_a_declared_objective_is_what_the_protocol_says(compose: Callable[..., A
 def test_decreasing_betas_are_refused() -> None:
     for name in ("ddpm_epsilon", "ddpm_velocity"):
         declared(name, **BETAS | {"beta_start": 0.012}).check()
-        with pytest.raises(UserError, match=r"^objective.beta_start=0.2 is above objective.beta_end=0.012; give one"):
+        with pytest.raises(
+            UserError, match=r"^objective.beta_start=0.2 is above objective.beta_end=0.012; give a smaller"
+        ):
             declared(name, **BETAS | {"beta_start": 0.2}).check()
 
 

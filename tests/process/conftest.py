@@ -23,11 +23,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cache(made_once: Callable[..., Path]) -> Path:
     """The caches of the tiny configuration, made by the preprocess command."""
-    folder = tmp_path_factory.mktemp("cache")
-    make_cache(folder)
-    return folder
+    return made_once("cache", make_cache)
 
 
 @pytest.fixture(scope="session")
@@ -50,19 +48,30 @@ def work(make_workspace: Callable[[], Workspace]) -> Workspace:
 
 
 @pytest.fixture(scope="session")
-def reference(make_workspace: Callable[[], Workspace]) -> Workspace:
-    """A tracked run without interruption. Do not write here."""
-    here = make_workspace()
-    here.train(fresh=True)
-    return here
+def make_shared(cache: Path, empty_db: Path, made_once: Callable[..., Path]) -> Callable[..., Workspace]:
+    """make_shared(name, *overrides): a working folder with a run, which all processes share."""
+
+    def make(name: str, *overrides: str, **how: bool) -> Workspace:
+        def fill(folder: Path) -> None:
+            here = Workspace(folder, cache)
+            shutil.copy(empty_db, here.db)
+            here.train(*overrides, **how)
+
+        return Workspace(made_once(name, fill), cache)
+
+    return make
 
 
 @pytest.fixture(scope="session")
-def evaluated(make_workspace: Callable[[], Workspace]) -> Workspace:
+def reference(make_shared: Callable[..., Workspace]) -> Workspace:
+    """A tracked run without interruption. Do not write here."""
+    return make_shared("reference", fresh=True)
+
+
+@pytest.fixture(scope="session")
+def evaluated(make_shared: Callable[..., Workspace]) -> Workspace:
     """The same run with an evaluation after training, and so with a last row of its own. Do not write here."""
-    here = make_workspace()
-    here.train(*EVALUATED)
-    return here
+    return make_shared("evaluated", *EVALUATED)
 
 
 @pytest.fixture
@@ -94,11 +103,10 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def study(slurm: Cluster, make_workspace: Callable[[], Workspace], tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """Two arms with two seeds, each job from a copy of a checkout that is damaged after submission. Do not write
-    here."""
+    """An arm with two seeds, each job from a copy of a checkout that is damaged after submission. Do not write here."""
     work = make_workspace()
     here = Study(work, checkout(tmp_path_factory.mktemp("checkout")), slurm)
-    grid = ("arms=baseline,lambda_0", "seeds=0,1", "cluster=slurm", "cluster.cpus_per_task=1")
+    grid = ("arms=baseline", "seeds=0,1", "cluster=slurm", "cluster.cpus_per_task=1")
     here.launch(*work.overrides(), *grid, "cluster.array_parallelism=2", "stages=[preprocess,train]")
     (here.code / "urepa" / "training" / "trainer.py").write_text("this is no Python")
     here.wait()

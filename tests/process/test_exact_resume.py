@@ -28,6 +28,8 @@ from workspace import (
     wait_for,
 )
 
+pytestmark = pytest.mark.long
+
 RANDOM_KILLS = int(os.environ.get("UREPA_RANDOM_KILLS", "2"))
 UNTRACKED = "tracking=none"
 

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 
+import pytest
 from workspace import (
     Workspace,
     assert_same_run,
@@ -21,6 +22,8 @@ from workspace import (
     query,
     wait_for,
 )
+
+pytestmark = pytest.mark.long(waits=True)
 
 
 def free_port() -> int:

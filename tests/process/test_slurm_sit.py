@@ -6,9 +6,12 @@ import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from cluster import Cluster, seldom
 from test_slurm_sweep import Sweep, is_pending, killed, runs_of, stopped
 from workspace import TINY_SIT, Workspace, assert_same_run, assert_tracked_once, wait_for
+
+pytestmark = pytest.mark.long(waits=True)
 
 
 def test_disturbed_arms_of_a_sit_end_like_uninterrupted_ones(

@@ -35,6 +35,8 @@ from workspace import (
 
 from urepa.cluster.slurm_job import Book, Entry
 
+pytestmark = pytest.mark.long(waits=True)
+
 LAUNCHER = ("hydra/launcher=slurm_h200", "hydra.launcher.cpus_per_task=1")
 GRID = ("loss.lambda_max=0,0.5", "seed=0,1")
 

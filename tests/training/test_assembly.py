@@ -81,7 +81,7 @@ def test_a_backbone_with_weights_has_a_random_one_beside_it(tmp_path: Path, comp
     assert all(torch.equal(value, prompts[name]) for name, value in random.named_buffers())
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("has_weights", [False, True])
 def test_floors_are_the_initial_backbone_and_a_random_one(
     has_weights: bool, trainer_of: Callable[..., Any], compose: Compose, small_sit: list[str], sit_file: Path

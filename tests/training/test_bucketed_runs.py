@@ -27,6 +27,7 @@ def opened(config: dict[str, Any]) -> Any:
     return build_part(config["data"]).open(build_part(config["teacher"]))
 
 
+@pytest.mark.slow
 def test_a_run_over_buckets(trainer_of: Callable[..., Any], compose: Compose, tmp_path: Path) -> None:
     """The first lines and the records of the caches, with one build for all."""
     images, root = write_aspects(tmp_path / "images", 10, 8), tmp_path / "data"

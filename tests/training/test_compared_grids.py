@@ -43,6 +43,7 @@ def floor_by_hand(trainer: Any, grid: tuple[int, int]) -> float:
     return float(1 - F.cosine_similarity(targets, mean.expand_as(targets), dim=-1).mean())
 
 
+@pytest.mark.slow
 def test_the_floor_of_the_token_loss_follows_the_policy_at_each_tap(build_trainer: Build) -> None:
     trainer = build_trainer("loss.grid=student", *TWO_TAPS)
     found = trainer.validation(trainer.model, step=2)
@@ -70,6 +71,7 @@ def test_the_token_loss_is_that_of_the_resized_teacher(build_trainer: Build) -> 
     torch.testing.assert_close(terms.per_sample["token"], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_by_default_the_stored_mean_token_is_the_floor_bit_for_bit(build_trainer: Build) -> None:
     trainer = build_trainer(*TWO_TAPS)
     (constant,) = trainer.validation.constants[""]  # both taps are compared on the teacher's grid
@@ -109,6 +111,7 @@ def test_the_mean_over_buckets_is_weighted_by_their_numbers_of_tokens(build_trai
     torch.testing.assert_close(found.token_D, mean, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_evaluation_of_alignment_compares_what_the_loss_compares(make_policy_context: Build) -> None:
     context: Context = make_policy_context("loss.grid=student", *TWO_TAPS)
     settings: dict[str, Any] = {"tap": "mid", "timestep": 500, "timesteps": [], "neighbours": 3, "images": 12}
@@ -163,6 +166,7 @@ def test_an_unknown_policy_is_refused_before_anything_is_built(compose: Build) -
         check(compose("loss.grid=[0,4]"), ["loss.grid=[0,4]"])
 
 
+@pytest.mark.slow
 def test_a_head_that_does_not_resize_works_with_any_teacher_on_the_taps_grid(
     compose: Build, small_sit: list[str], trainer_of: Build
 ) -> None:

@@ -21,6 +21,7 @@ Compose = Callable[..., dict[str, Any]]
 NAMES = sorted(file.stem for file in (Path(CONF) / "optimizer").glob("*.yaml"))
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_declared_optimizer_is_what_the_protocol_says(compose: Compose, name: str) -> None:
     declared: Optimizer = declaration_of(compose(f"optimizer={name}")["optimizer"])

@@ -32,7 +32,7 @@ def of_part(trainer: Any, part: str) -> torch.Tensor:
     return parameter.data if part == "weights" else trainer.ema.shadow[name]
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["weights", "ema", "optimizer"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_non_finite_states_are_not_saved(build_trainer: Build, part: str, value: float) -> None:
@@ -58,6 +58,7 @@ def test_a_learning_rate_that_destroys_the_weights_ends_the_run(build_trainer: B
     assert all(all_finite(checkpoint._open(path)) for _, path in checkpoint.steps(trainer.folder / "checkpoints"))
 
 
+@pytest.mark.slow
 def test_an_undefined_validation_ends_the_run_at_once(build_trainer: Build) -> None:
     """Its row is stored, and a resume continues from the checkpoint before it."""
     trainer = build_trainer(*SHORT, "trainer.ema_decay=0.0")

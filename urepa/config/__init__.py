@@ -5,15 +5,18 @@ Each part has a dataclass, from which its `conf/<group>/<option>.yaml` starts.
 
 from __future__ import annotations
 
+from functools import cache
+
 from hydra.core.config_store import ConfigStore
 
 from urepa.config import command_schemas, commands, part_schemas
 from urepa.config.parts import KINDS, PACKAGES
 
 
+@cache
 def register() -> None:
     """Stores the schemas where the defaults lists of YAML files refer to them: schema/KIND/NAME for kinds that have a
-    package, and schema/NAME for the others."""
+    package, and schema/NAME for the others. Repeated calls have no further effect."""
     store = ConfigStore.instance()
     for root, command in commands.COMMANDS.items():
         store.store(name=f"{root}_schema", node=command.schema)

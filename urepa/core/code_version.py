@@ -68,10 +68,10 @@ def code_state() -> dict[str, Any]:
 
 def training_digest(package: Path) -> str:
     """A digest of the package's Python files that can change a run's numbers, including their relative paths."""
-    digest = hashlib.sha256()
+    digest, readers = hashlib.sha256(), {Path(reader) for reader in READERS}
     for file in sorted(package.rglob("*.py")):
         place = file.relative_to(package)
-        if not any(Path(reader) in (place, *place.parents) for reader in READERS):
+        if readers.isdisjoint((place, *place.parents)):
             content = hashlib.sha256(file.read_bytes()).hexdigest()
             digest.update(f"{place.as_posix()}\0{content}\n".encode())
     return digest.hexdigest()[:12]

@@ -26,6 +26,8 @@ from urepa.costs.estimate import Device, plan
 from urepa.method.training_step import step_terms
 from urepa.training.checks.combinations import check
 
+pytestmark = pytest.mark.long
+
 BENCH = {"steps": 1, "rounds": 1, "batches": 2, "against": "documented", "parts": True, "workers": 2, "folder": "."}
 TINY = ("trainer.batch_size=4", "trainer.validation_group=4", "loss.warmup_steps=3")
 
@@ -150,6 +152,7 @@ def test_mid_only_steps_have_the_full_forwards_gradients_bit_for_bit(bench_of: A
     assert flat(list(whole)).norm() > 0
 
 
+@pytest.mark.slow
 def test_experiments_unlike_the_description_cannot_be_compared_with_it(bench_of: Any) -> None:
     with pytest.raises(UserError, match=r"bench\.against=documented"):
         bench_of(*TINY, "loss.level=token").description_loop()
@@ -194,11 +197,11 @@ def test_the_command_reports_ratios_of_one_run(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("room_for_sd15")
 def test_sd15s_own_architecture_agrees_too(bench_of: Any) -> None:
-    """At batch 2 and 32x32 latents: staged bit for bit as plain, and the description's loop to fp32 rounding."""
+    """At batch 2 and 16x16 latents: staged bit for bit as plain, and the description's loop to fp32 rounding."""
     bench: BenchLoops = bench_of(
         "+experiment=track_a",
         "backbone.weights=random",
-        "data.latent_shape=[4,32,32]",
+        "data.latent_shape=[4,16,16]",
         "trainer.precision=fp32",
         "trainer.batch_size=2",
         "trainer.validation_group=2",

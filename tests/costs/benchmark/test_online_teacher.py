@@ -124,7 +124,7 @@ def test_losses_and_weights_are_those_of_our_loop_bit_for_bit(
     assert all(torch.equal(a, b) for a, b in zip(weights, same_weights, strict=True))
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 def test_the_plain_loop_trains_the_same_loss(bench_of: BenchOf, architecture: list[str]) -> None:
     """After λ's warm-up its total loss equals this project's on the same batch, and its average follows the weights."""
     bench = bench_of(*architecture, *SAMPLES, "loss.manifold_weight=3", "loss.warmup_steps=0")
@@ -182,6 +182,7 @@ def test_the_teacher_runs_once_per_step_and_its_flops_count(
     assert table(rows).splitlines()[2].split()[-1] == "1.00x"
 
 
+@pytest.mark.slow
 def test_minor_faults_are_counted_per_step() -> None:
     """Each page of fresh shared memory causes one fault."""
     pages = 2000

@@ -46,6 +46,7 @@ def test_finished_caches_decide_the_number_of_classes(
     assert pixel_folder(**asked, sizes=["8"], validation_images=6, test_images=6) == track.folder
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

@@ -10,6 +10,7 @@ from typing import Any
 
 import lmdb
 import numpy as np
+import pytest
 
 from urepa.data.cache import Cache, mirrored_folder
 from urepa.data.stores.lmdb_store import StoreWriter
@@ -48,6 +49,7 @@ def test_content_is_of_samples_and_records(make_track: Any, teacher: Any) -> Non
     cache.close()
 
 
+@pytest.mark.slow
 def test_content_depends_on_everything_but_place_and_order(built: Path, build_of: Any, tmp_path: Path) -> None:
     def content(change: Callable[[Path], Any]) -> dict[str, str]:
         root = Path(shutil.copytree(built, tmp_path / f"cache{len(list(tmp_path.iterdir()))}"))

@@ -97,6 +97,7 @@ def test_keys_are_of_several_lists(samples: Samples) -> None:
     assert samples.row_digests().tobytes() == b"".join(row.digest() for row in rows)
 
 
+@pytest.mark.slow
 def test_a_row_takes_a_few_dozen_bytes_more_than_its_text(tmp_path: Path) -> None:
     """A Sample object with its strings takes 290 bytes."""
     rows = 30_000
@@ -114,6 +115,7 @@ def test_a_row_takes_a_few_dozen_bytes_more_than_its_text(tmp_path: Path) -> Non
     assert peak < 2 * (length + 45)
 
 
+@pytest.mark.slow
 def test_keys_are_not_all_in_memory_at_once() -> None:
     """A list of them would take 64 bytes per key."""
     rows = 100_000

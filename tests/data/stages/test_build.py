@@ -153,6 +153,7 @@ def test_a_larger_track_goes_on_from_a_smaller_ones_caches(built: Path, build_of
         build_of(root, "data.train_images=8").run("manifest")
 
 
+@pytest.mark.slow
 def test_another_source_of_images_is_refused_and_a_moved_one_is_not(
     material: Path, build_of: Any, tmp_path: Path
 ) -> None:
@@ -206,6 +207,7 @@ def test_a_list_that_was_lost_is_not_replaced_by_another(material: Path, build_o
     assert json.loads((root / "track.json").read_text())["csv_sha256"] == record["csv_sha256"]
 
 
+@pytest.mark.slow
 def test_a_part_that_is_done_with_a_smaller_track_does_not_finish_a_larger_one(build_of: Any, tmp_path: Path) -> None:
     root, small = tmp_path / "cache", [f"data.train_images={TRAIN // 2}", "data.train=train_100k.csv"]
     counts = []
@@ -232,6 +234,7 @@ def test_a_damaged_file_of_squares_is_reported_in_one_sentence(built: Path, buil
             build_of(root).run(stage)
 
 
+@pytest.mark.slow
 def test_a_stage_does_not_continue_with_other_settings(built: Path, build_of: Any, tmp_path: Path) -> None:
     """Neither with a finished store nor with a half-built one, whose first records would be of another teacher."""
     root = copy_of(built, tmp_path)
@@ -249,6 +252,7 @@ def test_a_stage_does_not_continue_with_other_settings(built: Path, build_of: An
     build_of(root).run("all")
 
 
+@pytest.mark.slow
 def test_caches_are_valid_after_their_images_are_deleted(build_of: Any, material: Path, tmp_path: Path) -> None:
     """images/ may be deleted once the caches exist; which images were skipped is recorded."""
     photos = Path(shutil.copytree(material / "photos", tmp_path / "photos"))
@@ -262,6 +266,7 @@ def test_caches_are_valid_after_their_images_are_deleted(build_of: Any, material
     cache.close()
 
 
+@pytest.mark.slow
 def test_shards_make_the_same_records(built: Path, build_of: Any, tmp_path: Path) -> None:
     root = tmp_path / "cache"
     builds = [build_of(root, part=Part(i, 3)) for i in range(3)]
@@ -341,6 +346,7 @@ def test_a_finished_part_of_another_number_of_shards_does_not_count(built: Path,
         Store(root / "vae_latents_lmdb")
 
 
+@pytest.mark.slow
 def test_parts_that_run_all_stages_leave_verifying_to_the_last(
     build_of: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,8 @@ import pytest
 from photos import TRAIN, VAL, overrides, write_photos
 from records import records
 
+pytestmark = pytest.mark.long
+
 MEASURE = """
 import json, pathlib, sys
 from hydra import compose, initialize_config_dir
@@ -110,7 +112,8 @@ def test_a_folder_of_photographs_from_files_to_a_trained_run(tmp_path: Path) -> 
     track = ["data=folder", f"data.images={photos}", "data.num_classes=2", "data.flip=true", f"data.root={tmp_path}"]
     track += ["data.validation_images=40", "data.test_images=20"]
     small = ["backbone.block_out_channels=[32,32,32]", "trainer.batch_size=8", "trainer.validation_group=20"]
-    small += ["trainer.max_steps=200", "loss.warmup_steps=20", "tracking=none", "evaluation=none"]
+    small += ["trainer.max_steps=100", "loss.warmup_steps=20", "tracking=none", "evaluation=none"]
+    small += ["trainer.ema_decay=0.9"]
     commands = [["preprocess", *track], ["preprocess", *track, "stage=verify"], ["train", *track, *small]]
     said = []
     for door, *arguments in commands:
@@ -122,7 +125,7 @@ def test_a_folder_of_photographs_from_files_to_a_trained_run(tmp_path: Path) -> 
     assert "360 mirrored samples are whole" in said[1]
     (summary,) = tmp_path.glob("outputs/*/seed0/summary.json")
     written = json.loads(summary.read_text())
-    assert written["step"] == 200
+    assert written["step"] == 100
     assert written["data"]["flip"] is True
     metrics = written["metrics"]
     assert metrics["val/diffusion"] < 0.9 * metrics["floor/zero_predictor"]

@@ -123,6 +123,7 @@ def test_truncated_files_are_listed_and_left_out_up_to_a_threshold(photo: Image.
         write(tmp_path, {f"k{n}": half for n in range(2)}, limit=0.5)
 
 
+@pytest.mark.slow
 def test_all_unreadable_images_are_listed_and_tried_again(photo: Image.Image, tmp_path: Path) -> None:
     """In three chunks: images that were read stay, and networks do not run on missing ones."""
     jpeg = io.BytesIO()

@@ -70,6 +70,7 @@ def test_caches_of_another_view_are_caught(views: dict[str, Any], tmp_path: Path
         check(tmp_path, x0, tokens)
 
 
+@pytest.mark.slow
 def test_too_few_samples_for_a_decision_are_reported(tmp_path: Path) -> None:
     """A regression on wide tokens overfits: little or nothing is explained, and no other crop is reported."""
     rng = torch.Generator().manual_seed(0)

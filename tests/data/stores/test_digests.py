@@ -129,7 +129,7 @@ LATENTS = {
 }
 
 
-@pytest.mark.fast(4)
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", LATENTS)
 def test_damaged_latents_are_found(
     digits: Path, tmp_path: Path, teacher: Any, capsys: pytest.CaptureFixture[str], damage: str

@@ -17,6 +17,7 @@ from urepa.data.stores.record_format import record_bytes
 from urepa.training.assembly import build_part
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     ("shape", "dtype"),
     [((4, 64, 64), "float16"), ((2, 4, 64, 64), "float16"), ((256, 256), "int8"), ((16, 1280), "float16")],
@@ -63,6 +64,7 @@ def test_only_training_images_have_flips(compose: Callable[..., dict[str, Any]])
     assert sizes == {"latents": both, "latents_flip": train, "tokens": both, "tokens_flip": train}
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [

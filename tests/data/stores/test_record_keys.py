@@ -63,6 +63,7 @@ def test_new_stores_have_sample_ids_as_keys(built_with_flips: Path, build_of: An
         assert json.loads((store / "manifest.json").read_text())["key_suffix"] == ""
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("which", [("",), ("_flip",), ("", "_flip")])
 def test_stores_of_earlier_versions_are_the_same_data(
     built_with_flips: Path, build_of: Any, tmp_path: Path, which: tuple[str, ...]
@@ -94,7 +95,7 @@ def test_verify_finds_a_changed_record_of_an_earlier_version(built: Path, build_
         build_of(root).run("verify")
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("suffix", FORMS)
 def test_a_half_built_store_continues_with_its_own_keys(
@@ -161,6 +162,7 @@ def test_a_small_tracks_half_built_store_continues_too(make_track: Any, teacher:
     cache.close()
 
 
+@pytest.mark.slow
 def test_a_sample_id_may_end_in_mid(material: Path, build_of: Any, tmp_path: Path) -> None:
     photos = Path(shutil.copytree(material / "photos", tmp_path / "photos"))
     shutil.copy(photos / "train/china/0004.png", photos / "train/china/0003_mid.png")

@@ -279,7 +279,7 @@ def test_a_teacher_of_squares_is_refused_before_anything_is_made(photos: Path, t
 # --- verify -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("view", ["as stored", "mirrored", "shifted", "sheared"])
 def test_verify_sees_another_field_of_view_on_rectangles(view: str, tmp_path: Path) -> None:
     moved: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {

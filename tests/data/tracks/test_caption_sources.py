@@ -215,6 +215,7 @@ def test_settings_that_do_not_fit_the_source(place: Path, tmp_path: Path, change
         settings.check()
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("source", TEXTS)
 def test_images_of_several_shapes_go_to_buckets(place: Path, tmp_path: Path, source: str) -> None:
     shutil.copytree(place / "folder", tmp_path / "folder")
@@ -240,6 +241,7 @@ def test_the_text_store_has_no_more_than_the_captions(expected: dict[str, Any], 
     store.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", TEXTS)
 def test_latents_are_listed_with_captions_and_buckets(
     bucket_build: Callable[..., Any], flat_images: Path, tmp_path: Path, source: str

@@ -351,6 +351,7 @@ def test_buckets_share_the_captions(place: Path, tmp_path: Path) -> None:
     cache.close()
 
 
+@pytest.mark.slow
 def test_a_run_learns_from_captions(trainer_of: Callable[..., Any], place: Path, tmp_path: Path) -> None:
     """Every parameter of the condition changes in a few steps of the trainer."""
     trainer = trainer_of(

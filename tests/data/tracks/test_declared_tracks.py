@@ -45,7 +45,7 @@ def declared_from(compose: Compose, images: Path, tmp_path: Path) -> Callable[..
     return declare
 
 
-@pytest.mark.fast(5)
+@pytest.mark.fast(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_declared_track_is_what_the_protocol_says(declared_from: Callable[..., Track], name: str) -> None:
     if name == "captions" and find_spec("all_minilm_l6_v2") is None:
@@ -96,6 +96,7 @@ def test_a_small_track_makes_what_it_declares(declared_from: Callable[..., Track
     cache.close()
 
 
+@pytest.mark.slow
 def test_outputs_of_online_encoders_have_no_cache(declared_from: Callable[..., Track]) -> None:
     track = declared_from("track_a", "data.online_latents=true", "data.online_teacher=true")
     stages = track.stages()

@@ -61,6 +61,7 @@ def shape_of(sample_id: str) -> str:
 # --- what is made -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_photograph_is_in_the_bucket_of_its_shape(opened: Any, whole: Path) -> None:
     _, cache = opened
     assert isinstance(cache, BucketedCache)
@@ -145,6 +146,7 @@ def test_verify_checks_every_bucket_and_the_captions(
         shutil.copytree(whole / folder, root / folder)
 
 
+@pytest.mark.slow
 def test_a_bucket_of_too_few_images_to_compare_fields_of_view_is_verified_without_that(
     bucket_build: Callable[..., Build], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,6 +180,7 @@ def test_the_stage_text_refuses_a_finished_store_of_another_width(
 # --- shards and kills ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_shards_make_the_same_records(whole: Path, bucket_build: Callable[..., Build], tmp_path: Path) -> None:
     root = tmp_path / "cache"
     builds = [bucket_build(root, part=Part(i, 2)) for i in range(2)]
@@ -198,6 +201,7 @@ def test_two_shards_make_the_same_records(whole: Path, bucket_build: Callable[..
             assert value == theirs[key], key
 
 
+@pytest.mark.slow
 def test_a_killed_build_is_completed(
     whole: Path, bucket_build: Callable[..., Build], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,6 +233,7 @@ def test_a_killed_build_is_completed(
             assert value == theirs[key], key
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("lost", [["buckets.json"], ["buckets.json", "48x80/train.csv"], ["captions.jsonl"]])
 def test_a_manifest_that_was_killed_is_completed(
     whole: Path, bucket_build: Callable[..., Build], tmp_path: Path, lost: list[str]
@@ -246,6 +251,7 @@ def test_a_manifest_that_was_killed_is_completed(
     assert made(root) == before
 
 
+@pytest.mark.slow
 def test_an_image_that_cannot_be_read_is_left_out_of_its_bucket(
     flat_images: Path, bucket_build: Callable[..., Build], tmp_path: Path
 ) -> None:
@@ -293,6 +299,7 @@ def test_copies_on_the_nodes_disk_are_read(
     staged.close()
 
 
+@pytest.mark.slow
 def test_each_bucket_has_mirror_images_and_moments(
     whole: Path, bucket_build: Callable[..., Build], tmp_path: Path
 ) -> None:

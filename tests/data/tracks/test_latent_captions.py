@@ -40,6 +40,7 @@ RUN = ("backbone=text_unet", *MODEL, *TEACHER, "trainer.batch_size=4", "trainer.
 # --- settings -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     ("override", "said"),
     [
@@ -79,6 +80,7 @@ def test_stages_that_do_not_apply_are_refused(
         check_preprocess(compose(*given, *classes, "stage=manifest", root="preprocess"))
 
 
+@pytest.mark.slow
 def test_classes_are_counted_where_nothing_else_is_missing(
     compose: Compose, material: Path, flat_images: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -115,6 +117,7 @@ def test_a_bucket_that_fills_no_batch_is_refused(
 # --- plans and words ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_plan_includes_buckets_and_captions(
     compose: Compose, material: Path, flat_images: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -133,6 +136,7 @@ def test_a_plan_includes_buckets_and_captions(
     assert [cache.records for cache in after.caches] == [3 * EACH, 3 * EACH, len(CAPTIONS)]
 
 
+@pytest.mark.slow
 def test_the_description_of_buckets_and_captions(
     compose: Compose, material: Path, flat_images: Path, tmp_path: Path
 ) -> None:
@@ -151,6 +155,7 @@ def test_the_description_of_buckets_and_captions(
 # --- a run --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_text_backbone_trains_on_two_buckets(
     compose: Compose, trainer_of: Callable[..., Any], material: Path, flat_images: Path, tmp_path: Path
 ) -> None:

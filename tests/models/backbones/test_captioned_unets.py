@@ -65,6 +65,7 @@ def ours(backbone: CaptionedUNet, condition: Condition, x_t: Tensor) -> Tensor:
         return backbone(x_t, TIMES[: len(x_t)], condition).prediction_RCHW
 
 
+@pytest.mark.fast(3)
 @every
 @pytest.mark.parametrize("taps", [(), ("mid",), ("mid", "enc_last", "dec_first")])
 def test_the_prediction_is_diffusers_own_bit_for_bit(backbones: Any, family: str, taps: tuple[str, ...]) -> None:
@@ -101,6 +102,7 @@ def rounding(backbone: CaptionedUNet, condition: Condition) -> float:
     return float((found - ours(backbone, condition, noise()).double()).abs().max())
 
 
+@pytest.mark.fast(1)
 @every
 def test_given_tokens_affect_the_prediction_and_masked_ones_do_not(backbones: Any, family: str) -> None:
     backbone, condition = backbones[family], texts(family, 5, 3, 1)
@@ -193,6 +195,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(PUBLISHED, family, replace(PUBLISHED[family], architecture=architecture))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize(("family", "seed"), [("sdxl", 0), ("sdxl", 1), ("sdxl", 2), ("sd15", 0), ("kolors", 0)])
 def test_twenty_steps_lower_each_trained_term(family: str, seed: int) -> None:
@@ -203,6 +206,7 @@ def test_twenty_steps_lower_each_trained_term(family: str, seed: int) -> None:
     assert rows[-1]["token"] < 0.9 * rows[0]["token"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_adapters_learn_both() -> None:
     for lam, term, blocks in ((0.0, "diffusion", "all"), (100.0, "token", "mid")):
@@ -233,6 +237,7 @@ def test_another_familys_weights_are_refused(tmp_path: Path, there: str, family:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     ("family", "widths", "said"),
     [

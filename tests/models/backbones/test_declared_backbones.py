@@ -195,6 +195,7 @@ def test_every_backbone_has_a_case() -> None:
     assert CASES.keys() == KINDS["backbone"].keys()
 
 
+@pytest.mark.fast(3)
 @every
 def test_what_is_declared_is_what_is_built(case: tuple[Case, Any, Path]) -> None:
     expected, declared, _ = case

@@ -72,6 +72,7 @@ def base_pipeline(folders: dict[str, Path], family: str) -> Any:
     return pipeline_of(unet, family, scheduler_for(OBJECTIVES[family], "ddim"))
 
 
+@pytest.mark.fast(1)
 @every
 def test_latents_are_those_of_the_familys_own_pipeline(folders: dict[str, Path], family: str) -> None:
     expected = theirs(base_pipeline(folders, family), family)
@@ -110,6 +111,7 @@ def adapted(folder: Path, family: str, widths: dict[str, int] | None = None, **c
 ASKED = [*(("sdxl", kind) for kind in KINDS), ("kolors", "lora"), ("sd15", "dora")]
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(("family", "kind"), ASKED)
 def test_adapters_come_back_through_the_pipeline(
     folders: dict[str, Path], tmp_path: Path, family: str, kind: str
@@ -175,6 +177,7 @@ def test_adapters_of_kolors_make_the_pipelines_images_of_prompts(tmp_path: Path)
     assert float((base - expected).abs().max()) > 100 * CLOSE
 
 
+@pytest.mark.slow
 def test_kinds_of_adapters_differ(folders: dict[str, Path]) -> None:
     """With the same A and B: rsLoRA's scale is 3/√4 instead of 3/4, and DoRA's rows have their own lengths."""
     found = {kind: ours(adapted(folders["sdxl"], "sdxl", **(KINDS[kind] | {"alpha": 3})), "sdxl") for kind in KINDS}
@@ -196,6 +199,7 @@ def held(backbone: CaptionedUNet, **changes: Any) -> dict[str, Tensor]:
     return dict(backbone.named_parameters())
 
 
+@pytest.mark.fast(1)
 @every
 @pytest.mark.parametrize("shard", ["5GB", "200KB"])
 def test_weights_read_in_bf16_are_those_that_were_cast(tmp_path: Path, family: str, shard: str) -> None:
@@ -229,6 +233,7 @@ def test_the_same_files_are_read_as_by_diffusers(folders: dict[str, Path]) -> No
     assert kept == {k: v for k, v in theirs_.config.items() if not k.startswith("_")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_adapters_train_beside_weights_in_bf16(folders: dict[str, Path], kind: str) -> None:
     """Under autocast, close to the step in fp32."""
@@ -299,6 +304,7 @@ def texts_of(widths: dict[str, int]) -> Condition:
     return Condition({TEXT: tokens, POOLED: Part.of(torch.zeros(1, widths[POOLED]))})
 
 
+@pytest.mark.slow
 def test_a_training_reads_frozen_weights_in_their_type(folders: dict[str, Path], compose: Callable[..., Any]) -> None:
     """Evaluation and image generation have them in fp32."""
     from urepa.training.assembly import build_backbone, build_backbone_to_train

@@ -68,6 +68,7 @@ def no_accelerator_left() -> Iterator[None]:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backbone", "family"), [("sdxl", "sdxl"), ("sd15_text", "sd15")])
 @pytest.mark.usefixtures("no_accelerator_left")
 def test_a_run_trains_its_adapters(
@@ -132,6 +133,7 @@ def test_an_export_says_its_pipeline(compose: Callable[..., Any], place: Path, t
     assert "DoRA of rank 2 (attention, blocks: mid) was trained" in card
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backbone", "family"), [("sdxl", "sdxl"), ("kolors", "kolors"), ("sd15_text", "sd15")])
 def test_a_plan_counts_diffusers_own_forward_pass(
     compose: Callable[..., Any],

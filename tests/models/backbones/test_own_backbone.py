@@ -139,6 +139,7 @@ def own(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return config
 
 
+@pytest.mark.slow
 def test_it_is_checked(own: dict[str, Any], compose: Compose, tmp_path: Path) -> None:
     check(own, [])
     assert check_config(own | {"arm": None})["backbone"] == own["backbone"]

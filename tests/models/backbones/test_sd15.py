@@ -78,6 +78,7 @@ def test_alpha_follows_the_rank_unless_given(small: dict[str, Path]) -> None:
         assert layer.scaling["default"] == scale
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("taps", [("mid",), ("enc_last",), ("dec_first",), ("mid", "enc_last", "dec_first")])
 def test_the_prediction_is_diffusers_own_bit_for_bit(small: dict[str, Path], taps: tuple[str, ...]) -> None:
     backbone = load_small(small).eval()
@@ -113,6 +114,7 @@ def test_the_old_hub_name_is_an_alias() -> None:
     assert ALIASES["runwayml/stable-diffusion-v1-5"] == "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [

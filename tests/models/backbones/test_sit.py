@@ -123,6 +123,7 @@ def test_learned_positions_change_no_other_weight_at_the_start() -> None:
     assert drawn.std().item() == pytest.approx(0.02, rel=0.1)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("name", SIZES)
 def test_sizes_are_the_published_ones(compose: Callable[..., dict[str, Any]], name: str) -> None:
     config = compose("+experiment=repa_imagenet256", f"backbone={name}")

@@ -131,6 +131,7 @@ def test_the_condition_trains_before_every_tap(backbone: TextUNet) -> None:
     assert all(trains.values())
 
 
+@pytest.mark.slow
 def test_a_backbone_of_other_conditions_is_refused(compose: Callable[..., Any], tmp_path: Path) -> None:
     """In both directions, by the declarations alone."""
     both = overrides(tmp_path / "images", tmp_path / "data", tmp_path / "clip", "data.num_classes=2")

@@ -88,6 +88,7 @@ def test_the_lists_are_upstreams() -> None:
         assert (len(inside), len(rows), len({row[0] for row in rows})) == (of_transformers, all_of_them, all_of_them)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     ("model", "targets", "blocks", "modules"),
     [
@@ -118,6 +119,7 @@ def test_our_keys_and_shapes_are_upstreams(model: str, targets: str, blocks: str
 # --- values -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("use_rslora", [False, True], ids=["plain", "rslora"])
 @pytest.mark.parametrize("architecture", [TINY, TINY_SDXL], ids=["sd15", "sdxl"])
 def test_a_file_means_what_its_readers_compute(architecture: dict[str, Any], use_rslora: bool, tmp_path: Path) -> None:
@@ -167,6 +169,7 @@ def in_fp16(file: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.half() for name, value in file.items()}
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("architecture", [TINY, TINY_SDXL], ids=["sd15", "sdxl"])
 def test_a_written_file_is_read_again(architecture: dict[str, Any], tmp_path: Path) -> None:
     adapted, file = unet_of(architecture, rank=3, alpha=6, targets="attention_conv", blocks="all"), tmp_path / "a"
@@ -250,6 +253,7 @@ def test_weights_that_the_layout_cannot_represent_are_reported(tmp_path: Path, c
 # --- diffusers' reading -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", [TINY, TINY_SDXL], ids=["sd15", "sdxl"])
 def test_diffusers_pipelines_read_the_same(architecture: dict[str, Any], tmp_path: Path) -> None:
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline

@@ -23,7 +23,7 @@ Compose = Callable[..., dict[str, Any]]
 NAMES = sorted(file.stem for file in (Path(CONF) / "teacher").glob("*.yaml") if file.stem != "several")
 
 
-@pytest.mark.fast(5)
+@pytest.mark.fast(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_declared_teacher_is_what_the_protocol_says(compose: Compose, name: str) -> None:
     declared: OneTeacher = declaration_of(compose(f"teacher={name}")["teacher"])

@@ -55,6 +55,7 @@ def test_the_trained_grid_is_left_as_it_is_and_half_precision_is_resampled_in_fu
         assert torch.equal(resample(half, (16, 16), rule), resample(half.float(), (16, 16), rule).bfloat16())
 
 
+@pytest.mark.fast(3)
 @pytest.mark.parametrize("size", [224, 448])
 @pytest.mark.parametrize("rule", RULES)
 def test_tokens_are_those_of_the_rule(file: Path, rule: str, size: int) -> None:
@@ -75,6 +76,7 @@ def test_a_rectangle_has_both_factors(file: Path, rule: str) -> None:
     assert torch.allclose(found.double(), expected, atol=2e-4)
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize("size", [224, 448, 518])
 def test_transformers_rule_is_the_librarys_bit_for_bit(file: Path, size: int, tmp_path: Path) -> None:
     """The rule of stores of earlier versions; at 518 px all rules agree."""

@@ -59,6 +59,7 @@ def test_a_declaration_and_its_network_agree(compose: Callable[..., dict[str, An
     assert declared.grid_at((12, 20), 16) == network.grid_at((12, 20), 16) != network.grid
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("stride", [8, 16, 32])
 def test_an_efficientnets_rectangle_is_its_map_of_it(stride: int) -> None:
     """With two cells per token: 3x5 tokens of an image of 6x10 cells."""

@@ -299,6 +299,7 @@ def test_a_run_has_both_names_and_both_teachers_are_fetched(compose: Compose) ->
     assert list(by_name(build_part(compose("teacher=clip_l")["teacher"]))) == [""]
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     ("more", "words"),
     [
@@ -323,6 +324,7 @@ def test_a_single_member_is_refused(compose: Compose) -> None:
         compose(*BOTH, "teacher.teachers.coarse.imagesize=160")
 
 
+@pytest.mark.slow
 def test_bench_and_adoption_support_one_teacher(compose: Compose, tmp_path: Path, overrides: list[str]) -> None:
     from urepa.costs.benchmark.random_data import SyntheticTrack
 

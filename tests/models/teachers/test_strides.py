@@ -57,6 +57,7 @@ def maps(network: Any, squares: Tensor) -> dict[int, Tensor]:
     return found | {32: last}
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize(("stride", "side"), [(8, 8), (8, 4), (16, 4), (16, 2), (32, 2), (32, 1)])
 def test_tokens_are_the_last_map_of_their_stride(
     maps: dict[int, Tensor], squares: Tensor, stride: int, side: int
@@ -116,6 +117,7 @@ def test_tokens_of_several_maps_lie_side_by_side(make_track: Callable[..., Pixel
     assert {folder.parent for folder in folders} == {track.folder}
 
 
+@pytest.mark.slow
 def test_a_second_maps_tokens_leave_the_first_alone(make_track: Callable[..., PixelTrackCaches]) -> None:
     """One set of latents; each teacher's tokens are made once, and both may be open at once."""
     track = make_track()

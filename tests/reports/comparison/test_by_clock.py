@@ -162,6 +162,7 @@ def test_seeds_that_never_reach_the_target_are_counted(add: Add, results: Summar
     assert (arm[f"{FD} to baseline n"], arm[f"{FD} to baseline never"]) == ("1", "2")
 
 
+@pytest.mark.slow
 def test_no_seed_reaches_the_target(add: Add, results: Summarise) -> None:
     study(add, lambda seed: 300.0)
     found = results()

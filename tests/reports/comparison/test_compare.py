@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import edge
 import pytest
 from forks import run
 
@@ -17,6 +18,8 @@ from urepa.reports.comparison.draw_panels import Drawn
 from urepa.reports.comparison.figures import panels
 from urepa.reports.comparison.page import page
 
+pytestmark = pytest.mark.long
+
 Add = Callable[..., None]
 FEW = ("val/diffusion", "val/token", "train/token", "final/tap_knn", "floor/")  # metrics, where the text is looked at
 
@@ -25,10 +28,10 @@ def compare(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return run(["-m", "urepa.compare", *arguments], folder)
 
 
-def refused(done: subprocess.CompletedProcess[str]) -> str:
-    assert done.returncode == 1, done.stdout + done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert "Traceback" not in done.stderr
+def refused(done: edge.Done) -> str:
+    assert done.code == 1, done.out + done.err
+    (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in done.err
     return line
 
 
@@ -79,7 +82,9 @@ def test_runs_without_validation(add: Add, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_folders_without_a_run_and_shorter_runs_are_reported(add: Add, tmp_path: Path) -> None:
+def test_folders_without_a_run_and_shorter_runs_are_reported(
+    add: Add, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """A refused command leaves a config alone; the same folder contains a sweep of another length."""
     add(seeds=(0, 1), only=FEW)
     add("short", {"trainer.max_steps": 50}, seeds=(0, 1), only=FEW)
@@ -98,30 +103,26 @@ def test_folders_without_a_run_and_shorter_runs_are_reported(add: Add, tmp_path:
     assert "unfinished" not in done.stdout
     for file in tmp_path.rglob("metrics.jsonl"):
         file.unlink()
-    assert "none of the 6 runs has logged a step yet" in refused(compare(tmp_path))
+    assert "none of the 6 runs has logged a step yet" in refused(edge.run(capfd, "urepa.compare", [], tmp_path))
 
 
-@pytest.mark.fast(3)
+@pytest.mark.fast(2)
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["runs=nowhere"], "there are no runs in nowhere"),
         (["experiment=track_a"], "experiment=track_a: no run here has that; there are: cifar10"),
         (["ablation=[baseline,b]"], "ablation=b: no run here has that; there are: baseline"),
         (["tag=set=a,b=c"], "tag=set=a,b=c: no run here has a tag 'set'; there are: "),
         (["tag=seed=2"], "tag=seed=2: no run's tag 'seed' is that; there are: 0, 1"),
         (["baseline=nobody"], "baseline=nobody names no arm"),
-        (["store=sqlite:///none.db"], "there is no MLflow store at none.db"),
-        (["store=sqlite:///none.db", "runs=outputs"], "store= and runs= are two sources"),
         (["publish=true"], "publish=true puts the report into the MLflow store that it is of: give store=URI"),
-        (["reports=x"], "there is no key 'reports' (did you mean 'report'?)"),
     ],
 )
 def test_each_missing_input_is_reported_in_one_sentence(
-    add: Add, tmp_path: Path, arguments: list[str], sentence: str
+    add: Add, tmp_path: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], sentence: str
 ) -> None:
     add(seeds=(0, 1))
-    assert sentence in refused(compare(tmp_path, *arguments))
+    assert sentence in refused(edge.run(capfd, "urepa.compare", arguments, tmp_path))
     assert not (tmp_path / "report").exists()
 
 
@@ -139,6 +140,6 @@ def test_figures_of_an_earlier_report_are_removed(add: Add, results: Callable[..
     assert {file.name for file in figures.iterdir()} == {f"{kept.name}.png", "mine.png"}
 
 
-def test_nothing_finished(add: Add, tmp_path: Path) -> None:
+def test_nothing_finished(add: Add, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     add(seeds=(0,), finished=False)
-    assert "none of the 1 runs can be compared" in refused(compare(tmp_path))
+    assert "none of the 1 runs can be compared" in refused(edge.run(capfd, "urepa.compare", [], tmp_path))

@@ -80,6 +80,7 @@ def test_nothing_differs(add: Add, results: Summarise) -> None:
     assert verdict(results()) == "None of 3 arms differs from the baseline beyond noise in any of 8 metrics; 3 seeds."
 
 
+@pytest.mark.slow
 def test_several_arms_are_named_up_to_three_and_counted_from_there(add: Add, results: Summarise) -> None:
     better = {"val_token": -0.1}
     study(add, {"a": better, "b": better | {"val_diffusion": 0.2}, "c": {}}, seeds=(0, 1, 2, 3))
@@ -141,6 +142,7 @@ def test_an_arm_without_a_test_is_reported(add: Add, results: Summarise) -> None
     assert "; alone could not be tested; 3 seeds." in verdict(results())
 
 
+@pytest.mark.slow
 def test_a_difference_without_holms_correction_is_no_finding(add: Add, results: Summarise) -> None:
     """The interval of one of seven arms excludes 0 alone, but not after Holm's correction."""
     base = {0: 0.30, 1: 0.50, 2: 0.40}

@@ -193,6 +193,7 @@ def test_a_diverged_baseline_is_reported(add: Add, results: Summarise) -> None:
     assert "baseline not finite in 1 of 3 seeds" in page(found, [], [])
 
 
+@pytest.mark.slow
 def test_the_bootstrap_is_shown_from_twenty_seeds_on(add: Add, results: Summarise) -> None:
     add(seeds=tuple(range(20)), points=2)
     add(

@@ -18,6 +18,7 @@ from urepa.reports.comparison.tables import markdown, terminal
 Add, Summarise = Callable[..., None], Callable[..., Results]
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("seeds", [2, 3, 5, 20])
 def test_the_smallest_effect_is_found_in_four_of_five_studies(seeds: int) -> None:
     effect = smallest_detectable(seeds, POWER)
@@ -26,6 +27,7 @@ def test_the_smallest_effect_is_found_in_four_of_five_studies(seeds: int) -> Non
     assert detection_power(effect, seeds) == pytest.approx(POWER)
 
 
+@pytest.mark.slow
 def test_the_smallest_effects_are_those_of_published_tables() -> None:
     """Cohen 1988, table 2.4.1: a two-sided t test of one sample at 0.05 finds d = 0.5 with 80 % power with 33 or 34
     values."""

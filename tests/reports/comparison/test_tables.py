@@ -56,6 +56,7 @@ def test_csv_contains_every_number(add: Callable[..., None], results: Summarise)
     assert rows["arm"]["changed"] == "head.depth: 2 → 1"
 
 
+@pytest.mark.slow
 def test_csv_contains_no_formula(hostile: Results) -> None:
     cells = [cell for row in csv.reader(io.StringIO(as_csv(hostile))) for cell in row]
     assert any(cell.startswith("'=cmd()") for cell in cells)
@@ -136,6 +137,7 @@ class Elements(HTMLParser):
         self.words.append(data)
 
 
+@pytest.mark.slow
 def test_the_page_is_safe_and_complete(hostile: Results) -> None:
     drawn = [draw(panel) for panel in panels(hostile)[::4]]
     found = Elements(page(hostile, drawn, [HOSTILE[0]]))

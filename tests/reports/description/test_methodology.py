@@ -16,7 +16,7 @@ from urepa.config.declared import declaration_of
 from urepa.core.descriptions import format_value
 from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten
-from urepa.costs.estimate import Device, plan
+from urepa.costs.estimate import Device, Plan, plan
 from urepa.method.objectives.ddpm_math import EpsilonMath
 from urepa.method.step_schedules import cosine_with_warmup
 from urepa.reports.description.markdown_and_latex import as_latex, as_markdown
@@ -41,9 +41,11 @@ HOSTILE = "a_b%$<script>&#{x}^~\\y|z`"
 SMALL = ("backbone.block_out_channels=[32,32]", "backbone.attention=[false,true]", "backbone.cross_attention_dim=32")
 
 
-def texts(config: dict[str, Any], device: Device = H200, measured: Path | None = None) -> tuple[str, str]:
+def texts(
+    config: dict[str, Any], device: Device = H200, measured: Path | None = None, planned: Plan | None = None
+) -> tuple[str, str]:
     """The text in Markdown and LaTeX."""
-    sections = methodology(subject_of(config, plan(config, device, measured)), "A test.")
+    sections = methodology(subject_of(config, planned or plan(config, device, measured)), "A test.")
     return as_markdown("Methodology", sections), as_latex("Methodology", sections)
 
 
@@ -76,7 +78,7 @@ def test_every_experiment_is_described(compose: Compose, experiment: str) -> Non
     """Every setting with its value, every counted parameter, the trained weights by group; both texts are complete."""
     config = compose(f"+experiment={experiment}", *BESIDE.get(experiment, ()))
     planned = plan(config, H200)
-    markdown, latex = texts(config)
+    markdown, latex = texts(config, planned=planned)
     text, shown = prose(markdown), settings(markdown)
     expected = {
         key: format_value(value)
@@ -160,7 +162,7 @@ def test_overrides_change_the_text(small: Compose) -> None:
         assert prose(texts(small(override))[0]) != base, override
 
 
-@pytest.mark.fast(5)
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -255,6 +257,7 @@ def test_a_tracks_latents_in_words(compose: Compose) -> None:
     assert "are encoded once by the VAE" in prose(texts(compose(*sit))[0])
 
 
+@pytest.mark.slow
 def test_without_alignment_no_teacher_and_no_head(small: Compose) -> None:
     markdown, latex = texts(small("loss=none"))
     text = prose(markdown)
@@ -265,7 +268,7 @@ def test_without_alignment_no_teacher_and_no_head(small: Compose) -> None:
     assert_closed(latex)
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stride", "grid", "words"),
     [
@@ -281,6 +284,7 @@ def test_the_description_names_map_and_head(small: Compose, stride: int, grid: i
     assert "a 3×3 convolution to width 24, SiLU, and a dense layer on each token by itself, and where" in text
 
 
+@pytest.mark.slow
 def test_hostile_values_are_text(small: Compose) -> None:
     config = small()
     config["data"]["name"] = HOSTILE
@@ -334,7 +338,7 @@ EVALUATIONS = {
 }
 
 
-@pytest.mark.fast(4)
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     "name", sorted(p.stem for p in (Path(CONF) / "evaluation").glob("*.yaml") if p.stem != "cifar10_pixels")
 )  # which reads a SiT's tap, with the parts of cifar10
@@ -366,6 +370,7 @@ def test_formulas_agree_with_the_code(small: Compose) -> None:
     assert r"y = \epsilon" in text
 
 
+@pytest.mark.slow
 def test_a_grid_or_diagonal_that_is_not_the_default_is_described(small: Compose) -> None:
     """The small U-Net's middle block has 8x8 tokens, its teacher 4x4."""
     before, after = (

@@ -110,7 +110,7 @@ def test_adapters_need_a_sit_that_has_been_trained(compose: Callable[..., dict[s
     check(compose("lora=all_attention"), [])
 
 
-@pytest.mark.fast(3)
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

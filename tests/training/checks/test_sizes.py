@@ -29,7 +29,7 @@ def built(config: dict[str, Any]) -> None:
     build_model(config, build_part(config["data"]), teacher, loss)
 
 
-@pytest.mark.fast(6)
+@pytest.mark.fast(2)
 @pytest.mark.parametrize(
     "overrides",
     [
