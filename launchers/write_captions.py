@@ -3,8 +3,8 @@ another, so that a run of `+experiment=captions_cifar10` is measured on prompts 
 
     python -m launchers.write_captions DIR
 
-DIR has {train,test}/CLASS/*.png. Written: DIR/train/metadata.jsonl and DIR/test/metadata.jsonl (`file_name` and `text`,
-as `data.captions=files` reads them), and DIR/held_out_prompts.txt, every held-out prompt, for `urepa.generate prompts=`.
+DIR has {train,test}/CLASS/*.png. Written: DIR/train/metadata.jsonl and DIR/test/metadata.jsonl (`file_name`, `text`, as
+`data.captions=files` reads them), and DIR/held_out_prompts.txt, every held-out prompt, for `urepa.generate prompts=`.
 The same images get the same captions again. Files that are there are not overwritten.
 """
 
@@ -83,7 +83,7 @@ def draw_captions(split: str, name: str, file: str) -> list[str]:
     return [prompts[int(i)] for i in rng.permutation(len(prompts))[: CAPTIONS[split]]]
 
 
-def rows_of(folder: Path, split: str, images: Mapping[str, Sequence[str]]) -> Iterator[str]:
+def rows_of(split: str, images: Mapping[str, Sequence[str]]) -> Iterator[str]:
     """The lines of a split's metadata, by class and file name."""
     for name, files in images.items():
         for file in files:
@@ -109,7 +109,7 @@ def write_captions(root: Path) -> dict[Path, int]:
     """Writes the captions of all images below `root`, and the held-out prompts: how many lines by file. UserError, with
     nothing written, where the images are not there or some captions are."""
     images = {split: images_by_class(root / split) for split in TEMPLATES}
-    lines = {root / split / METADATA[0]: list(rows_of(root / split, split, images[split])) for split in images}
+    lines = {root / split / METADATA[0]: list(rows_of(split, images[split])) for split in images}
     lines[root / PROMPTS] = [prompt for name in NAMES for prompt in prompts_of("test", name)]
     others = [root / split / name for split in images for name in METADATA]
     if there := [str(file) for file in dict.fromkeys([*lines, *others]) if file.exists()]:

@@ -1,4 +1,4 @@
-"""Generated images that a classifier names: shares as counted by hand, prompts of test images, the condition withheld."""
+"""Generated images that a classifier names: shares as counted by hand, prompts of test images, and none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from captioned import captioned_track, clip_at, overrides, write_captioned
+from captioned import clip_at, overrides, write_captioned
 from contexts import context_of
 from PIL import Image, ImageOps
 from toy_runs import write_run
@@ -25,7 +25,6 @@ from urepa.evaluation.measures.classified import Classified
 from urepa.evaluation.measures.classified_math import wilson_interval
 from urepa.inference.open_run import load
 from urepa.method.ddpm_sampling import sample_images
-from urepa.training.assembly import build_part
 
 
 @dataclass

@@ -81,7 +81,8 @@ class ImageCounts:
 
 class EncoderNetwork(Protocol):
     """A network that maps images to features for a distance between distributions, including its preprocessing. A
-    `TeacherNetwork` is one. One for the Inception Score or `classified` also has `probabilities(images_B3HW)`, [B,K]."""
+    `TeacherNetwork` is one. One for the Inception Score, or that names images, also has `probabilities(images_B3HW)`,
+    [B,K]."""
 
     def manifest(self) -> dict[str, Any]:
         """The properties on which its features depend, without its weights, as plain values."""

@@ -15,7 +15,6 @@ from urepa.core.conditions import Condition, without_never_given
 from urepa.core.errors import UserError
 from urepa.data.lists.samples import Sample
 
-
 SPLITS = {"val": "validation", "test": "test"}  # in words
 
 
