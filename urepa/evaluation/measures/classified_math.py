@@ -55,7 +55,8 @@ def _prompts(images: Any, context: Context) -> dict[str, float]:
     if not has_captions(cache):
         return {}
     asked = [image for batch in batches_of(images, context.track.num_classes) for image in batch]
-    captions: Any = cache.conditions.captions
+    conditions: Any = cache.conditions
+    captions = conditions.captions
     prompts = {captions[s.sample_id][0] for s in samples_of_images(cache, asked, images.captions_of)}
     trained = {text for sample_id in cache.splits["train"].ids() for text in captions[sample_id]}
     print(f"{len(prompts):,} different prompts, {len(prompts & trained):,} of them captions of training images")
