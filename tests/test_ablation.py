@@ -35,6 +35,7 @@ EXPERIMENTS = {"": "tiny_unet"} | {
 }
 CAPTIONED = ("captions_smoke", "urepa_sd15_captions", "urepa_sdxl", "urepa_kolors")
 BESIDE = {name: ["data.images=DIR", "data.num_classes=2"] for name in CAPTIONED}  # of a folder that is not here
+BESIDE["captions_cifar10"] = ["data.images=DIR"]
 # the backbone is the arm's, and yet it would not be the arm's change there
 OTHERWISE = {
     ("track_a_native", "eps_target"): "besides objective._target_ it would change objective.beta_schedule",

@@ -48,7 +48,7 @@ def test_a_summary_records_the_encoder_of_an_evaluation(tmp_path: Path, capfd: p
     asked += ["~evaluation.generation.encoders.efficientnet_lite2"]
     without = edge.run(capfd, "urepa.evaluate", [f"run={RUN}", *asked], tmp_path)
     assert without.code == 1
-    assert "there is no data/cifar_cnn.safetensors: FD(cifar_cnn) needs a classifier" in without.err
+    assert "there is no data/cifar_cnn.safetensors: cifar_cnn needs a classifier" in without.err
 
     data = [one for one in TINY if one.startswith("data.")]
     edge.must("urepa.train_classifier", ["data=digits", *data, "epochs=1"], tmp_path)

@@ -139,6 +139,7 @@ def test_an_evaluation_measures_what_it_declares(
 NEEDS = {
     "Dense": "give evaluation.dense.folder=FOLDER",
     "InceptionScore": "FID and the Inception Score need pt_inception",
+    "Classified": "cifar_cnn needs a classifier of the track",
     "ClipScore": "class_names=imagenet has 1000 names; this run has 10",
 }
 

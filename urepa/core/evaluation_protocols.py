@@ -81,7 +81,8 @@ class ImageCounts:
 
 class EncoderNetwork(Protocol):
     """A network that maps images to features for a distance between distributions, including its preprocessing. A
-    `TeacherNetwork` is one. One for the Inception Score also has `probabilities(images_B3HW)`, [B,K]."""
+    `TeacherNetwork` is one. One for the Inception Score, or that names images, also has `probabilities(images_B3HW)`,
+    [B,K]."""
 
     def manifest(self) -> dict[str, Any]:
         """The properties on which its features depend, without its weights, as plain values."""
@@ -110,11 +111,12 @@ class Images(Protocol):
 
     count: int  # total number
 
-    def rgb(self, context: Any) -> Iterator[tuple[list[int], Tensor]]:
+    def rgb(self, context: Any, withheld: bool = False) -> Iterator[tuple[list[int], Tensor]]:
         """Class ids and RGB [B,3,S,S] in multiples of 1/255, batch by batch.
 
         Args:
             context: `urepa.evaluation.context.Context`.
+            withheld: the images of the same noises under the null condition.
         """
         ...
 

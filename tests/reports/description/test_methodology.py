@@ -35,6 +35,7 @@ EXPERIMENTS = sorted({p.stem for p in (Path(CONF) / "experiment").glob("*.yaml")
 # of a folder that is not here
 BESIDE = {
     "captions_smoke": ["data.images=DIR", "data.num_classes=2", "data.limit=100"],
+    "captions_cifar10": ["data.images=DIR"],
     "urepa_sd15_captions": ["data.images=DIR", "data.num_classes=1", "data.train_images=100"],
 }
 HOSTILE = "a_b%$<script>&#{x}^~\\y|z`"

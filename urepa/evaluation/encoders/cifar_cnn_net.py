@@ -70,12 +70,34 @@ class CifarCNNNetwork:
     @torch.inference_mode()
     def tokens(self, images_B3HW: Tensor) -> Tokens:
         """Maps RGB in [0,1] to one token, which is the pool features divided by √128."""
-        size = (self._image_size, self._image_size)
-        images = images_B3HW.float()
-        if images.shape[-2:] != size:
-            images = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True).clamp(0, 1)
-        features_BD = self._network.to(images.device).features(images)
+        images_B3SS = self._resize(images_B3HW)
+        features_BD = self._network.to(images_B3SS.device).features(images_B3SS)
         return Tokens(features_BD[:, None] / FEATURES**0.5, (1, 1))
+
+    @torch.inference_mode()
+    def probabilities(self, images_B3HW: Tensor) -> Tensor:
+        """Maps RGB in [0,1] to probabilities [B,K] of the track's classes."""
+        images_B3SS = self._resize(images_B3HW)
+        logits_BK: Tensor = self._network.to(images_B3SS.device)(images_B3SS)
+        return logits_BK.softmax(1)
+
+    @property
+    def accuracy(self) -> float:
+        """The share of the track's test images that it labelled correctly after its training."""
+        return float(self._metadata["accuracy"])
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes it tells apart."""
+        return int(self._metadata["classes"])
+
+    def _resize(self, images_B3HW: Tensor) -> Tensor:
+        size = (self._image_size, self._image_size)
+        images_B3SS = images_B3HW.float()
+        if images_B3SS.shape[-2:] != size:
+            resized = F.interpolate(images_B3SS, size, mode="bilinear", align_corners=False, antialias=True)
+            images_B3SS = resized.clamp(0, 1)
+        return images_B3SS
 
     @cached_property
     def _metadata(self) -> dict[str, str]:
@@ -88,14 +110,14 @@ class CifarCNNNetwork:
 
     @cached_property
     def _network(self) -> Classifier:
-        network = Classifier(int(self._metadata["classes"]))
+        network = Classifier(self.num_classes)
         network.load_state_dict(read_safetensors(Path(self.weights)))
         return network.eval().requires_grad_(False)
 
     def _require(self) -> None:
         if not Path(self.weights).is_file():
             raise UserError(
-                f"there is no {self.weights}: FD(cifar_cnn) needs a classifier of the track; make it with "
+                f"there is no {self.weights}: cifar_cnn needs a classifier of the track; make it with "
                 f"`{COMMAND} data=NAME` and this run's data overrides, or give its path, "
-                "evaluation.generation.encoders.cifar_cnn.weights=FILE"
+                "evaluation.generation.encoders.cifar_cnn.weights=FILE (evaluation.classified.classifier.weights=FILE)"
             )

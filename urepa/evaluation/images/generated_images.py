@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from urepa.core.declared_keys import INTERVAL, LARGEST, SAMPLER_STEPS, SIZE, setting
 from urepa.core.descriptions import EvaluatedRun, number, sampling_text
@@ -33,12 +33,17 @@ class GeneratedImages:
         is_a=INTERVAL,
     )
     batch_size: int = setting("images that are computed and stored together; the size changes rounding", ge=1, le=SIZE)
+    captions_of: ClassVar[str] = "val"  # the split whose captions are the prompts of a run that was trained on captions
 
-    def rgb(self, context: Context) -> Iterator[tuple[list[int], Tensor]]:
-        """Class ids and RGB [B,3,S,S] in multiples of 1/255, batch by batch. Missing images are generated first."""
+    def rgb(self, context: Context, withheld: bool = False) -> Iterator[tuple[list[int], Tensor]]:
+        """Class ids and RGB [B,3,S,S] in multiples of 1/255, batch by batch. Missing images are generated first.
+
+        Args:
+            withheld: the same noises under the null condition.
+        """
         from urepa.evaluation.images.generated_images_math import rgb_batches
 
-        return rgb_batches(self, context)
+        return rgb_batches(self, context, withheld)
 
     def sampler_name(self) -> str | None:
         """The sampler's name; None: the objective's usual sampler."""

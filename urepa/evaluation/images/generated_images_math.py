@@ -32,9 +32,13 @@ from urepa.runs.run_folder import folder_name
 ALWAYS = (0.0, 1.0)  # the default times at which guidance is applied
 
 
-def rgb_batches(asked: GeneratedImages, context: Context) -> Iterator[tuple[list[int], Tensor]]:
-    """Class ids and RGB [B,3,S,S] in multiples of 1/255, batch by batch. Missing images are generated first."""
-    files = _make_batches(asked, context)
+def rgb_batches(asked: GeneratedImages, context: Context, withheld: bool = False) -> Iterator[tuple[list[int], Tensor]]:
+    """Class ids and RGB [B,3,S,S] in multiples of 1/255, batch by batch. Missing images are generated first.
+
+    Args:
+        withheld: the same noises under the null condition.
+    """
+    files = _make_batches(asked, context, withheld)
     for file, batch in zip(files, batches_of(asked, context.track.num_classes), strict=True):
         x0 = load_file(file)["x0"]
         yield [class_id for class_id, _ in batch], decode_rgb(context, x0)
@@ -49,7 +53,7 @@ def batches_of(asked: GeneratedImages, num_classes: int) -> list[list[tuple[int,
     return [mixed[start : start + asked.batch_size] for start in range(0, asked.count, asked.batch_size)]
 
 
-def _folder(asked: GeneratedImages, context: Context) -> Path:
+def _folder(asked: GeneratedImages, context: Context, withheld: bool) -> Path:
     """A folder that is named by all settings on which the images depend."""
     name = [
         f"evaluation_step_{context.step:08d}-{_digest(context)}",
@@ -59,6 +63,8 @@ def _folder(asked: GeneratedImages, context: Context) -> Path:
     name += [f"n={asked.count}", f"guidance={asked.guidance:g}", f"batch={asked.batch_size}"]
     if tuple(asked.interval) != ALWAYS:
         name.append("interval={:g}-{:g}".format(*asked.interval))
+    name += ["withheld"] if withheld else []
+    name += [f"captions={asked.captions_of}"] if asked.captions_of != GeneratedImages.captions_of else []
     return context.folder / "generated" / folder_name(name)
 
 
@@ -71,11 +77,11 @@ def _check(asked: GeneratedImages, context: Context) -> None:
         raise UserError("images.interval has no effect on this run, which is not a flow; drop it")
 
 
-def _make_batches(asked: GeneratedImages, context: Context) -> list[Path]:
+def _make_batches(asked: GeneratedImages, context: Context, withheld: bool) -> list[Path]:
     """Generates the batches that are missing. Returns the files of all batches."""
     _check(asked, context)
     _ = context.track.autoencoder  # raises here if it is missing, not after sampling
-    folder = _folder(asked, context)
+    folder = _folder(asked, context, withheld)
     folder.mkdir(parents=True, exist_ok=True)
     clear_leftovers(folder)
     batches = batches_of(asked, context.track.num_classes)
@@ -85,14 +91,16 @@ def _make_batches(asked: GeneratedImages, context: Context) -> list[Path]:
             if file.exists():
                 progress.skip_done(bar, len(batch))
                 continue
-            write_whole(file, save({"x0": _sample(asked, context, batch)}))
+            write_whole(file, save({"x0": _sample(asked, context, batch, withheld)}))
             bar.update(len(batch))
     return files
 
 
-def _sample(asked: GeneratedImages, context: Context, batch: list[tuple[int, int]]) -> Tensor:
-    condition = condition_of_images(context.cache, batch).to(context.device)
+def _sample(asked: GeneratedImages, context: Context, batch: list[tuple[int, int]], withheld: bool) -> Tensor:
+    condition = condition_of_images(context.cache, batch, asked.captions_of).to(context.device)
     how: dict[str, Any] = {"sampler": asked.sampler_name(), "steps": asked.steps, "guidance": asked.guidance}
+    if withheld:  # nothing is left that guidance could point to
+        condition, how["guidance"] = condition.null(), 1.0
     x0 = sample_images(
         context.model.backbone,
         context.objective,

@@ -1,0 +1,133 @@
+"""Writes captions for CIFAR-10 as class folders: of training images from one list of templates, of test images from
+another, so that a run of `+experiment=captions_cifar10` is measured on prompts that it has not seen.
+
+    python -m launchers.write_captions DIR
+
+DIR has {train,test}/CLASS/*.png. Written: DIR/train/metadata.jsonl and DIR/test/metadata.jsonl (`file_name`, `text`, as
+`data.captions=files` reads them), and DIR/held_out_prompts.txt, every held-out prompt, for `urepa.generate prompts=`.
+The same images get the same captions again. Files that are there are not overwritten.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from urepa.core import random_draws, safe_output
+from urepa.core.errors import UserError
+from urepa.core.files import write_whole
+from urepa.core.one_line_errors import one_line_mistakes
+from urepa.data.sources.caption_files import METADATA
+from urepa.data.sources.image_folder import images_in, readable
+
+USAGE = "python -m launchers.write_captions DIR, a folder with {train,test}/CLASS/*.png of CIFAR-10"
+NAMES: dict[str, tuple[str, ...]] = {  # the class's folder, and what captions call what is in it
+    "airplane": ("an airplane", "a plane", "an aircraft", "a jet"),
+    "automobile": ("an automobile", "a car", "a motor car"),
+    "bird": ("a bird", "a wild bird", "a little bird"),
+    "cat": ("a cat", "a kitten", "a house cat"),
+    "deer": ("a deer", "a wild deer", "a stag"),
+    "dog": ("a dog", "a puppy", "a pet dog"),
+    "frog": ("a frog", "a toad", "a little frog"),
+    "horse": ("a horse", "a pony", "a wild horse"),
+    "ship": ("a ship", "a boat", "a vessel at sea"),
+    "truck": ("a truck", "a lorry", "a big truck"),
+}
+TEMPLATES: dict[str, tuple[str, ...]] = {  # by split; no text is in both
+    "train": (
+        "{}",
+        "a photo of {}",
+        "a picture of {}",
+        "an image of {}",
+        "a good photo of {}",
+        "a close-up of {}",
+        "a cropped photo of {}",
+        "a small blurry picture of {}",
+        "a low-resolution photograph of {}",
+        "a tiny colour photograph of {}",
+        "a thumbnail that shows {}",
+        "{} in the middle of the picture",
+        "this is {}",
+        "there is {} in this image",
+        "someone took a picture of {}",
+        "the photograph has {} in it",
+    ),
+    "test": (
+        "a snapshot of {}",
+        "a pixelated view of {}",
+        "here you can see {}",
+        "I would like to see {}",
+        "what a lovely shot of {}!",
+        "{}, photographed from nearby",
+        "{} and nothing else",
+        "an old camera captured {}",
+        "on my desk stands a framed portrait of {}",
+        "we looked for a long time until we found {}",
+    ),
+}
+CAPTIONS = {"train": 4, "test": 1}  # of an image
+PROMPTS = "held_out_prompts.txt"
+
+
+def prompts_of(split: str, name: str) -> list[str]:
+    """Every caption that images of a class can have in a split, templates first."""
+    return [template.format(what) for template in TEMPLATES[split] for what in NAMES[name]]
+
+
+def draw_captions(split: str, name: str, file: str) -> list[str]:
+    """Different captions of one image, drawn by an address of its split, class and file name."""
+    prompts = prompts_of(split, name)
+    rng = random_draws.generator(random_draws.digest64("captions", split, name, file), "captions")
+    return [prompts[int(i)] for i in rng.permutation(len(prompts))[: CAPTIONS[split]]]
+
+
+def rows_of(split: str, images: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """The lines of a split's metadata, by class and file name."""
+    for name, files in images.items():
+        for file in files:
+            yield json.dumps({"file_name": f"{name}/{file}", "text": draw_captions(split, name, file)})
+
+
+def images_by_class(folder: Path) -> dict[str, list[str]]:
+    """The images of a split by class, sorted. UserError where its folders are not those of CIFAR-10's classes."""
+    found = {
+        path.name: files
+        for path in (sorted(folder.iterdir()) if folder.is_dir() else [])
+        if path.is_dir() and (files := images_in(path, readable()))
+    }
+    if found.keys() != NAMES.keys():
+        raise UserError(
+            f"{folder} has {', '.join(found) or 'no images'} as class folders; captions can be written for "
+            f"{', '.join(NAMES)}: {USAGE}"
+        )
+    return found
+
+
+def write_captions(root: Path) -> dict[Path, int]:
+    """Writes the captions of all images below `root`, and the held-out prompts: how many lines by file. UserError, with
+    nothing written, where the images are not there or some captions are."""
+    images = {split: images_by_class(root / split) for split in TEMPLATES}
+    lines = {root / split / METADATA[0]: list(rows_of(split, images[split])) for split in images}
+    lines[root / PROMPTS] = [prompt for name in NAMES for prompt in prompts_of("test", name)]
+    others = [root / split / name for split in images for name in METADATA]
+    if there := [str(file) for file in dict.fromkeys([*lines, *others]) if file.exists()]:
+        raise UserError(f"{' and '.join(there)} exist already and would be replaced or contradicted; delete them first")
+    for file, texts in lines.items():
+        write_whole(file, "".join(f"{text}\n" for text in texts).encode())
+    return {file: len(texts) for file, texts in lines.items()}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Writes, and says what was written."""
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        raise UserError(f"give one folder: {USAGE}")
+    for file, count in write_captions(Path(arguments[0])).items():
+        print(f"written: {file}, {count:,} lines")
+
+
+if __name__ == "__main__":
+    safe_output.make_output_safe()
+    with one_line_mistakes():
+        main(sys.argv[1:])
