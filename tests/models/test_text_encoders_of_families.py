@@ -288,7 +288,7 @@ def test_weights_of_another_network_are_refused(declared: Callable[[str], Any], 
     t5, gemma = Path(declared("t5").model), Path(declared("gemma").model)
     shutil.copytree(t5, tmp_path / "mixed")
     shutil.copy(gemma / "text_encoder" / "model.safetensors", tmp_path / "mixed" / "text_encoder")
-    with pytest.raises(UserError, match=r"has no weights of .* are missing\): it is no T5EncoderModel"):
+    with pytest.raises(UserError, match=r"has no weights of .* are missing\): it is not a T5EncoderModel"):
         replace(declared("t5"), model=str(tmp_path / "mixed")).build().tokenize(["a"])
     (tmp_path / "mixed" / "text_encoder" / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(UserError, match="could not be loaded"):

@@ -23,8 +23,14 @@ from urepa.models.text_encoders.text_transformer_net import (
 # T5-XXL's encoder, 4.8 B parameters: the differences from the defaults of T5Config
 T5_XXL = {"d_model": 4096, "d_ff": 10240, "num_layers": 24, "num_heads": 64, "feed_forward_proj": "gated-gelu"}
 # Pile-T5-XL's encoder, 1.2 B parameters: the differences from the defaults of UMT5Config
-PILE_T5_XL = {"d_model": 2048, "d_ff": 5120, "num_layers": 24, "num_heads": 32, "vocab_size": 32128}
-PILE_T5_XL |= {"feed_forward_proj": "gated-silu"}
+PILE_T5_XL = {
+    "d_model": 2048,
+    "d_ff": 5120,
+    "num_layers": 24,
+    "num_heads": 32,
+    "vocab_size": 32128,
+    "feed_forward_proj": "gated-silu",
+}
 COUNTS = {T5Padding.attended: all_count, T5Padding.masked: own_count, T5Padding.one_counts: one_more_counts}
 
 

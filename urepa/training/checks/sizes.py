@@ -56,8 +56,8 @@ def check_latents(backbone: Any, shapes: Sequence[tuple[int, int, int]]) -> None
 
 
 def check_condition(backbone: Any, track: Any) -> None:
-    """Raises UserError if a declared backbone does not take the parts of the track's conditions, or not of their
-    widths."""
+    """Raises UserError if a declared backbone does not take the parts of the track's conditions, or takes them only
+    with other widths."""
     taken, made = condition_parts(backbone), tuple(condition_widths(track))
     if takes_parts(backbone, made):
         if hasattr(backbone, "check_widths"):
