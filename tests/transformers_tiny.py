@@ -155,6 +155,21 @@ CASES = {
         guided={"guidance_scale": 3.5, "true_cfg_scale": 3.0},
         unpack=True,
     ),
+    "chroma": Tiny(
+        {
+            **{"num_layers": 2, "num_single_layers": 2, "num_attention_heads": 4},
+            **{"approximator_hidden_dim": 32, "approximator_layers": 2},
+        },
+        {"attention_head_dim": 16, "axes_dims_rope": (4, 6, 6), "joint_attention_dim": 32},
+        (16, 8, 12),
+        {TEXT: 32},
+        SizeShiftedFlowMath("logit_normal", 0.0, 1.0, 0.5, 1.15, 256, 4096, 2),
+        _masked,
+        _flow_scheduler(use_dynamic_shifting=True),
+        "ChromaPipeline",
+        ("text_encoder", "tokenizer"),
+        unpack=True,
+    ),
 }
 FAMILY = {"sd35": "sd3", "pixart_alpha": "pixart"}  # of cases that are no declarations
 

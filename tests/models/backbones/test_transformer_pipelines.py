@@ -18,7 +18,7 @@ from urepa.core.conditions import Condition
 from urepa.core.errors import UserError
 from urepa.core.part_names import POOLED, TEXT
 from urepa.method.ddpm_sampling import sample_by
-from urepa.models.backbones.flux_net import packed, unpacked
+from urepa.models.backbones.two_streams_net import packed, unpacked
 from urepa.models.lora.lora_net import add_lora
 from urepa.models.speed_switches import hold_frozen_in_bf16
 
@@ -100,7 +100,7 @@ def layers_of(case: str) -> int:
     """How many layers are adapted, counted by hand: projections of attention, less what has none."""
     if case in ("sd3", "sd35"):  # 3 blocks of 8, the last without to_add_out, and the second attentions
         return 3 * 8 - 1 + 4 * len(declared_of(case).dual_attention_layers)
-    if case == "flux":  # 2 double-stream blocks of 8 and 2 single-stream ones without an output projection
+    if case in ("flux", "chroma"):  # 2 double-stream blocks of 8 and 2 single-stream ones without an output projection
         return 2 * 8 + 2 * 3
     return 3 * 2 * 4  # self-attention and cross-attention
 
@@ -134,7 +134,7 @@ def test_adapters_come_back_through_the_pipeline(folders: dict[str, Path], tmp_p
 def test_an_adapter_file_of_another_transformer_is_refused(folders: dict[str, Path], tmp_path: Path, case: str) -> None:
     adapted(folders[case], case).export(tmp_path)
     (file, *_) = declared_of(case).find_weights(tmp_path).files
-    other = "sana" if case.startswith("sd3") or case == "flux" else "sd3"
+    other = "sana" if case.startswith("sd3") or case in ("flux", "chroma") else "sd3"
     backbone = backbone_of(folders[other], other)
     backbone.adapter_files = backbone_of(folders[case], case).adapter_files
     with pytest.raises(UserError, match="does not fit this transformer"):
@@ -245,6 +245,17 @@ def flux(guidance: bool) -> int:
     return embedded + vectors + 19 * double + 38 * single + linear(width, 2 * width) + linear(width, 64)
 
 
+def chroma() -> int:
+    """Flux.1's blocks without their own modulation, which one network of width 5120 gives."""
+    width, hidden = 3072, 5120
+    embedded = linear(64, width) + linear(4096, width)
+    modulation = linear(64, hidden) + 5 * (2 * linear(hidden, hidden) + hidden) + linear(hidden, width)
+    mlp = linear(width, 4 * width) + linear(4 * width, width)
+    double = 8 * linear(width, width) + 4 * 128 + 2 * mlp
+    single = 3 * linear(width, width) + 2 * 128 + linear(width, 4 * width) + linear(5 * width, width)
+    return embedded + modulation + 19 * double + 38 * single + linear(width, 64)
+
+
 PUBLISHED = {
     "sd3": (sd3(24, 1536, 0, False), 2_028_328_000, (16, 128, 128), {TEXT: 4096, POOLED: 2048}),
     "sd35_medium": (sd3(24, 1536, 13, True), 2_243_171_520, (16, 128, 128), {TEXT: 4096, POOLED: 2048}),
@@ -255,6 +266,7 @@ PUBLISHED = {
     "sana_600m": (sana(28, 1152, 1152), 591_747_872, (32, 32, 32), {TEXT: 2304}),
     "flux": (flux(True), 11_901_408_320, (16, 128, 128), {TEXT: 4096, POOLED: 768}),
     "flux_schnell": (flux(False), 11_891_178_560, (16, 128, 128), {TEXT: 4096, POOLED: 768}),
+    "chroma": (chroma(), 8_899_983_424, (16, 128, 128), {TEXT: 4096}),
 }
 
 

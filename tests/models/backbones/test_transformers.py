@@ -157,6 +157,16 @@ def test_gradients_at_a_tap_reach_what_precedes_it_alone(
 
 
 @every
+def test_blocks_that_are_computed_again_predict_the_same(folders: dict[str, Path], backbones: Any, case: str) -> None:
+    """Masks too reach blocks that are computed again in the backward pass."""
+    inputs = (noise(case), times(case), texts(case, 5, 3))
+    again = backbone_of(folders[case], case, gradient_checkpointing=True).train()
+    with torch.no_grad():
+        expected = backbones[case](*inputs).prediction_RCHW
+    assert torch.equal(again(*inputs).prediction_RCHW, expected)
+
+
+@every
 def test_a_tap_that_is_not_there_names_the_range(backbones: Any, case: str) -> None:
     last = len(backbones[case].blocks) - 1
     for ask in (backbones[case].index_of, declared_of(case).check_tap):
