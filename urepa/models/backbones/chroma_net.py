@@ -59,8 +59,8 @@ class ChromaNetwork(PackedTwoStreams):
 
 
 def mask_of(condition: Condition, tokens: int) -> Tensor:
-    """[B,L+N], True where a token of the text counts, and at all N image tokens. Of bools: attention would add floats to
-    its scores."""
+    """[B,L+N], True where a token of the text counts, and at all N image tokens. Of bools: attention would add
+    floats to its scores."""
     mask_BL = condition[TEXT].mask_BL
     assert mask_BL is not None, "tokens have a mask"
     return torch.cat([mask_BL, mask_BL.new_ones(len(mask_BL), tokens)], dim=1)
