@@ -157,6 +157,17 @@ def test_gradients_at_a_tap_reach_what_precedes_it_alone(
 
 
 @every
+def test_every_tap_lies_on_the_path_to_the_prediction(backbones: Any, case: str) -> None:
+    """Also where it is a part of a longer sequence."""
+    backbone = backbones[case]
+    taps = tuple(f"block_{k}" for k in range(len(backbone.blocks)))
+    denoised = backbone(noise(case), times(case), texts(case, 5, 3), taps)
+    tapped = [denoised.features[tap].x_BND for tap in taps]
+    gradients = torch.autograd.grad(denoised.prediction_RCHW.square().sum(), tapped)
+    assert all(float(gradient.norm()) > 0 for gradient in gradients)
+
+
+@every
 def test_blocks_that_are_computed_again_predict_the_same(folders: dict[str, Path], backbones: Any, case: str) -> None:
     """Masks too reach blocks that are computed again in the backward pass."""
     inputs = (noise(case), times(case), texts(case, 5, 3))
