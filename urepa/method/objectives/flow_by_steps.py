@@ -11,12 +11,13 @@ from urepa.core.comparability import DIFFUSION, MEANS_OVER_TIMES, NOTHING, TOTAL
 from urepa.core.declared_keys import SIZE, TINY, setting
 from urepa.core.descriptions import Formula, number
 from urepa.core.errors import UserError
-from urepa.method.objectives.flow_shifted import PATH, ShiftedDraw, check_draw, drawn
+from urepa.method.objectives.flow_shifted import MOST, PATH, ShiftedDraw, check_draw, drawn
 
 if TYPE_CHECKING:
     from urepa.method.objectives.flow_shifted_math import StepShiftedFlowMath
 
 TIMES = (DIFFUSION, TOTAL, MEANS_OVER_TIMES)
+STEEPEST = 1e-3  # slope of μ, per image token
 
 
 @dataclass
@@ -29,13 +30,17 @@ class FlowBySteps:
     draw: ShiftedDraw = setting(
         "how u is drawn in training: uniformly, or as the sigmoid of a normal number", alters=TIMES, unpairs=True
     )
-    draw_mean: float = setting("mean of that normal number", 0.0, alters=TIMES, unpairs=True)
+    draw_mean: float = setting("mean of that normal number", 0.0, ge=-MOST, le=MOST, alters=TIMES, unpairs=True)
     draw_std: float = setting("its standard deviation", 1.0, ge=TINY, alters=TIMES, unpairs=True)
-    few_slope: float = setting("slope of μ at few_steps", alters=NOTHING)
-    few_offset: float = setting("offset of μ at few_steps", alters=NOTHING)
+    few_slope: float = setting("slope of μ at few_steps", ge=-STEEPEST, le=STEEPEST, alters=NOTHING)
+    few_offset: float = setting("offset of μ at few_steps", ge=-MOST, le=MOST, alters=NOTHING)
     few_steps: int = setting("steps of a sampling with the first line", ge=1, le=SIZE, alters=NOTHING)
-    many_slope: float = setting("slope of μ at many_steps, and in training", alters=TIMES, unpairs=True)
-    many_offset: float = setting("offset of μ at many_steps, and in training", alters=TIMES, unpairs=True)
+    many_slope: float = setting(
+        "slope of μ at many_steps, and in training", ge=-STEEPEST, le=STEEPEST, alters=TIMES, unpairs=True
+    )
+    many_offset: float = setting(
+        "offset of μ at many_steps, and in training", ge=-MOST, le=MOST, alters=TIMES, unpairs=True
+    )
     many_steps: int = setting("steps of a sampling with the second line", ge=1, le=SIZE, alters=NOTHING)
     most_tokens: int = setting(
         "image tokens beyond which any sampling has the second line", ge=1, le=SIZE, alters=NOTHING
