@@ -18,7 +18,11 @@ from urepa.config.parts import KINDS
 from urepa.core.conditions import Condition, Part
 from urepa.core.part_names import POOLED, TEXT
 from urepa.method.objectives.ddpm_math import EpsilonMath
-from urepa.method.objectives.flow_shifted_math import ShiftedFlowMath, SizeShiftedFlowMath
+from urepa.method.objectives.flow_shifted_math import (
+    ShiftedFlowMath,
+    SizeShiftedFlowMath,
+    StepShiftedFlowMath,
+)
 from urepa.method.objectives.objective_math import ObjectiveMath
 
 OF_FILES = {"gradient_checkpointing": False}
@@ -32,7 +36,8 @@ class Tiny:
         settings: of its declaration, but for weights. fixed: fields of config.json that are no settings.
         latent, square: shapes of x0, the first one a rectangle.
         call: what its pipeline is called with for a condition and the one without a caption; `guidance_scale` is 3.
-        scheduler: the pipeline's. has_mask: whether the mask of a text counts.
+        scheduler: the pipeline's. has_mask: whether the mask of a text counts. sees_padding: whether attention sees
+            masked tokens, as 0. scale: of classifier-free guidance.
         parts: of the pipeline beside transformer, vae and scheduler, all None.
     """
 
@@ -46,6 +51,8 @@ class Tiny:
     pipeline: str
     parts: tuple[str, ...]
     has_mask: bool = True
+    sees_padding: bool = False
+    scale: float = 3.0
     sampler: str = "euler"
     guided: dict[str, float] = field(default_factory=lambda: {"guidance_scale": 3.0})
     of_pipeline: dict[str, Any] = field(default_factory=dict)
@@ -67,6 +74,21 @@ def _masked(own: Condition, null: Condition) -> dict[str, Any]:
         "negative_prompt_embeds": null[TEXT].tokens_BLD,
         "negative_prompt_attention_mask": null[TEXT].mask_BL,
     }
+
+
+def _zeroed(own: Condition, null: Condition) -> dict[str, Any]:
+    called = _masked(own, null)
+    for name in ("prompt", "negative_prompt"):
+        called[f"{name}_embeds"] = called[f"{name}_embeds"] * called[f"{name}_attention_mask"][:, :, None]
+    return called
+
+
+def _text_alone(own: Condition, null: Condition) -> dict[str, Any]:
+    return {"prompt_embeds": own[TEXT].tokens_BLD}
+
+
+def _two_texts(own: Condition, null: Condition) -> dict[str, Any]:
+    return {**_text_alone(own, null), "negative_prompt_embeds": null[TEXT].tokens_BLD}
 
 
 def _flow_scheduler(**settings: Any) -> Callable[[], Any]:
@@ -110,6 +132,18 @@ OF_SD3: dict[str, Any] = {
     "parts": ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3"),
     "has_mask": False,
 }
+OF_FLUX2: dict[str, Any] = {
+    "fixed": {"attention_head_dim": 16, "axes_dims_rope": (4, 4, 4, 4), "in_channels": 8},
+    "latent": (8, 4, 6),
+    "widths": {TEXT: 32},
+    "objective": StepShiftedFlowMath(
+        "logit_normal", 0.0, 1.0, (8.73809524e-05, 1.89833333, 10), (0.00016927, 0.45666666, 200), 4300, 1
+    ),
+    "scheduler": _flow_scheduler(use_dynamic_shifting=True),
+    "parts": ("text_encoder", "tokenizer"),
+    "has_mask": False,
+}
+FLUX2 = {"num_layers": 2, "num_single_layers": 2, "num_attention_heads": 4, "joint_attention_dim": 32}
 SD3 = {"num_layers": 3, "num_attention_heads": 4, "pos_embed_max_size": 16}
 CASES = {
     "sd3": Tiny({**SD3, "dual_attention_layers": [], "qk_norm": None}, **OF_SD3),
@@ -155,8 +189,46 @@ CASES = {
         guided={"guidance_scale": 3.5, "true_cfg_scale": 3.0},
         unpack=True,
     ),
+    "chroma": Tiny(
+        {
+            **{"num_layers": 2, "num_single_layers": 2, "num_attention_heads": 4},
+            **{"approximator_hidden_dim": 32, "approximator_layers": 2},
+        },
+        {"attention_head_dim": 16, "axes_dims_rope": (4, 6, 6), "joint_attention_dim": 32},
+        (16, 8, 12),
+        {TEXT: 32},
+        SizeShiftedFlowMath("logit_normal", 0.0, 1.0, 0.5, 1.15, 256, 4096, 2),
+        _masked,
+        _flow_scheduler(use_dynamic_shifting=True),
+        "ChromaPipeline",
+        ("text_encoder", "tokenizer"),
+        unpack=True,
+    ),
+    "auraflow": Tiny(
+        {"num_mmdit_layers": 2, "num_single_dit_layers": 2, "num_attention_heads": 4, "pos_embed_max_size": 64},
+        {"attention_head_dim": 16, "joint_attention_dim": 32, "sample_size": 16},
+        (4, 8, 12),
+        {TEXT: 32},
+        ShiftedFlowMath("logit_normal", 0.0, 1.0, 1.73, "scheduler"),
+        _zeroed,
+        _flow_scheduler(shift=1.73),
+        "AuraFlowPipeline",
+        ("tokenizer", "text_encoder"),
+        sees_padding=True,
+    ),
+    "flux2": Tiny(
+        FLUX2 | {"guidance": 3.5, "guidance_embeds": True},
+        call=_text_alone,
+        pipeline="Flux2Pipeline",
+        scale=1.0,
+        guided={"guidance_scale": 3.5},
+        **OF_FLUX2,
+    ),
+    "flux2_klein": Tiny(
+        FLUX2 | {"guidance": None, "guidance_embeds": False}, call=_two_texts, pipeline="Flux2KleinPipeline", **OF_FLUX2
+    ),
 }
-FAMILY = {"sd35": "sd3", "pixart_alpha": "pixart"}  # of cases that are no declarations
+FAMILY = {"sd35": "sd3", "pixart_alpha": "pixart", "flux2_klein": "flux2"}  # of cases that are no declarations
 
 
 def declared_of(case: str, weights: str = "random", **changes: Any) -> Any:
@@ -183,6 +255,8 @@ def write_tiny(folder: Path, case: str, seed: int = 0) -> Path:
     for name, parameter in module.named_parameters():  # so that all of a condition has an effect
         if parameter.ndim == 1 and name.endswith("bias"):
             nn.init.normal_(parameter, std=0.02)
+        if case == "auraflow" and ".norm1" in name:  # its modulation has no biases
+            parameter.data.mul_(10)
     module.save_pretrained(folder / "transformer")
     return folder
 
@@ -226,6 +300,12 @@ def pipeline_of(transformer: Any, case: str) -> Any:
             **{"encoder_qkv_multiscales": ((),) * 6, "decoder_qkv_multiscales": ((),) * 6, "attention_head_dim": 8},
             **{"encoder_block_types": "ResBlock", "decoder_block_types": "ResBlock"},
         )
+    if case.startswith("flux2"):
+        from diffusers import AutoencoderKLFlux2
+
+        vae = AutoencoderKLFlux2(
+            latent_channels=2, norm_num_groups=4, block_out_channels=(8,) * 4, batch_norm_eps=0.0
+        )  # whose batch norm changes nothing
     parts = dict.fromkeys(tiny.parts)
     pipe = getattr(diffusers, tiny.pipeline)(transformer=transformer, vae=vae, scheduler=tiny.scheduler(), **parts)
     pipe.set_progress_bar_config(disable=True)

@@ -12,11 +12,23 @@ import torch
 from urepa.config.declared import declaration_of
 from urepa.config.parts import KINDS, target_of
 from urepa.core.errors import UserError
-from urepa.method.objectives.flow_shifted_math import ShiftedFlowMath, SizeShiftedFlowMath, shifted
+from urepa.method.objectives.flow_shifted_math import (
+    ShiftedFlowMath,
+    SizeShiftedFlowMath,
+    StepShiftedFlowMath,
+    shifted,
+)
 
 CPU = torch.device("cpu")
 LARGE, SMALL = (16, 128, 128), (16, 32, 48)
 FLUX = (0.5, 1.15, 256, 4096, 2)
+
+
+FLUX2 = ((8.73809524e-05, 1.89833333, 10), (0.00016927, 0.45666666, 200), 4300, 1)
+
+
+def by_steps(draw: str = "uniform", mean: float = 0.0, std: float = 1.0) -> StepShiftedFlowMath:
+    return StepShiftedFlowMath(draw, mean, std, *FLUX2)
 
 
 def by_size(draw: str = "uniform", mean: float = 0.0, std: float = 1.0) -> SizeShiftedFlowMath:
@@ -38,6 +50,7 @@ def test_a_shift_is_that_of_the_paper() -> None:
         (ShiftedFlowMath("logit_normal", 0.3, 0.7, 3.0, "even"), LARGE, 3.0),
         (by_size("logit_normal", 0.3, 0.7), LARGE, math.exp(1.15)),  # 4,096 tokens
         (by_size("logit_normal", 0.3, 0.7), SMALL, math.exp(0.5 + 0.65 * (384 - 256) / 3840)),
+        (by_steps("logit_normal", 0.3, 0.7), (128, 64, 64), math.exp(0.00016927 * 4096 + 0.45666666)),
     ],
 )
 def test_logit_normal_times_are_normal_after_their_logit(flow: Any, shape: Any, shift: float) -> None:
@@ -86,6 +99,26 @@ def test_times_of_sampling_are_those_of_diffusers_scheduler(steps: int) -> None:
         )
 
 
+@pytest.mark.parametrize("steps", [1, 4, 28, 200])
+@pytest.mark.parametrize("shape", [(128, 64, 64), (128, 16, 24), (128, 64, 80)])
+def test_times_by_the_number_of_steps_are_those_of_flux2(steps: int, shape: Any) -> None:
+    """Also beyond 4,300 tokens, where the number of steps does not matter."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
+
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    mu = compute_empirical_mu(shape[1] * shape[2], steps)
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist(), mu=mu)
+    torch.testing.assert_close(
+        by_steps().sampling_times(steps, shape, CPU).float(), scheduler.sigmas, rtol=0, atol=1e-6
+    )
+
+
+def test_the_setting_of_flux2_is_its_pipelines(compose: Any) -> None:
+    flow = declaration_of(compose("objective=flow_flux2")["objective"]).build()
+    assert (flow.few, flow.many, flow.most_tokens, flow.token_side) == FLUX2
+
+
 def test_settings_without_an_effect_are_refused() -> None:
     target = target_of(KINDS["objective"]["flow_shifted"])
     settings = {"_target_": target, "draw": "uniform", "shift": 3.0, "grid": "even"}
@@ -96,3 +129,14 @@ def test_settings_without_an_effect_are_refused() -> None:
     ends = {"base_shift": 0.5, "max_shift": 1.15, "base_tokens": 4096, "max_tokens": 4096, "token_side": 2}
     with pytest.raises(UserError, match="^objective.base_tokens=4096 is not below objective.max_tokens=4096"):
         declaration_of({"_target_": target, "draw": "uniform", **ends}).check()
+    lines = {
+        "few_slope": 0.1,
+        "few_offset": 1.0,
+        "many_slope": 0.1,
+        "many_offset": 0.5,
+        "few_steps": 10,
+        "many_steps": 10,
+    }
+    own = {"_target_": target_of(KINDS["objective"]["flow_by_steps"]), "most_tokens": 4300, "token_side": 1}
+    with pytest.raises(UserError, match="^objective.few_steps=10 is not below objective.many_steps=10"):
+        declaration_of(own | {"draw": "uniform"} | lines).check()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers_tiny import CASES, architecture_of, backbone_of, declared_of, pipeline_of, texts, write_tiny
 
@@ -18,12 +19,12 @@ from urepa.core.conditions import Condition
 from urepa.core.errors import UserError
 from urepa.core.part_names import POOLED, TEXT
 from urepa.method.ddpm_sampling import sample_by
-from urepa.models.backbones.flux_net import packed, unpacked
+from urepa.models.backbones.two_streams_net import packed, unpacked
 from urepa.models.lora.lora_net import add_lora
 from urepa.models.speed_switches import hold_frozen_in_bf16
 
 every = pytest.mark.parametrize("case", CASES)
-CLOSE, STEPS, SCALE = 1e-5, 4, 3.0
+CLOSE, STEPS = 1e-5, 4
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def ours(backbone: Any, case: str, condition: Condition | None = None) -> Tensor
     tiny, rngs = CASES[case], [np.random.default_rng(0)] * 2
     condition = captions(case) if condition is None else condition
     with torch.no_grad():
-        return sample_by(backbone, tiny.objective, noise(case), condition, rngs, tiny.sampler, STEPS, SCALE)
+        return sample_by(backbone, tiny.objective, noise(case), condition, rngs, tiny.sampler, STEPS, tiny.scale)
 
 
 def theirs(pipe: Any, case: str) -> Tensor:
@@ -63,7 +64,11 @@ def theirs(pipe: Any, case: str) -> Tensor:
         width=factor * width,
         output_type="latent",
     ).images
-    return unpacked(latents, (height // 2, width // 2)) if tiny.unpack else latents
+    if tiny.unpack:
+        return unpacked(latents, (height // 2, width // 2))
+    if case == "flux2_klein":  # its latents are the VAE's
+        return F.pixel_unshuffle(latents, 2)
+    return latents.mT.unflatten(2, (height, width)) if case == "flux2" else latents
 
 
 def base_pipeline(folders: dict[str, Path], case: str) -> Any:
@@ -100,8 +105,12 @@ def layers_of(case: str) -> int:
     """How many layers are adapted, counted by hand: projections of attention, less what has none."""
     if case in ("sd3", "sd35"):  # 3 blocks of 8, the last without to_add_out, and the second attentions
         return 3 * 8 - 1 + 4 * len(declared_of(case).dual_attention_layers)
-    if case == "flux":  # 2 double-stream blocks of 8 and 2 single-stream ones without an output projection
+    if case in ("flux", "chroma"):  # 2 double-stream blocks of 8 and 2 single-stream ones without an output projection
         return 2 * 8 + 2 * 3
+    if case == "auraflow":  # 2 double-stream blocks of 8 and 2 single-stream ones of 4
+        return 2 * 8 + 2 * 4
+    if case.startswith("flux2"):  # 2 double-stream blocks of 8 and 2 single-stream ones of 2
+        return 2 * 8 + 2 * 2
     return 3 * 2 * 4  # self-attention and cross-attention
 
 
@@ -134,7 +143,9 @@ def test_adapters_come_back_through_the_pipeline(folders: dict[str, Path], tmp_p
 def test_an_adapter_file_of_another_transformer_is_refused(folders: dict[str, Path], tmp_path: Path, case: str) -> None:
     adapted(folders[case], case).export(tmp_path)
     (file, *_) = declared_of(case).find_weights(tmp_path).files
-    other = "sana" if case.startswith("sd3") or case == "flux" else "sd3"
+    other = (
+        "sana" if case.startswith("sd3") or case in ("flux", "chroma", "auraflow", "flux2", "flux2_klein") else "sd3"
+    )
     backbone = backbone_of(folders[other], other)
     backbone.adapter_files = backbone_of(folders[case], case).adapter_files
     with pytest.raises(UserError, match="does not fit this transformer"):
@@ -184,9 +195,10 @@ def test_shards_are_read_and_a_missing_weight_is_said(tmp_path: Path, case: str)
     module.save_pretrained(tmp_path / "whole" / "transformer")
     (file,) = (tmp_path / "whole" / "transformer").glob("*.safetensors")
     tensors = load_file(file)
-    tensors.pop("proj_out.bias")
+    lost = max(name for name in tensors if name.startswith(("proj_out", "norm_out")))
+    tensors.pop(lost)
     save_file(tensors, file)
-    with pytest.raises(UserError, match=r"does not hold a whole transformer: 1 weights are missing .*proj_out.bias"):
+    with pytest.raises(UserError, match=r"does not hold a whole transformer: 1 weights are missing .*" + lost):
         backbone_of(tmp_path / "whole", case)
 
 
@@ -245,6 +257,38 @@ def flux(guidance: bool) -> int:
     return embedded + vectors + 19 * double + 38 * single + linear(width, 2 * width) + linear(width, 64)
 
 
+def chroma() -> int:
+    """Flux.1's blocks without their own modulation, which one network of width 5120 gives."""
+    width, hidden = 3072, 5120
+    embedded = linear(64, width) + linear(4096, width)
+    modulation = linear(64, hidden) + 5 * (2 * linear(hidden, hidden) + hidden) + linear(hidden, width)
+    mlp = linear(width, 4 * width) + linear(4 * width, width)
+    double = 8 * linear(width, width) + 4 * 128 + 2 * mlp
+    single = 3 * linear(width, width) + 2 * 128 + linear(width, 4 * width) + linear(5 * width, width)
+    return embedded + modulation + 19 * double + 38 * single + linear(width, 64)
+
+
+def auraflow() -> int:
+    """4 double-stream and 32 single-stream blocks of 3072, no biases in them, text of 2048, 96x96 positions, 8
+    registers."""
+    width, hidden = 3072, 8192  # two thirds of 4 widths
+    embedded = linear(4 * 4, width) + 96 * 96 * width + 2048 * width + 8 * width
+    time = linear(256, width) + linear(width, width)
+    mlp = 3 * width * hidden
+    single = 4 * width * width + mlp + 6 * width * width
+    return embedded + time + (4 * 2 + 32) * single + 2 * width * width + 4 * 4 * width
+
+
+def flux2(double: int, single: int, width: int, text: int, guidance: bool) -> int:
+    """No biases; one modulation for all blocks of a kind; MLPs of 3 widths with a gate; normed queries and keys."""
+    embedded = 128 * width + text * width + (1 + guidance) * (256 * width + width * width)
+    modulation = (2 * 6 + 3) * width * width
+    mlp = 3 * 3 * width * width
+    doubles = double * (8 * width * width + 4 * 128 + 2 * mlp)
+    singles = single * (4 * width * width + mlp + 2 * 128)
+    return embedded + modulation + doubles + singles + 2 * width * width + 128 * width
+
+
 PUBLISHED = {
     "sd3": (sd3(24, 1536, 0, False), 2_028_328_000, (16, 128, 128), {TEXT: 4096, POOLED: 2048}),
     "sd35_medium": (sd3(24, 1536, 13, True), 2_243_171_520, (16, 128, 128), {TEXT: 4096, POOLED: 2048}),
@@ -255,6 +299,9 @@ PUBLISHED = {
     "sana_600m": (sana(28, 1152, 1152), 591_747_872, (32, 32, 32), {TEXT: 2304}),
     "flux": (flux(True), 11_901_408_320, (16, 128, 128), {TEXT: 4096, POOLED: 768}),
     "flux_schnell": (flux(False), 11_891_178_560, (16, 128, 128), {TEXT: 4096, POOLED: 768}),
+    "auraflow": (auraflow(), 6_858_605_568, (4, 128, 128), {TEXT: 2048}),
+    "flux2": (flux2(8, 48, 6144, 15360, True), 32_223_281_152, (128, 64, 64), {TEXT: 15360}),
+    "chroma": (chroma(), 8_899_983_424, (16, 128, 128), {TEXT: 4096}),
 }
 
 

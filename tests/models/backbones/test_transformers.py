@@ -157,6 +157,27 @@ def test_gradients_at_a_tap_reach_what_precedes_it_alone(
 
 
 @every
+def test_every_tap_lies_on_the_path_to_the_prediction(backbones: Any, case: str) -> None:
+    """Also where it is a part of a longer sequence."""
+    backbone = backbones[case]
+    taps = tuple(f"block_{k}" for k in range(len(backbone.blocks)))
+    denoised = backbone(noise(case), times(case), texts(case, 5, 3), taps)
+    tapped = [denoised.features[tap].x_BND for tap in taps]
+    gradients = torch.autograd.grad(denoised.prediction_RCHW.square().sum(), tapped)
+    assert all(float(gradient.norm()) > 0 for gradient in gradients)
+
+
+@every
+def test_blocks_that_are_computed_again_predict_the_same(folders: dict[str, Path], backbones: Any, case: str) -> None:
+    """Masks too reach blocks that are computed again in the backward pass."""
+    inputs = (noise(case), times(case), texts(case, 5, 3))
+    again = backbone_of(folders[case], case, gradient_checkpointing=True).train()
+    with torch.no_grad():
+        expected = backbones[case](*inputs).prediction_RCHW
+    assert torch.equal(again(*inputs).prediction_RCHW, expected)
+
+
+@every
 def test_a_tap_that_is_not_there_names_the_range(backbones: Any, case: str) -> None:
     last = len(backbones[case].blocks) - 1
     for ask in (backbones[case].index_of, declared_of(case).check_tap):
@@ -207,7 +228,7 @@ def test_what_is_given_moves_the_prediction_and_what_is_masked_does_not(backbone
     assert torch.equal(predicted(condition.null()), predicted(Condition(null)))
 
 
-@pytest.mark.parametrize("case", [case for case, tiny in CASES.items() if tiny.has_mask])
+@pytest.mark.parametrize("case", [case for case, tiny in CASES.items() if tiny.has_mask and not tiny.sees_padding])
 def test_two_lengths_in_one_batch_are_as_each_alone(backbones: Any, case: str) -> None:
     backbone, condition = backbones[case], texts(case, 5, 3)
     text = condition[TEXT]
@@ -312,12 +333,20 @@ def test_more_tokens_than_positions_are_refused() -> None:
         declared_of("sd3").check((16, 8, 34))
 
 
-def test_a_scale_of_guidance_is_for_what_embeds_one() -> None:
-    declared_of("flux").check(CASES["flux"].latent)
-    declared_of("flux", guidance=None, guidance_embeds=False).check(CASES["flux"].latent)
+def test_positions_of_a_square_are_as_many_as_said() -> None:
+    with pytest.raises(UserError, match=r"^backbone.pos_embed_max_size=15 is no square, .* give 9 or 16"):
+        declared_of("auraflow", pos_embed_max_size=15).check((4, 2, 2))
+    with pytest.raises(UserError, match=r"^x0 has 9 tokens a side, .* positions for 8 .*pos_embed_max_size=64"):
+        declared_of("auraflow").check((4, 8, 18))
+
+
+@pytest.mark.parametrize("case", ["flux", "flux2"])
+def test_a_scale_of_guidance_is_for_what_embeds_one(case: str) -> None:
+    declared_of(case).check(CASES[case].latent)
+    declared_of(case, guidance=None, guidance_embeds=False).check(CASES[case].latent)
     for changes in ({"guidance": None}, {"guidance_embeds": False}):
         with pytest.raises(UserError, match=r"^backbone.guidance=.*: this model embeds .*; give "):
-            declared_of("flux", **changes).check(CASES["flux"].latent)
+            declared_of(case, **changes).check(CASES[case].latent)
 
 
 @every

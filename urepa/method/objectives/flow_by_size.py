@@ -11,7 +11,7 @@ from urepa.core.comparability import DIFFUSION, MEANS_OVER_TIMES, TOTAL
 from urepa.core.declared_keys import SIZE, TINY, setting
 from urepa.core.descriptions import Formula, number
 from urepa.core.errors import UserError
-from urepa.method.objectives.flow_shifted import PATH, ShiftedDraw, check_draw, drawn
+from urepa.method.objectives.flow_shifted import MOST, PATH, ShiftedDraw, check_draw, drawn
 
 if TYPE_CHECKING:
     from urepa.method.objectives.flow_shifted_math import SizeShiftedFlowMath
@@ -28,10 +28,10 @@ class FlowBySize:
     draw: ShiftedDraw = setting(
         "how u is drawn in training: uniformly, or as the sigmoid of a normal number", alters=TIMES, unpairs=True
     )
-    draw_mean: float = setting("mean of that normal number", 0.0, alters=TIMES, unpairs=True)
+    draw_mean: float = setting("mean of that normal number", 0.0, ge=-MOST, le=MOST, alters=TIMES, unpairs=True)
     draw_std: float = setting("its standard deviation", 1.0, ge=TINY, alters=TIMES, unpairs=True)
-    base_shift: float = setting("μ at base_tokens", alters=TIMES, unpairs=True)
-    max_shift: float = setting("μ at max_tokens", alters=TIMES, unpairs=True)
+    base_shift: float = setting("μ at base_tokens", ge=-MOST, le=MOST, alters=TIMES, unpairs=True)
+    max_shift: float = setting("μ at max_tokens", ge=-MOST, le=MOST, alters=TIMES, unpairs=True)
     base_tokens: int = setting("number of image tokens with base_shift", ge=1, le=SIZE, alters=TIMES, unpairs=True)
     max_tokens: int = setting("number of image tokens with max_shift", ge=1, le=SIZE, alters=TIMES, unpairs=True)
     token_side: int = setting("latent pixels of a side of an image token", ge=1, le=SIZE, alters=TIMES, unpairs=True)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 PATH = r"x_t = (1 - t)\, x_0 + t\, \epsilon, \qquad y = \epsilon - x_0"
 
+MOST = 50  # of μ, and of the mean of a draw: e^μ is a number that training can hold
+
 
 class ShiftedDraw(Enum):
     uniform = "uniform"
@@ -41,7 +43,12 @@ class FlowShifted:
         unpairs=True,
     )
     draw_mean: float = setting(
-        "mean of that normal number", 0.0, alters=(DIFFUSION, TOTAL, MEANS_OVER_TIMES), unpairs=True
+        "mean of that normal number",
+        0.0,
+        ge=-MOST,
+        le=MOST,
+        alters=(DIFFUSION, TOTAL, MEANS_OVER_TIMES),
+        unpairs=True,
     )
     draw_std: float = setting(
         "its standard deviation", 1.0, ge=TINY, alters=(DIFFUSION, TOTAL, MEANS_OVER_TIMES), unpairs=True

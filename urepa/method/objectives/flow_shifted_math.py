@@ -1,4 +1,4 @@
-"""The mathematics of `flow_shifted` and `flow_by_size`: the straight path at shifted times.
+"""The mathematics of `flow_shifted`, `flow_by_size` and `flow_by_steps`: the straight path at shifted times.
 
 Shapes: B batch. t = s·u/(1 + (s − 1)·u) (Esser et al. 2024, arXiv 2403.03206, eq. 23), which is e^μ/(e^μ + 1/u − 1)
 with s = e^μ.
@@ -104,3 +104,47 @@ class SizeShiftedFlowMath(_Shifted):
     def shift_at(self, shape: Shape) -> float:
         _, height, width = shape
         return math.exp(self.offset + self.slope * (height // self.token_side) * (width // self.token_side))
+
+
+class StepShiftedFlowMath(_Shifted):
+    """s = e^μ, where μ is linear in the number of image tokens; in sampling linear in the number of steps too, between
+    two such lines, up to a number of tokens. In training it is that of the second line.
+
+    Args:
+        few, many: slope, offset and number of steps of each line. most_tokens: beyond these, the second line for any
+            number of steps. token_side: latent pixels of a side of an image token.
+    """
+
+    def __init__(
+        self,
+        draw: str,
+        mean: float,
+        std: float,
+        few: tuple[float, float, int],
+        many: tuple[float, float, int],
+        most_tokens: int,
+        token_side: int,
+    ) -> None:
+        super().__init__(draw, mean, std)
+        self.few, self.many = few, many
+        self.most_tokens, self.token_side = most_tokens, token_side
+
+    def shift_at(self, shape: Shape) -> float:
+        slope, offset, _ = self.many
+        return math.exp(slope * self._tokens(shape) + offset)
+
+    def sampling_times(self, steps: int, shape: Shape, device: torch.device) -> Tensor:
+        return shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float64, device=device), self._at(steps, shape))
+
+    def _at(self, steps: int, shape: Shape) -> float:
+        """s of a sampling."""
+        tokens = self._tokens(shape)
+        if tokens > self.most_tokens:
+            return self.shift_at(shape)
+        at_few, at_many = (slope * tokens + offset for slope, offset, _ in (self.few, self.many))
+        share = (steps - self.few[2]) / (self.many[2] - self.few[2])
+        return math.exp(at_few + share * (at_many - at_few))
+
+    def _tokens(self, shape: Shape) -> int:
+        _, height, width = shape
+        return (height // self.token_side) * (width // self.token_side)

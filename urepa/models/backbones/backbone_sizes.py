@@ -107,6 +107,14 @@ def transformer_block(tap: str, blocks: int, usual: str | None = None) -> int:
     return names.index(tap)
 
 
+def check_guidance(guidance: float | None, guidance_embeds: bool) -> None:
+    """UserError for a scale of guidance of a transformer that embeds none, or none of one that does."""
+    if guidance_embeds is (guidance is None):
+        have = "embeds a scale of guidance" if guidance_embeds else "embeds no scale of guidance"
+        give = "a number, such as 3.5" if guidance_embeds else "null"
+        raise UserError(f"backbone.guidance={guidance}: this model {have}; give {give}")
+
+
 def transformer_files(path: Path, missing: str) -> list[Path]:
     """Configuration and weights of the transformer in a folder, its own or a pipeline's."""
     return _module_files(path, "transformer", missing)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from urepa.core.declared_keys import SIZE, setting
-from urepa.core.errors import UserError
 from urepa.core.part_names import POOLED, TEXT
+from urepa.models.backbones.backbone_sizes import check_guidance
 from urepa.models.published_transformer import PublishedTransformer
 
 if TYPE_CHECKING:
@@ -56,7 +56,4 @@ class Flux(PublishedTransformer):
 
     def check(self, latent_shape: tuple[int, int, int]) -> None:
         super().check(latent_shape)
-        if self.guidance_embeds is (self.guidance is None):
-            have = "embeds a scale of guidance" if self.guidance_embeds else "embeds no scale of guidance"
-            give = "a number, such as 3.5" if self.guidance_embeds else "null"
-            raise UserError(f"backbone.guidance={self.guidance}: this model {have}; give {give}")
+        check_guidance(self.guidance, self.guidance_embeds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from urepa.core.declared_keys import SIZE, setting
+from urepa.core.declared_keys import SIZE, TINY, setting
 from urepa.core.part_names import TEXT
 from urepa.models.published_transformer import PublishedTransformer
 
@@ -27,7 +27,9 @@ class Sana(PublishedTransformer):
     cross_attention_head_dim: int = setting("width of a head of cross-attention", ge=1, le=SIZE)
     cross_attention_dim: int = setting("width of the text in cross-attention", ge=1, le=SIZE)
     qk_norm: str | None = setting("normalisation of queries and keys: rms_norm_across_heads, or null")
-    interpolation_scale: float | None = setting("divisor of positions that are added to the tokens; null: none are")
+    interpolation_scale: float | None = setting(
+        "divisor of positions that are added to the tokens; null: none are", ge=TINY
+    )
     family: ClassVar[str] = "sana"
     title: ClassVar[str] = "Sana"
     condition_parts: ClassVar[tuple[str, ...]] = (TEXT,)

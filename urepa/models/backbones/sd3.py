@@ -26,7 +26,9 @@ class SD3(PublishedTransformer):
     num_layers: int = setting("number of blocks", ge=1, le=SIZE)
     num_attention_heads: int = setting("heads of attention in a block", ge=1, le=SIZE)
     pos_embed_max_size: int = setting("most image tokens of a side that positions are there for", ge=1, le=SIZE)
-    dual_attention_layers: list[int] = setting("blocks with a second attention, of the image tokens alone")
+    dual_attention_layers: list[int] = setting(
+        "blocks with a second attention, of the image tokens alone", ge=0, le=SIZE
+    )
     qk_norm: str | None = setting("normalisation of queries and keys: rms_norm, or null")
     family: ClassVar[str] = "sd3"
     title: ClassVar[str] = "Stable Diffusion 3"

@@ -1,0 +1,44 @@
+"""Chroma's transformer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from urepa.core.declared_keys import SIZE, setting
+from urepa.core.part_names import TEXT
+from urepa.models.published_transformer import PublishedTransformer
+
+if TYPE_CHECKING:
+    from urepa.models.backbones.chroma_net import ChromaNetwork
+
+
+@dataclass
+class Chroma(PublishedTransformer):
+    """Chroma's transformer (lodestones 2025), Flux.1's with one small network that gives the modulation of all blocks,
+    conditioned on the frozen tokens of captions."""
+
+    _target_: str = "urepa.models.backbones.chroma.Chroma"
+    weights: str = setting('a hub id, a local diffusers folder, or "random"')
+    gradient_checkpointing: bool = setting("recompute blocks in the backward pass: less memory, more time")
+    num_layers: int = setting("number of double-stream blocks", ge=1, le=SIZE)
+    num_single_layers: int = setting("number of single-stream blocks after them", ge=1, le=SIZE)
+    num_attention_heads: int = setting("heads of attention in a block", ge=1, le=SIZE)
+    approximator_hidden_dim: int = setting("width of the network that gives the modulation", ge=1, le=SIZE)
+    approximator_layers: int = setting("layers of that network", ge=1, le=SIZE)
+    family: ClassVar[str] = "chroma"
+    title: ClassVar[str] = "Chroma"
+    condition_parts: ClassVar[tuple[str, ...]] = (TEXT,)
+    condition: ClassVar[str] = (
+        "The condition is a caption: its frozen tokens are a second stream beside the image's, but for those that are "
+        "masked. Where the caption is withheld, they are what the data has for no caption."
+    )
+    network: ClassVar[str] = "ChromaTransformer2DModel"
+    block_counts: ClassVar[tuple[str, ...]] = ("num_layers", "num_single_layers")
+    pipeline: ClassVar[str] = "ChromaPipeline"
+    usual_tap: ClassVar[str] = "block_8"
+
+    def adapter(self) -> type[ChromaNetwork]:
+        from urepa.models.backbones.chroma_net import ChromaNetwork
+
+        return ChromaNetwork
