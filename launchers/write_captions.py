@@ -15,6 +15,10 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
+from urepa.config.command_schemas import WriteCaptions
+from urepa.config.help import HELP, help_text
 from urepa.core import random_draws, safe_output
 from urepa.core.errors import UserError
 from urepa.core.files import write_whole
@@ -129,5 +133,8 @@ def main(arguments: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     safe_output.make_output_safe()
+    if HELP & set(sys.argv):
+        print(help_text("write_captions", OmegaConf.structured(WriteCaptions)))
+        sys.exit(0)
     with one_line_mistakes():
         main(sys.argv[1:])

@@ -17,7 +17,7 @@ from hydra import initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from urepa.cli import CONF
-from urepa.config.command_schemas import Images, Status, Train
+from urepa.config.command_schemas import Images, Status, Train, WriteCaptions
 from urepa.config.commands import COMMANDS
 from urepa.config.help import KeyRow, format_value, help_text, table
 from urepa.config.parts import SCHEMAS, parts_of
@@ -27,7 +27,8 @@ from urepa.core.nested_dicts import flatten
 from urepa.inference.published_weights import OF_WEIGHTS
 
 START = 'if __name__ == "__main__":'
-ROOTS = sorted(COMMANDS.keys() - {"status"})  # which is none of Hydra's
+OF_FOLDERS = {"status", "write_captions"}  # which are none of Hydra's
+ROOTS = sorted(COMMANDS.keys() - OF_FOLDERS)
 Compose = Callable[..., dict[str, Any]]
 
 
@@ -190,13 +191,16 @@ def test_every_command_has_help() -> None:
         "urepa.cluster.slurm_job"
     }  # for schedulers
     assert modules == {command.module for command in COMMANDS.values()}
-    assert COMMANDS.keys() - {"status"} == {p.stem for p in Path(CONF).glob("*.yaml")}
+    assert COMMANDS.keys() - OF_FOLDERS == {p.stem for p in Path(CONF).glob("*.yaml")}
 
 
 def test_launchers_show_their_keys_too() -> None:
     text = help_text("status", OmegaConf.structured(Status))
     assert text.startswith("launchers.status: shows the jobs")
     assert keys_in(text)["folder"].startswith("outputs/.jobs  where the jobs are recorded")
+    text = help_text("write_captions", OmegaConf.structured(WriteCaptions))
+    assert text.startswith("launchers.write_captions: writes captions")
+    assert "CIFAR-10 as {train,test}/CLASS/*.png" in keys_in(text)["folder"]
 
 
 def test_with_published_weights_seed_is_the_seed_of_the_images() -> None:

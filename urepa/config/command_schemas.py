@@ -188,6 +188,11 @@ class Status:
 
 
 @dataclass
+class WriteCaptions:
+    folder: str = setting("CIFAR-10 as {train,test}/CLASS/*.png, as the only argument")
+
+
+@dataclass
 class Select:
     experiment: Any = setting("a name, a list or a pattern as in a shell; also without `select.`", None)
     ablation: Any = setting("the same", None)

@@ -228,4 +228,13 @@ COMMANDS = {
         ),
         heading="Argument (FOLDER)",
     ),
+    "write_captions": Command(
+        "launchers.write_captions",
+        "writes captions beside CIFAR-10's images, those of test images from templates that training images have not",
+        command_schemas.WriteCaptions,
+        ("FOLDER",),
+        (("/data/cifar10", "the captions of its images, and all held-out prompts"),),
+        ("The same images get the same captions. Captions that are there are not overwritten.",),
+        heading="Argument (FOLDER)",
+    ),
 }
