@@ -34,6 +34,8 @@ class Tiny:
         call: what its pipeline is called with for a condition and the one without a caption; `guidance_scale` is 3.
         scheduler: the pipeline's. has_mask: whether the mask of a text counts.
         parts: of the pipeline beside transformer, vae and scheduler, all None.
+        output: the layers that take the last block's tokens and give the values of patches. after_text: whether the
+        image tokens come after a text's own there. sign: of the prediction in these values.
     """
 
     settings: dict[str, Any]
@@ -50,6 +52,9 @@ class Tiny:
     guided: dict[str, float] = field(default_factory=lambda: {"guidance_scale": 3.0})
     of_pipeline: dict[str, Any] = field(default_factory=dict)
     unpack: bool = False
+    output: tuple[str, str] = ("norm_out", "proj_out")
+    after_text: bool = False
+    sign: int = 1
 
 
 def _pooled(own: Condition, null: Condition) -> dict[str, Any]:
@@ -154,6 +159,24 @@ CASES = {
         has_mask=False,
         guided={"guidance_scale": 3.5, "true_cfg_scale": 3.0},
         unpack=True,
+    ),
+    "lumina2": Tiny(
+        {
+            **{"num_refiner_layers": 1, "num_layers": 3, "hidden_size": 72, "num_attention_heads": 3},
+            **{"num_kv_heads": 1, "axes_dim_rope": [8, 8, 8], "axes_lens": [16, 16, 16]},
+        },
+        {"cap_feat_dim": 32, "multiple_of": 16},
+        (16, 8, 12),
+        {TEXT: 32},
+        ShiftedFlowMath("logit_normal", 0.0, 1.0, 6.0, "even"),
+        _masked,
+        _flow_scheduler(shift=6.0),
+        "Lumina2Pipeline",
+        ("tokenizer", "text_encoder"),
+        of_pipeline={"cfg_normalization": False},
+        output=("norm_out", "norm_out.linear_2"),
+        after_text=True,
+        sign=-1,
     ),
 }
 FAMILY = {"sd35": "sd3", "pixart_alpha": "pixart"}  # of cases that are no declarations

@@ -60,10 +60,11 @@ def last_tap(backbone: Any) -> str:
 @every
 def test_the_output_layers_take_the_last_tap_to_the_prediction(backbones: Any, case: str) -> None:
     """The family's own, exactly: they see these tokens, and what they give is the prediction patch by patch."""
-    backbone, seen = backbones[case], {}
+    backbone, seen, tiny = backbones[case], {}, CASES[case]
+    first, last = (backbone.transformer.get_submodule(name) for name in tiny.output)
     hooks = [
-        backbone.transformer.norm_out.register_forward_pre_hook(lambda m, args: seen.update(tokens=args[0])),
-        backbone.transformer.proj_out.register_forward_hook(lambda m, args, out: seen.update(out=out)),
+        first.register_forward_pre_hook(lambda m, args: seen.update(tokens=args[0])),
+        last.register_forward_hook(lambda m, args, out: seen.update(out=out)),
     ]
     try:
         with torch.no_grad():
@@ -72,14 +73,16 @@ def test_the_output_layers_take_the_last_tap_to_the_prediction(backbones: Any, c
         for hook in hooks:
             hook.remove()
     tapped = denoised.features[last_tap(backbone)]
-    assert torch.equal(seen["tokens"], tapped.x_BND)
+    count, starts = tapped.x_BND.shape[1], (5, 3) if tiny.after_text else (0, 0)
+    tokens, out = (torch.stack([x[s : s + count] for x, s in zip(seen[n], starts, strict=True)]) for n in seen)
+    assert torch.equal(tokens, tapped.x_BND)
     channels, height, width = CASES[case].latent
     side = declared_of(case).patch
     assert tapped.grid == (height // side, width // side)
     prediction = denoised.prediction_RCHW
-    for token in range(tapped.x_BND.shape[1]):
+    for token in range(count):
         row, column = side * (token // tapped.grid[1]), side * (token % tapped.grid[1])
-        values = seen["out"][:, token]
+        values = tiny.sign * out[:, token]
         if CASES[case].unpack:
             patch = values.view(2, channels, side, side)
         else:
@@ -154,6 +157,16 @@ def test_gradients_at_a_tap_reach_what_precedes_it_alone(
     for name, parameter in backbone.named_parameters():
         if parameter.requires_grad:
             torch.testing.assert_close(parameter.grad, expected[name])
+
+
+def test_the_first_blocks_of_lumina2_do_not_see_the_text(folders: dict[str, Path]) -> None:
+    backbone = backbone_of(folders["lumina2"], "lumina2").train()
+    inputs = (noise("lumina2"), times("lumina2"), texts("lumina2", 5, 3))
+    backbone(*inputs, ("block_0",)).features["block_0"].x_BND.square().sum().backward()
+    reached = {name for name, p in backbone.named_parameters() if p.grad is not None}
+    backbone.freeze_after(("block_0",))
+    assert reached == {name for name, p in backbone.named_parameters() if p.requires_grad}
+    assert not any("context_refiner" in name for name in reached)
 
 
 @every
@@ -310,6 +323,17 @@ def test_sizes_that_do_not_fit_are_refused(case: str) -> None:
 def test_more_tokens_than_positions_are_refused() -> None:
     with pytest.raises(UserError, match=r"^x0 has 17 tokens a side, .*backbone.pos_embed_max_size=16; "):
         declared_of("sd3").check((16, 8, 34))
+
+
+def test_more_rows_or_columns_than_positions_are_refused() -> None:
+    for height, width in ((8, 34), (34, 8)):
+        with pytest.raises(UserError, match=r"positions for backbone.axes_lens=\[16, 16, 16\] of text, rows"):
+            declared_of("lumina2").check((16, height, width))
+
+
+def test_more_text_than_positions_is_refused(backbones: Any) -> None:
+    with pytest.raises(UserError, match=r"^texts have 16 tokens, .* for fewer than 16; give data.text_encoder"):
+        backbones["lumina2"](noise("lumina2"), times("lumina2"), texts("lumina2", 16, 3))
 
 
 def test_a_scale_of_guidance_is_for_what_embeds_one() -> None:
