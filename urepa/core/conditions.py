@@ -2,7 +2,7 @@
 
 Backbones and the data's makers of conditions open a `Condition`; everything else passes it on.
 
-Shapes: B batch, R rows of it, L tokens of a condition, D width.
+Shapes: B batch, R rows of it, L tokens of a condition, D width, S stacked layers.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ ROUNDING = 1e-9  # of a sum of probabilities that was written in decimals
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a condition: ids [B] (int64), a vector [B,D], or tokens [B,L,D] with a mask [B,L], True where a token
-    counts.
+    """One part of a condition: ids [B] (int64), a vector [B,D], tokens [B,L,D], or the tokens of several layers
+    [B,S,L,D]; tokens have a mask [B,L], True where a token counts.
 
-    The value of a sample whose part is withheld is `null` [D] or [L,D] with the mask `null_mask_L`; without them it is
-    0 and its mask True. Nothing of the sample is left in it.
+    The value of a sample whose part is withheld is `null` [D], [L,D] or [S,L,D] with the mask `null_mask_L`; without
+    them it is 0 and its mask True. Nothing of the sample is left in it.
     """
 
     value: Tensor
@@ -39,12 +39,12 @@ class Part:
 
     def __post_init__(self) -> None:
         shape = tuple(self.value.shape)
-        assert len(shape) in (1, 2, 3), f"a part is [B], [B,D] or [B,L,D], not {shape}"
+        assert len(shape) in (1, 2, 3, 4), f"a part is [B], [B,D], [B,L,D] or [B,S,L,D], not {shape}"
         assert (self.value.dtype == torch.int64) is (len(shape) == 1), f"a part {shape} of type {self.value.dtype}"
         assert (self.given_B.dtype, tuple(self.given_B.shape)) == (torch.bool, shape[:1])
-        if len(shape) == 3:
+        if len(shape) > 2:
             assert self.mask_BL is not None, "tokens have a mask"
-            assert (self.mask_BL.dtype, tuple(self.mask_BL.shape)) == (torch.bool, shape[:2])
+            assert (self.mask_BL.dtype, tuple(self.mask_BL.shape)) == (torch.bool, (shape[0], shape[-2]))
         else:
             assert self.mask_BL is None, "only tokens have a mask"
         if self.null is not None:
@@ -52,7 +52,7 @@ class Part:
             assert len(shape) > 1, "ids have no null: the backbone has a row for it"
         assert (self.null_mask_L is None) is (self.null is None or len(shape) < 3), "a null of tokens has a mask"
         if self.null_mask_L is not None:
-            assert (self.null_mask_L.dtype, tuple(self.null_mask_L.shape)) == (torch.bool, shape[1:2])
+            assert (self.null_mask_L.dtype, tuple(self.null_mask_L.shape)) == (torch.bool, shape[-2:-1])
 
     @staticmethod
     def of(
@@ -81,6 +81,13 @@ class Part:
     def tokens_BLD(self) -> Tensor:
         """The tokens of a part that has tokens; where it is withheld its null, or 0. Their mask is `mask_BL`."""
         assert self.value.ndim == 3, f"a part of shape {tuple(self.value.shape)} has no tokens"
+        return self.value
+
+    @property
+    def layers_BSLD(self) -> Tensor:
+        """The tokens of a part that has those of several layers; where it is withheld its null, or 0. Their mask is
+        `mask_BL`."""
+        assert self.value.ndim == 4, f"a part of shape {tuple(self.value.shape)} has no layers"
         return self.value
 
     def where_given(self, own: Tensor, null: Tensor | int) -> Tensor:
