@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from urepa.config.parts import KINDS
 from urepa.core.conditions import Condition, Part
-from urepa.core.part_names import POOLED, TEXT
+from urepa.core.part_names import LAYERS, POOLED, TEXT
 from urepa.method.objectives.ddpm_math import EpsilonMath
 from urepa.method.objectives.flow_shifted_math import ShiftedFlowMath, SizeShiftedFlowMath
 from urepa.method.objectives.objective_math import ObjectiveMath
@@ -36,6 +36,7 @@ class Tiny:
         parts: of the pipeline beside transformer, vae and scheduler, all None.
         output: the layers that take the last block's tokens and give the values of patches. after_text: whether the
         image tokens come after a text's own there. sign: of the prediction in these values.
+        layers: how many of a language model are stacked. of_pipe: attributes of the pipeline.
     """
 
     settings: dict[str, Any]
@@ -55,6 +56,8 @@ class Tiny:
     output: tuple[str, str] = ("norm_out", "proj_out")
     after_text: bool = False
     sign: int = 1
+    layers: int = 0
+    of_pipe: dict[str, Any] = field(default_factory=dict)
 
 
 def _pooled(own: Condition, null: Condition) -> dict[str, Any]:
@@ -71,6 +74,16 @@ def _masked(own: Condition, null: Condition) -> dict[str, Any]:
         "negative_prompt": None,
         "negative_prompt_embeds": null[TEXT].tokens_BLD,
         "negative_prompt_attention_mask": null[TEXT].mask_BL,
+    }
+
+
+def _layered(own: Condition, null: Condition) -> dict[str, Any]:
+    return {
+        **{"prompt_embeds_t5": own[TEXT].tokens_BLD, "negative_prompt_embeds_t5": null[TEXT].tokens_BLD},
+        "prompt_embeds_llama3": own[LAYERS].layers_BSLD.transpose(0, 1),
+        "negative_prompt_embeds_llama3": null[LAYERS].layers_BSLD.transpose(0, 1),
+        "pooled_prompt_embeds": own[POOLED].vector_BD,
+        "negative_pooled_prompt_embeds": null[POOLED].vector_BD,
     }
 
 
@@ -178,6 +191,28 @@ CASES = {
         after_text=True,
         sign=-1,
     ),
+    "hidream": Tiny(
+        {
+            **{"num_layers": 2, "num_single_layers": 2, "num_attention_heads": 4, "llama_layers": [0, 1, 2, 2]},
+            "max_resolution": [12, 14],
+        },
+        {
+            **{"patch_size": 2, "in_channels": 16, "out_channels": 16, "axes_dims_rope": (4, 6, 6)},
+            **{"caption_channels": (32, 20), "attention_head_dim": 16, "text_emb_dim": 24},
+        },
+        (16, 8, 18),
+        {TEXT: 32, LAYERS: 20, POOLED: 24},
+        ShiftedFlowMath("logit_normal", 0.0, 1.0, 3.0, "scheduler"),
+        _layered,
+        _flow_scheduler(shift=3.0),
+        "HiDreamImagePipeline",
+        tuple(f"{part}{n}" for part in ("text_encoder", "tokenizer") for n in ("", "_2", "_3", "_4")),
+        has_mask=False,
+        output=("final_layer", "final_layer.linear"),
+        sign=-1,
+        layers=3,
+        of_pipe={"default_sample_size": 12},  # of the square of as many pixels
+    ),
 }
 FAMILY = {"sd35": "sd3", "pixart_alpha": "pixart"}  # of cases that are no declarations
 
@@ -228,6 +263,10 @@ def texts(case: str, *lengths: int, seed: int = 1) -> Condition:
     mask_BL = torch.arange(most) < torch.tensor(lengths)[:, None]
     null_mask_L = torch.arange(most) < 2 if CASES[case].has_mask else torch.ones(most, dtype=torch.bool)
     parts = {TEXT: Part.of(normal(count, most, widths[TEXT]), mask_BL, normal(most, widths[TEXT]), null_mask_L)}
+    if LAYERS in widths:
+        stacked = CASES[case].layers
+        own, null = normal(count, stacked, most, widths[LAYERS]), normal(stacked, most, widths[LAYERS])
+        parts[LAYERS] = Part.of(own, mask_BL, null, null_mask_L)
     if POOLED in widths:
         parts[POOLED] = Part.of(normal(count, widths[POOLED]), None, normal(widths[POOLED]))
     return Condition(parts)
@@ -251,5 +290,7 @@ def pipeline_of(transformer: Any, case: str) -> Any:
         )
     parts = dict.fromkeys(tiny.parts)
     pipe = getattr(diffusers, tiny.pipeline)(transformer=transformer, vae=vae, scheduler=tiny.scheduler(), **parts)
+    for name, value in tiny.of_pipe.items():
+        setattr(pipe, name, value)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -16,7 +16,7 @@ from transformers_tiny import CASES, architecture_of, backbone_of, declared_of, 
 
 from urepa.core.conditions import Condition
 from urepa.core.errors import UserError
-from urepa.core.part_names import POOLED, TEXT
+from urepa.core.part_names import LAYERS, POOLED, TEXT
 from urepa.method.ddpm_sampling import sample_by
 from urepa.models.backbones.flux_net import packed, unpacked
 from urepa.models.lora.lora_net import add_lora
@@ -102,6 +102,8 @@ def layers_of(case: str) -> int:
         return 3 * 8 - 1 + 4 * len(declared_of(case).dual_attention_layers)
     if case == "flux":  # 2 double-stream blocks of 8 and 2 single-stream ones without an output projection
         return 2 * 8 + 2 * 3
+    if case == "hidream":  # 2 double-stream blocks, 2 single-stream ones
+        return 2 * 8 + 2 * 4
     if case == "lumina2":  # 1 + 3 blocks, and 1 of the text
         return 5 * 4
     return 3 * 2 * 4  # self-attention and cross-attention
@@ -260,6 +262,21 @@ def lumina2() -> int:
     )
 
 
+def hidream() -> int:
+    """16 double-stream and 32 single-stream blocks of 2560, text of 4096, projected for each block and once more; MLPs
+    have 3 matrices, and two thirds of 4 times the width, up to a multiple of 256, shared experts half of that."""
+    width = 2560
+    wide, half = 3 * width * 6912, 3 * width * 3584
+    attention = 4 * linear(width, width) + 2 * width
+    experts = 4 * wide + half + 4 * width
+    double = 2 * attention + experts + wide + linear(width, 12 * width)
+    single = attention + experts + linear(width, 6 * width)
+    time_and_pooled = linear(256, width) + linear(2048, width) + 2 * linear(width, width)
+    text = 49 * 4096 * width
+    out = linear(width, 64) + linear(width, 2 * width)
+    return linear(64, width) + time_and_pooled + text + 16 * double + 32 * single + out
+
+
 PUBLISHED = {
     "sd3": (sd3(24, 1536, 0, False), 2_028_328_000, (16, 128, 128), {TEXT: 4096, POOLED: 2048}),
     "sd35_medium": (sd3(24, 1536, 13, True), 2_243_171_520, (16, 128, 128), {TEXT: 4096, POOLED: 2048}),
@@ -270,6 +287,7 @@ PUBLISHED = {
     "sana_600m": (sana(28, 1152, 1152), 591_747_872, (32, 32, 32), {TEXT: 2304}),
     "flux": (flux(True), 11_901_408_320, (16, 128, 128), {TEXT: 4096, POOLED: 768}),
     "flux_schnell": (flux(False), 11_891_178_560, (16, 128, 128), {TEXT: 4096, POOLED: 768}),
+    "hidream": (hidream(), 17_105_733_184, (16, 128, 128), {TEXT: 4096, LAYERS: 4096, POOLED: 2048}),
     "lumina2": (lumina2(), 2_609_769_152, (16, 128, 128), {TEXT: 2304}),
 }
 

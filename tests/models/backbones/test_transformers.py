@@ -18,7 +18,7 @@ from transformers_tiny import CASES, FAMILY, backbone_of, declared_of, texts, wr
 
 from urepa.core.conditions import Condition, Part
 from urepa.core.errors import UserError
-from urepa.core.part_names import POOLED, TEXT
+from urepa.core.part_names import LAYERS, POOLED, TEXT
 from urepa.core.types import Batch, Tokens, no_rows
 from urepa.method.heads.conv_net import ConvHead
 from urepa.method.losses.urepa_loss import URepaLoss
@@ -214,8 +214,8 @@ def test_what_is_given_moves_the_prediction_and_what_is_masked_does_not(backbone
     assert second > 10 * CLOSE
     padding = moved(changed(condition, TEXT, at(4)))[1]
     assert (padding > 10 * CLOSE) is not CASES[case].has_mask  # a pipeline without masks attends to its padding
-    if POOLED in condition.names:
-        assert min(moved(changed(condition, POOLED, lambda vector_BP: vector_BP + 1.0))) > 10 * CLOSE
+    for part in {POOLED, LAYERS} & set(condition.names):
+        assert min(moved(changed(condition, part, lambda value: value + 1.0))) > 10 * CLOSE
     null = {name: Part.of(*(x.expand(2, *x.shape) for x in nulls_of(part))) for name, part in condition.parts.items()}
     assert torch.equal(predicted(condition.null()), predicted(Condition(null)))
 
@@ -334,6 +334,40 @@ def test_more_rows_or_columns_than_positions_are_refused() -> None:
 def test_more_text_than_positions_is_refused(backbones: Any) -> None:
     with pytest.raises(UserError, match=r"^texts have 16 tokens, .* for fewer than 16; give data.text_encoder"):
         backbones["lumina2"](noise("lumina2"), times("lumina2"), texts("lumina2", 16, 3))
+
+
+def test_layers_of_the_text_are_enough_and_oblongs_small_enough(backbones: Any) -> None:
+    text = texts("hidream", 4)
+    fewer = Part.of(text[LAYERS].layers_BSLD[:, :2], text[LAYERS].mask_BL)
+    with pytest.raises(UserError, match=r"^a block sees layer 2 .* gives 2 layers; give data.text_encoder.layers"):
+        backbones["hidream"](noise("hidream", 1), times("hidream", 1), Condition(dict(text.parts) | {LAYERS: fewer}))
+    declared_of("hidream").check((16, 32, 32))
+    with pytest.raises(UserError, match=r"^x0 of 8x22 is larger than backbone.max_resolution=\[12, 14\]"):
+        declared_of("hidream").check((16, 8, 22))
+    with pytest.raises(UserError, match="^backbone.llama_layers has 2 numbers, and there are 4 blocks"):
+        declared_of("hidream", llama_layers=[0, 1]).check((16, 8, 8))
+
+
+def test_experts_without_gradients_are_refused(tmp_path: Path) -> None:
+    file = write_tiny(tmp_path, "hidream") / "transformer" / "config.json"
+    file.write_text(file.read_text().replace('"force_inference_output": false', '"force_inference_output": true'))
+    with pytest.raises(
+        UserError, match="has force_inference_output=true, with which experts compute without gradients"
+    ):
+        backbone_of(tmp_path, "hidream")
+
+
+def test_experts_in_training_give_what_they_give_in_evaluation(folders: dict[str, Path]) -> None:
+    """Also on squares, whose tokens have no padding."""
+    backbone = backbone_of(folders["hidream"], "hidream")
+    for width in (18, 8):
+        x = noise("hidream")[..., :width]
+        with torch.no_grad():
+            one, other = (
+                backbone.train(mode)(x, times("hidream"), texts("hidream", 5, 3)).prediction_RCHW
+                for mode in (True, False)
+            )
+        torch.testing.assert_close(one, other, rtol=0, atol=CLOSE)
 
 
 def test_a_scale_of_guidance_is_for_what_embeds_one() -> None:
