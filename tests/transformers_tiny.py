@@ -68,6 +68,11 @@ def _pooled(own: Condition, null: Condition) -> dict[str, Any]:
     }
 
 
+def _tokens(own: Condition, null: Condition) -> dict[str, Any]:
+    embeds = {"prompt_embeds": own[TEXT].tokens_BLD, "negative_prompt_embeds": null[TEXT].tokens_BLD}
+    return {"negative_prompt": None, **embeds}
+
+
 def _masked(own: Condition, null: Condition) -> dict[str, Any]:
     return {
         **{"prompt_embeds": own[TEXT].tokens_BLD, "prompt_attention_mask": own[TEXT].mask_BL},
@@ -171,6 +176,19 @@ CASES = {
         ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
         has_mask=False,
         guided={"guidance_scale": 3.5, "true_cfg_scale": 3.0},
+        unpack=True,
+    ),
+    "ovis_image": Tiny(
+        {"num_layers": 2, "num_single_layers": 2, "num_attention_heads": 4},
+        {"attention_head_dim": 16, "axes_dims_rope": (4, 6, 6), "joint_attention_dim": 32},
+        (16, 8, 12),
+        {TEXT: 32},
+        SizeShiftedFlowMath("logit_normal", 0.0, 1.0, 0.5, 1.15, 256, 4096, 2),
+        _tokens,
+        _flow_scheduler(use_dynamic_shifting=True),
+        "OvisImagePipeline",
+        ("text_encoder", "tokenizer"),
+        has_mask=False,
         unpack=True,
     ),
     "lumina2": Tiny(

@@ -100,7 +100,10 @@ def layers_of(case: str) -> int:
     """How many layers are adapted, counted by hand: projections of attention, less what has none."""
     if case in ("sd3", "sd35"):  # 3 blocks of 8, the last without to_add_out, and the second attentions
         return 3 * 8 - 1 + 4 * len(declared_of(case).dual_attention_layers)
-    if case == "flux":  # 2 double-stream blocks of 8 and 2 single-stream ones without an output projection
+    if case in (
+        "flux",
+        "ovis_image",
+    ):  # 2 double-stream blocks of 8, 2 single-stream ones without an output projection
         return 2 * 8 + 2 * 3
     if case == "hidream":  # 2 double-stream blocks, 2 single-stream ones
         return 2 * 8 + 2 * 4
@@ -250,6 +253,17 @@ def flux(guidance: bool) -> int:
     return embedded + vectors + 19 * double + 38 * single + linear(width, 2 * width) + linear(width, 64)
 
 
+def ovis_image() -> int:
+    """6 double-stream and 27 single-stream blocks of 3072, text of 2048; MLPs have a gate."""
+    width = 3072
+    time, text = linear(256, width) + linear(width, width), 2048 + linear(2048, width)
+    mlp = linear(width, 8 * width) + linear(4 * width, width)
+    double = 8 * linear(width, width) + 4 * 128 + 2 * mlp + 2 * linear(width, 6 * width)
+    single = 3 * linear(width, width) + 2 * 128 + linear(width, 8 * width) + linear(5 * width, width)
+    blocks = 6 * double + 27 * (single + linear(width, 3 * width))
+    return linear(64, width) + time + text + blocks + linear(width, 2 * width) + linear(width, 64)
+
+
 def lumina2() -> int:
     """2 + 26 blocks of 2304 and 2 of the text of 2304, without biases; 8 of 24 heads have keys; modulated from 1024."""
     width, modulated = 2304, 1024
@@ -288,6 +302,7 @@ PUBLISHED = {
     "flux": (flux(True), 11_901_408_320, (16, 128, 128), {TEXT: 4096, POOLED: 768}),
     "flux_schnell": (flux(False), 11_891_178_560, (16, 128, 128), {TEXT: 4096, POOLED: 768}),
     "hidream": (hidream(), 17_105_733_184, (16, 128, 128), {TEXT: 4096, LAYERS: 4096, POOLED: 2048}),
+    "ovis_image": (ovis_image(), 7_370_449_728, (16, 128, 128), {TEXT: 2048}),
     "lumina2": (lumina2(), 2_609_769_152, (16, 128, 128), {TEXT: 2304}),
 }
 
