@@ -1,14 +1,16 @@
 """HiDreamImageTransformer2DModel as a backbone.
 
 Shapes: B batch, C channels, H/W latent, p patch, h/w grid of image tokens, N = h·w of them, D width, S stacked layers,
-L text positions.
+L text positions, M all tokens of a batch, K experts of each.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from urepa.core.conditions import Condition
@@ -63,6 +65,12 @@ class HiDreamNetwork(DiffusersTransformer):
             "pooled_embeds": condition[POOLED].vector_BD,
         }
 
+    def fix_shapes(self) -> None:
+        """Each expert has as many tokens (`urepa.core.backbone_protocols.ShapesFromValues`)."""
+        for module in self.transformer.modules():
+            if hasattr(module, "experts"):
+                module.forward = partial(_by_all_experts, module)
+
     def image_tokens(self, index: int, output: Any, current: Pass) -> Tensor:
         sequence: Tensor = output[0] if isinstance(output, tuple) else output
         return sequence[:, : current.tokens]
@@ -87,3 +95,12 @@ class HiDreamNetwork(DiffusersTransformer):
             return super().place_of(name)
         block = int(own.split(".")[1])
         return block if block < len(self.blocks) - 1 else -1
+
+
+def _by_all_experts(mixture: Any, x_BND: Tensor) -> Tensor:
+    """As much work as a mixture of experts has of these tokens, shared out in the tokens' order."""
+    weights_MK = F.linear(x_BND.flatten(0, 1), mixture.gate.weight).softmax(-1).topk(mixture.num_activated_experts)[0]
+    parts = x_BND.flatten(0, 1).repeat_interleave(weights_MK.shape[1], 0).chunk(len(mixture.experts))
+    y_XD = torch.cat([expert(part) for expert, part in zip(mixture.experts, parts, strict=True)])
+    y_MD = (y_XD.unflatten(0, weights_MK.shape) * weights_MK[..., None]).sum(1)
+    return y_MD.view_as(x_BND) + mixture.shared_experts(x_BND)

@@ -5,6 +5,7 @@ Shapes: B batch, C channels, H/W latent, N image tokens, D width, L text positio
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -30,6 +31,10 @@ class Lumina2Network(DiffusersTransformer):
     output_layers: ClassVar[tuple[str, ...]] = ("norm_out",)
     adapter_files: ClassVar[str | None] = "Lumina2LoraLoaderMixin"
 
+    def __init__(self, transformer: Any) -> None:
+        super().__init__(transformer)
+        self._all_count = False  # see fix_shapes
+
     @staticmethod
     def widths_of(config: Any) -> dict[str, int]:
         return {TEXT: config.cap_feat_dim}
@@ -53,17 +58,24 @@ class Lumina2Network(DiffusersTransformer):
             "encoder_attention_mask": text.mask_BL,
         }
 
+    def fix_shapes(self) -> None:
+        """All texts have no padding (`urepa.core.backbone_protocols.ShapesFromValues`)."""
+        self._all_count = True
+        embedder = self.transformer.rope_embedder
+        embed = embedder.forward
+        embedder.forward = lambda hidden_states, mask_BL: embed(hidden_states, _AllCount(tuple(mask_BL.shape)))
+
     def image_tokens(self, index: int, output: Any, current: Pass) -> Tensor:
         if self._is_of_image_alone(index):
             tokens_BND: Tensor = output
             return tokens_BND
-        starts = _starts(current)
+        starts = self._starts(current)
         return torch.stack([row[s : s + current.tokens] for row, s in zip(output, starts, strict=True)])
 
     def with_tokens(self, index: int, output: Any, tokens_BND: Tensor, current: Pass) -> Any:
         if self._is_of_image_alone(index):
             return output
-        parts = zip(output, tokens_BND, _starts(current), strict=True)
+        parts = zip(output, tokens_BND, self._starts(current), strict=True)
         return torch.stack([torch.cat([row[:s], own, row[s + len(own) :]]) for row, own, s in parts])
 
     def prediction(self, out: Tensor, x_t: Tensor) -> Tensor:
@@ -80,8 +92,21 @@ class Lumina2Network(DiffusersTransformer):
     def _is_of_image_alone(self, index: int) -> bool:
         return index < len(self.transformer.noise_refiner)
 
+    def _starts(self, current: Pass) -> list[int]:
+        """Where the image tokens of each sample begin: after its own text tokens."""
+        mask_BL: Any = current.condition[TEXT].mask_BL
+        starts: list[int] = (_AllCount(tuple(mask_BL.shape)) if self._all_count else mask_BL).sum(dim=1).tolist()
+        return starts
 
-def _starts(current: Pass) -> list[int]:
-    """Where the image tokens of each sample begin: after its own text tokens."""
-    starts: list[int] = current.condition[TEXT].mask_BL.sum(1).tolist()  # type: ignore[union-attr]
-    return starts
+
+@dataclass(frozen=True)
+class _AllCount:
+    """What is asked of a mask [B,L], where all tokens count."""
+
+    shape: tuple[int, int]
+
+    def sum(self, dim: int) -> _AllCount:
+        return self
+
+    def tolist(self) -> list[int]:
+        return [self.shape[1]] * self.shape[0]
