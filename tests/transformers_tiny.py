@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from urepa.config.parts import KINDS
 from urepa.core.conditions import Condition, Part
-from urepa.core.part_names import POOLED, TEXT
+from urepa.core.part_names import LAYERS, POOLED, TEXT
 from urepa.method.objectives.ddpm_math import EpsilonMath
 from urepa.method.objectives.flow_shifted_math import (
     ShiftedFlowMath,
@@ -39,6 +39,9 @@ class Tiny:
         scheduler: the pipeline's. has_mask: whether the mask of a text counts. sees_padding: whether attention sees
             masked tokens, as 0. scale: of classifier-free guidance.
         parts: of the pipeline beside transformer, vae and scheduler, all None.
+        output: the layers that take the last block's tokens and give the values of patches. after_text: whether the
+        image tokens come after a text's own there. sign: of the prediction in these values.
+        layers: how many of a language model are stacked. of_pipe: attributes of the pipeline.
     """
 
     settings: dict[str, Any]
@@ -57,6 +60,11 @@ class Tiny:
     guided: dict[str, float] = field(default_factory=lambda: {"guidance_scale": 3.0})
     of_pipeline: dict[str, Any] = field(default_factory=dict)
     unpack: bool = False
+    output: tuple[str, str] = ("norm_out", "proj_out")
+    after_text: bool = False
+    sign: int = 1
+    layers: int = 0
+    of_pipe: dict[str, Any] = field(default_factory=dict)
 
 
 def _pooled(own: Condition, null: Condition) -> dict[str, Any]:
@@ -65,6 +73,11 @@ def _pooled(own: Condition, null: Condition) -> dict[str, Any]:
         "negative_prompt_embeds": null[TEXT].tokens_BLD,
         "negative_pooled_prompt_embeds": null[POOLED].vector_BD,
     }
+
+
+def _tokens(own: Condition, null: Condition) -> dict[str, Any]:
+    embeds = {"prompt_embeds": own[TEXT].tokens_BLD, "negative_prompt_embeds": null[TEXT].tokens_BLD}
+    return {"negative_prompt": None, **embeds}
 
 
 def _masked(own: Condition, null: Condition) -> dict[str, Any]:
@@ -89,6 +102,16 @@ def _text_alone(own: Condition, null: Condition) -> dict[str, Any]:
 
 def _two_texts(own: Condition, null: Condition) -> dict[str, Any]:
     return {**_text_alone(own, null), "negative_prompt_embeds": null[TEXT].tokens_BLD}
+
+
+def _layered(own: Condition, null: Condition) -> dict[str, Any]:
+    return {
+        **{"prompt_embeds_t5": own[TEXT].tokens_BLD, "negative_prompt_embeds_t5": null[TEXT].tokens_BLD},
+        "prompt_embeds_llama3": own[LAYERS].layers_BSLD.transpose(0, 1),
+        "negative_prompt_embeds_llama3": null[LAYERS].layers_BSLD.transpose(0, 1),
+        "pooled_prompt_embeds": own[POOLED].vector_BD,
+        "negative_pooled_prompt_embeds": null[POOLED].vector_BD,
+    }
 
 
 def _flow_scheduler(**settings: Any) -> Callable[[], Any]:
@@ -227,6 +250,59 @@ CASES = {
     "flux2_klein": Tiny(
         FLUX2 | {"guidance": None, "guidance_embeds": False}, call=_two_texts, pipeline="Flux2KleinPipeline", **OF_FLUX2
     ),
+    "ovis_image": Tiny(
+        {"num_layers": 2, "num_single_layers": 2, "num_attention_heads": 4},
+        {"attention_head_dim": 16, "axes_dims_rope": (4, 6, 6), "joint_attention_dim": 32},
+        (16, 8, 12),
+        {TEXT: 32},
+        SizeShiftedFlowMath("logit_normal", 0.0, 1.0, 0.5, 1.15, 256, 4096, 2),
+        _tokens,
+        _flow_scheduler(use_dynamic_shifting=True),
+        "OvisImagePipeline",
+        ("text_encoder", "tokenizer"),
+        has_mask=False,
+        unpack=True,
+    ),
+    "lumina2": Tiny(
+        {
+            **{"num_refiner_layers": 1, "num_layers": 3, "hidden_size": 72, "num_attention_heads": 3},
+            **{"num_kv_heads": 1, "axes_dim_rope": [8, 8, 8], "axes_lens": [16, 16, 16]},
+        },
+        {"cap_feat_dim": 32, "multiple_of": 16},
+        (16, 8, 12),
+        {TEXT: 32},
+        ShiftedFlowMath("logit_normal", 0.0, 1.0, 6.0, "even"),
+        _masked,
+        _flow_scheduler(shift=6.0),
+        "Lumina2Pipeline",
+        ("tokenizer", "text_encoder"),
+        of_pipeline={"cfg_normalization": False},
+        output=("norm_out", "norm_out.linear_2"),
+        after_text=True,
+        sign=-1,
+    ),
+    "hidream": Tiny(
+        {
+            **{"num_layers": 2, "num_single_layers": 2, "num_attention_heads": 4, "llama_layers": [0, 1, 2, 2]},
+            "max_resolution": [12, 14],
+        },
+        {
+            **{"patch_size": 2, "in_channels": 16, "out_channels": 16, "axes_dims_rope": (4, 6, 6)},
+            **{"caption_channels": (32, 20), "attention_head_dim": 16, "text_emb_dim": 24},
+        },
+        (16, 8, 18),
+        {TEXT: 32, LAYERS: 20, POOLED: 24},
+        ShiftedFlowMath("logit_normal", 0.0, 1.0, 3.0, "scheduler"),
+        _layered,
+        _flow_scheduler(shift=3.0),
+        "HiDreamImagePipeline",
+        tuple(f"{part}{n}" for part in ("text_encoder", "tokenizer") for n in ("", "_2", "_3", "_4")),
+        has_mask=False,
+        output=("final_layer", "final_layer.linear"),
+        sign=-1,
+        layers=3,
+        of_pipe={"default_sample_size": 12},  # of the square of as many pixels
+    ),
 }
 FAMILY = {"sd35": "sd3", "pixart_alpha": "pixart", "flux2_klein": "flux2"}  # of cases that are no declarations
 
@@ -279,6 +355,10 @@ def texts(case: str, *lengths: int, seed: int = 1) -> Condition:
     mask_BL = torch.arange(most) < torch.tensor(lengths)[:, None]
     null_mask_L = torch.arange(most) < 2 if CASES[case].has_mask else torch.ones(most, dtype=torch.bool)
     parts = {TEXT: Part.of(normal(count, most, widths[TEXT]), mask_BL, normal(most, widths[TEXT]), null_mask_L)}
+    if LAYERS in widths:
+        stacked = CASES[case].layers
+        own, null = normal(count, stacked, most, widths[LAYERS]), normal(stacked, most, widths[LAYERS])
+        parts[LAYERS] = Part.of(own, mask_BL, null, null_mask_L)
     if POOLED in widths:
         parts[POOLED] = Part.of(normal(count, widths[POOLED]), None, normal(widths[POOLED]))
     return Condition(parts)
@@ -308,5 +388,7 @@ def pipeline_of(transformer: Any, case: str) -> Any:
         )  # whose batch norm changes nothing
     parts = dict.fromkeys(tiny.parts)
     pipe = getattr(diffusers, tiny.pipeline)(transformer=transformer, vae=vae, scheduler=tiny.scheduler(), **parts)
+    for name, value in tiny.of_pipe.items():
+        setattr(pipe, name, value)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from urepa.core.part_names import CLASS
 
@@ -260,4 +260,14 @@ class LoRA(Protocol):
         Args:
             noun: `Backbone.noun`.
         """
+        ...
+
+
+@runtime_checkable
+class ShapesFromValues(Protocol):
+    """A backbone's network with tensors whose shapes depend on values, such as masks or the choice of experts."""
+
+    def fix_shapes(self) -> None:
+        """Makes them those of full texts and of evenly used experts, so that a step is counted without values
+        (urepa/costs). It computes something else then."""
         ...

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from urepa.config.declared import declaration_of
 from urepa.config.parts import settings_that_are
-from urepa.core.backbone_protocols import Backbone
+from urepa.core.backbone_protocols import Backbone, ShapesFromValues
 from urepa.core.declared_keys import TAP
 from urepa.core.nested_dicts import flatten
 from urepa.core.run_protocols import Optimizer
@@ -269,6 +269,8 @@ def count(config: dict[str, Any], kind: str) -> Counted:
     speed_up(model, replace(settings, compile=False, attention=None), torch.device("cpu"))
     parameters, weights = parameters_by_part(model), weight_bytes(model, _states(config))
     groups = {name: (sum(p.numel() for p in own), len(own)) for name, own in groups_of(model, backbone_group).items()}
+    if isinstance(model.backbone, ShapesFromValues):
+        model.backbone.fix_shapes()
     mode = on_fake_cpu(model)
     if kind == "cuda":
         norm_as_on_cuda(model)

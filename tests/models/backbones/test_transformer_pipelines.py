@@ -17,7 +17,7 @@ from transformers_tiny import CASES, architecture_of, backbone_of, declared_of, 
 
 from urepa.core.conditions import Condition
 from urepa.core.errors import UserError
-from urepa.core.part_names import POOLED, TEXT
+from urepa.core.part_names import LAYERS, POOLED, TEXT
 from urepa.method.ddpm_sampling import sample_by
 from urepa.models.backbones.two_streams_net import packed, unpacked
 from urepa.models.lora.lora_net import add_lora
@@ -105,12 +105,14 @@ def layers_of(case: str) -> int:
     """How many layers are adapted, counted by hand: projections of attention, less what has none."""
     if case in ("sd3", "sd35"):  # 3 blocks of 8, the last without to_add_out, and the second attentions
         return 3 * 8 - 1 + 4 * len(declared_of(case).dual_attention_layers)
-    if case in ("flux", "chroma"):  # 2 double-stream blocks of 8 and 2 single-stream ones without an output projection
+    if case in ("flux", "chroma", "ovis_image"):  # 2 double-stream blocks of 8; 2 single-stream ones have no output's
         return 2 * 8 + 2 * 3
-    if case == "auraflow":  # 2 double-stream blocks of 8 and 2 single-stream ones of 4
+    if case in ("auraflow", "hidream"):  # 2 double-stream blocks of 8 and 2 single-stream ones of 4
         return 2 * 8 + 2 * 4
     if case.startswith("flux2"):  # 2 double-stream blocks of 8 and 2 single-stream ones of 2
         return 2 * 8 + 2 * 2
+    if case == "lumina2":  # 1 + 3 blocks, and 1 of the text
+        return 5 * 4
     return 3 * 2 * 4  # self-attention and cross-attention
 
 
@@ -195,7 +197,7 @@ def test_shards_are_read_and_a_missing_weight_is_said(tmp_path: Path, case: str)
     module.save_pretrained(tmp_path / "whole" / "transformer")
     (file,) = (tmp_path / "whole" / "transformer").glob("*.safetensors")
     tensors = load_file(file)
-    lost = max(name for name in tensors if name.startswith(("proj_out", "norm_out")))
+    lost = max(name for name in tensors if name.startswith(CASES[case].output))
     tensors.pop(lost)
     save_file(tensors, file)
     with pytest.raises(UserError, match=r"does not hold a whole transformer: 1 weights are missing .*" + lost):
@@ -289,6 +291,44 @@ def flux2(double: int, single: int, width: int, text: int, guidance: bool) -> in
     return embedded + modulation + doubles + singles + 2 * width * width + 128 * width
 
 
+def ovis_image() -> int:
+    """6 double-stream and 27 single-stream blocks of 3072, text of 2048; MLPs have a gate."""
+    width = 3072
+    time, text = linear(256, width) + linear(width, width), 2048 + linear(2048, width)
+    mlp = linear(width, 8 * width) + linear(4 * width, width)
+    double = 8 * linear(width, width) + 4 * 128 + 2 * mlp + 2 * linear(width, 6 * width)
+    single = 3 * linear(width, width) + 2 * 128 + linear(width, 8 * width) + linear(5 * width, width)
+    blocks = 6 * double + 27 * (single + linear(width, 3 * width))
+    return linear(64, width) + time + text + blocks + linear(width, 2 * width) + linear(width, 64)
+
+
+def lumina2() -> int:
+    """2 + 26 blocks of 2304 and 2 of the text of 2304, without biases; 8 of 24 heads have keys; modulated from 1024."""
+    width, modulated = 2304, 1024
+    attention = 2 * width * width + 2 * width * width // 3 + 2 * 96
+    block = attention + 3 * width * 4 * width + 4 * width  # with 4 norms
+    time = linear(256, modulated) + linear(modulated, modulated)
+    out = linear(modulated, width) + linear(width, 64)
+    return (
+        linear(64, width) + time + width + linear(width, width) + 30 * block + 28 * linear(modulated, 4 * width) + out
+    )
+
+
+def hidream() -> int:
+    """16 double-stream and 32 single-stream blocks of 2560, text of 4096, projected for each block and once more; MLPs
+    have 3 matrices, and two thirds of 4 times the width, up to a multiple of 256, shared experts half of that."""
+    width = 2560
+    wide, half = 3 * width * 6912, 3 * width * 3584
+    attention = 4 * linear(width, width) + 2 * width
+    experts = 4 * wide + half + 4 * width
+    double = 2 * attention + experts + wide + linear(width, 12 * width)
+    single = attention + experts + linear(width, 6 * width)
+    time_and_pooled = linear(256, width) + linear(2048, width) + 2 * linear(width, width)
+    text = 49 * 4096 * width
+    out = linear(width, 64) + linear(width, 2 * width)
+    return linear(64, width) + time_and_pooled + text + 16 * double + 32 * single + out
+
+
 PUBLISHED = {
     "sd3": (sd3(24, 1536, 0, False), 2_028_328_000, (16, 128, 128), {TEXT: 4096, POOLED: 2048}),
     "sd35_medium": (sd3(24, 1536, 13, True), 2_243_171_520, (16, 128, 128), {TEXT: 4096, POOLED: 2048}),
@@ -302,6 +342,9 @@ PUBLISHED = {
     "auraflow": (auraflow(), 6_858_605_568, (4, 128, 128), {TEXT: 2048}),
     "flux2": (flux2(8, 48, 6144, 15360, True), 32_223_281_152, (128, 64, 64), {TEXT: 15360}),
     "chroma": (chroma(), 8_899_983_424, (16, 128, 128), {TEXT: 4096}),
+    "hidream": (hidream(), 17_105_733_184, (16, 128, 128), {TEXT: 4096, LAYERS: 4096, POOLED: 2048}),
+    "ovis_image": (ovis_image(), 7_370_449_728, (16, 128, 128), {TEXT: 2048}),
+    "lumina2": (lumina2(), 2_609_769_152, (16, 128, 128), {TEXT: 2304}),
 }
 
 

@@ -18,7 +18,7 @@ from transformers_tiny import CASES, FAMILY, backbone_of, declared_of, texts, wr
 
 from urepa.core.conditions import Condition, Part
 from urepa.core.errors import UserError
-from urepa.core.part_names import POOLED, TEXT
+from urepa.core.part_names import LAYERS, POOLED, TEXT
 from urepa.core.types import Batch, Tokens, no_rows
 from urepa.method.heads.conv_net import ConvHead
 from urepa.method.losses.urepa_loss import URepaLoss
@@ -60,10 +60,11 @@ def last_tap(backbone: Any) -> str:
 @every
 def test_the_output_layers_take_the_last_tap_to_the_prediction(backbones: Any, case: str) -> None:
     """The family's own, exactly: they see these tokens, and what they give is the prediction patch by patch."""
-    backbone, seen = backbones[case], {}
+    backbone, seen, tiny = backbones[case], {}, CASES[case]
+    first, last = (backbone.transformer.get_submodule(name) for name in tiny.output)
     hooks = [
-        backbone.transformer.norm_out.register_forward_pre_hook(lambda m, args: seen.update(tokens=args[0])),
-        backbone.transformer.proj_out.register_forward_hook(lambda m, args, out: seen.update(out=out)),
+        first.register_forward_pre_hook(lambda m, args: seen.update(tokens=args[0])),
+        last.register_forward_hook(lambda m, args, out: seen.update(out=out)),
     ]
     try:
         with torch.no_grad():
@@ -72,14 +73,16 @@ def test_the_output_layers_take_the_last_tap_to_the_prediction(backbones: Any, c
         for hook in hooks:
             hook.remove()
     tapped = denoised.features[last_tap(backbone)]
-    assert torch.equal(seen["tokens"], tapped.x_BND)
+    count, starts = tapped.x_BND.shape[1], (5, 3) if tiny.after_text else (0, 0)
+    tokens, out = (torch.stack([x[s : s + count] for x, s in zip(seen[n], starts, strict=True)]) for n in seen)
+    assert torch.equal(tokens, tapped.x_BND)
     channels, height, width = CASES[case].latent
     side = declared_of(case).patch
     assert tapped.grid == (height // side, width // side)
     prediction = denoised.prediction_RCHW
-    for token in range(tapped.x_BND.shape[1]):
+    for token in range(count):
         row, column = side * (token // tapped.grid[1]), side * (token % tapped.grid[1])
-        values = seen["out"][:, token]
+        values = tiny.sign * out[:, token]
         if CASES[case].unpack:
             patch = values.view(2, channels, side, side)
         else:
@@ -156,6 +159,16 @@ def test_gradients_at_a_tap_reach_what_precedes_it_alone(
             torch.testing.assert_close(parameter.grad, expected[name])
 
 
+def test_the_first_blocks_of_lumina2_do_not_see_the_text(folders: dict[str, Path]) -> None:
+    backbone = backbone_of(folders["lumina2"], "lumina2").train()
+    inputs = (noise("lumina2"), times("lumina2"), texts("lumina2", 5, 3))
+    backbone(*inputs, ("block_0",)).features["block_0"].x_BND.square().sum().backward()
+    reached = {name for name, p in backbone.named_parameters() if p.grad is not None}
+    backbone.freeze_after(("block_0",))
+    assert reached == {name for name, p in backbone.named_parameters() if p.requires_grad}
+    assert not any("context_refiner" in name for name in reached)
+
+
 @every
 def test_every_tap_lies_on_the_path_to_the_prediction(backbones: Any, case: str) -> None:
     """Also where it is a part of a longer sequence."""
@@ -222,8 +235,8 @@ def test_what_is_given_moves_the_prediction_and_what_is_masked_does_not(backbone
     assert second > 10 * CLOSE
     padding = moved(changed(condition, TEXT, at(4)))[1]
     assert (padding > 10 * CLOSE) is not CASES[case].has_mask  # a pipeline without masks attends to its padding
-    if POOLED in condition.names:
-        assert min(moved(changed(condition, POOLED, lambda vector_BP: vector_BP + 1.0))) > 10 * CLOSE
+    for part in {POOLED, LAYERS} & set(condition.names):
+        assert min(moved(changed(condition, part, lambda value: value + 1.0))) > 10 * CLOSE
     null = {name: Part.of(*(x.expand(2, *x.shape) for x in nulls_of(part))) for name, part in condition.parts.items()}
     assert torch.equal(predicted(condition.null()), predicted(Condition(null)))
 
@@ -338,6 +351,49 @@ def test_positions_of_a_square_are_as_many_as_said() -> None:
         declared_of("auraflow", pos_embed_max_size=15).check((4, 2, 2))
     with pytest.raises(UserError, match=r"^x0 has 9 tokens a side, .* positions for 8 .*pos_embed_max_size=64"):
         declared_of("auraflow").check((4, 8, 18))
+
+
+def test_more_rows_or_columns_than_positions_are_refused() -> None:
+    for height, width in ((8, 34), (34, 8)):
+        with pytest.raises(UserError, match=r"positions for backbone.axes_lens=\[16, 16, 16\] of text, rows"):
+            declared_of("lumina2").check((16, height, width))
+
+
+def test_more_text_than_positions_is_refused(backbones: Any) -> None:
+    with pytest.raises(UserError, match=r"^texts have 16 tokens, .* for fewer than 16; give data.text_encoder"):
+        backbones["lumina2"](noise("lumina2"), times("lumina2"), texts("lumina2", 16, 3))
+
+
+def test_layers_of_the_text_are_enough_and_oblongs_small_enough(backbones: Any) -> None:
+    text = texts("hidream", 4)
+    fewer = Part.of(text[LAYERS].layers_BSLD[:, :2], text[LAYERS].mask_BL)
+    with pytest.raises(UserError, match=r"^a block sees layer 2 .* gives 2 layers; give data.text_encoder.layers"):
+        backbones["hidream"](noise("hidream", 1), times("hidream", 1), Condition(dict(text.parts) | {LAYERS: fewer}))
+    declared_of("hidream").check((16, 32, 32))
+    with pytest.raises(UserError, match=r"^x0 of 8x22 is larger than backbone.max_resolution=\[12, 14\]"):
+        declared_of("hidream").check((16, 8, 22))
+    with pytest.raises(UserError, match="^backbone.llama_layers has 2 numbers, and there are 4 blocks"):
+        declared_of("hidream", llama_layers=[0, 1]).check((16, 8, 8))
+
+
+def test_experts_without_gradients_are_refused(tmp_path: Path) -> None:
+    file = write_tiny(tmp_path, "hidream") / "transformer" / "config.json"
+    file.write_text(file.read_text().replace('"force_inference_output": false', '"force_inference_output": true'))
+    with pytest.raises(UserError, match="force_inference_output=true, with which experts compute without grad"):
+        backbone_of(tmp_path, "hidream")
+
+
+def test_experts_in_training_give_what_they_give_in_evaluation(folders: dict[str, Path]) -> None:
+    """Also on squares, whose tokens have no padding."""
+    backbone = backbone_of(folders["hidream"], "hidream")
+    for width in (18, 8):
+        x = noise("hidream")[..., :width]
+        with torch.no_grad():
+            one, other = (
+                backbone.train(mode)(x, times("hidream"), texts("hidream", 5, 3)).prediction_RCHW
+                for mode in (True, False)
+            )
+        torch.testing.assert_close(one, other, rtol=0, atol=CLOSE)
 
 
 @pytest.mark.parametrize("case", ["flux", "flux2"])

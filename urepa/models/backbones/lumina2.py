@@ -1,0 +1,58 @@
+"""Lumina-Image 2.0's transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from urepa.core.declared_keys import SIZE, setting
+from urepa.core.errors import UserError
+from urepa.core.part_names import TEXT
+from urepa.models.published_transformer import PublishedTransformer
+
+if TYPE_CHECKING:
+    from urepa.models.backbones.lumina2_net import Lumina2Network
+
+
+@dataclass
+class Lumina2(PublishedTransformer):
+    """Lumina-Image 2.0's transformer (Qin et al. 2025, arXiv 2503.21758), conditioned on the frozen tokens of
+    captions."""
+
+    _target_: str = "urepa.models.backbones.lumina2.Lumina2"
+    weights: str = setting('a hub id, a local diffusers folder, or "random"')
+    gradient_checkpointing: bool = setting("recompute blocks in the backward pass: less memory, more time")
+    num_refiner_layers: int = setting("number of blocks of the image tokens alone, and of the text's", ge=1, le=SIZE)
+    num_layers: int = setting("number of blocks of both after them", ge=1, le=SIZE)
+    hidden_size: int = setting("width of a token", ge=1, le=SIZE)
+    num_attention_heads: int = setting("heads of attention in a block", ge=1, le=SIZE)
+    num_kv_heads: int = setting("heads of keys and values, each of several heads of queries", ge=1, le=SIZE)
+    axes_dim_rope: list[int] = setting("channels of a head for the positions of text, row and column")
+    axes_lens: list[int] = setting("positions that there are of text, rows and columns")
+    family: ClassVar[str] = "lumina2"
+    title: ClassVar[str] = "Lumina-Image 2.0"
+    condition_parts: ClassVar[tuple[str, ...]] = (TEXT,)
+    condition: ClassVar[str] = (
+        "The condition is a caption: its frozen tokens, but for those that are masked, come before the image's in one "
+        "sequence. Where the caption is withheld, they are what the data has for no caption."
+    )
+    network: ClassVar[str] = "Lumina2Transformer2DModel"
+    published: ClassVar[Mapping[str, Any]] = {"cap_feat_dim": 2304}
+    block_counts: ClassVar[tuple[str, ...]] = ("num_refiner_layers", "num_layers")
+    pipeline: ClassVar[str] = "Lumina2Pipeline"
+    usual_tap: ClassVar[str] = "block_9"  # a third of the depth: no published one was found
+
+    def adapter(self) -> type[Lumina2Network]:
+        from urepa.models.backbones.lumina2_net import Lumina2Network
+
+        return Lumina2Network
+
+    def check(self, latent_shape: tuple[int, int, int]) -> None:
+        super().check(latent_shape)
+        rows, columns = (side // self.patch for side in latent_shape[1:])
+        if rows > self.axes_lens[1] or columns > self.axes_lens[2]:
+            raise UserError(
+                f"x0 has {rows}x{columns} tokens, and this {self.noun} positions for backbone.axes_lens="
+                f"{list(self.axes_lens)} of text, rows and columns; give smaller images"
+            )
