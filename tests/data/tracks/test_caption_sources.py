@@ -181,7 +181,7 @@ def test_captions_of_another_column_are_kept_apart(place: Path, tmp_path: Path) 
     (tmp_path / "parquet").mkdir()
     write_table(pa.table(columns), tmp_path / "parquet" / "train.parquet")
     shutil.copytree(place / "clip", tmp_path / "clip")
-    with pytest.raises(UserError, match=r"has none of text, caption, captions; say which"):
+    with pytest.raises(UserError, match=r"has none of text, caption, captions; name the"):
         settings_of(tmp_path, tmp_path / "root", "parquet").build().open(None)
     assert not (tmp_path / "root").exists()
     for column, first in (("short", "s"), ("long", "long "), ("short", "s")):

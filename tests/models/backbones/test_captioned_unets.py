@@ -259,18 +259,20 @@ def test_the_conditions_that_each_family_supports(compose: Callable[..., Any], t
     from urepa.models.backbones.sd15_text import SD15Text
     from urepa.models.backbones.sdxl import SDXL
 
-    def made(*parts: str) -> Any:
-        return type("Track", (), {"condition_widths": dict.fromkeys(parts, 8)})
+    def made(*parts: str, text: int = 768) -> Any:
+        widths = {TEXT: text, POOLED: 1280, CLASS: 10}
+        return type("Track", (), {"condition_widths": {part: widths[part] for part in parts}})
 
-    text, xl = SD15Text(weights="random", gradient_checkpointing=False), SDXL("random", False)
+    text = SD15Text(weights="random", gradient_checkpointing=False)
+    xl = SDXL(weights="random", gradient_checkpointing=False)
     for parts in ((TEXT,), (TEXT, POOLED)):
         check_condition(text, made(*parts))
-    check_condition(xl, made(TEXT, POOLED))
+    check_condition(xl, made(TEXT, POOLED, text=2048))
     with pytest.raises(
         UserError, match=r"conditioned on text, and the data's conditions have class; choose a backbone"
     ):
         check_condition(text, made(CLASS))
-    with pytest.raises(UserError, match=r"on text, text.pooled, and .* have text; choose a backbone of sd15_text, or"):
+    with pytest.raises(UserError, match=r"on text, text.pooled, and .* have text; choose a backbone of .*sd15_text"):
         check_condition(xl, made(TEXT))
     with pytest.raises(UserError, match=r"have class, text; choose other data, or another text_encoder@"):
         check_condition(text, made(CLASS, TEXT))

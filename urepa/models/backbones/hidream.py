@@ -26,8 +26,8 @@ class HiDream(PublishedTransformer):
     num_layers: int = setting("number of double-stream blocks", ge=1, le=SIZE)
     num_single_layers: int = setting("number of single-stream blocks after them", ge=1, le=SIZE)
     num_attention_heads: int = setting("heads of attention in a block", ge=1, le=SIZE)
-    llama_layers: list[int] = setting("which of text.layers each block sees, in the blocks' order")
-    max_resolution: list[int] = setting("rows and columns of the largest latents that are not square")
+    llama_layers: list[int] = setting("which of text.layers each block sees, in the blocks' order", ge=0, le=SIZE)
+    max_resolution: list[int] = setting("rows and columns of the largest latents that are not square", ge=1, le=SIZE)
     family: ClassVar[str] = "hidream"
     title: ClassVar[str] = "HiDream-I1"
     condition_parts: ClassVar[tuple[str, ...]] = (TEXT, LAYERS, POOLED)

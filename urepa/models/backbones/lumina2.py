@@ -28,8 +28,8 @@ class Lumina2(PublishedTransformer):
     hidden_size: int = setting("width of a token", ge=1, le=SIZE)
     num_attention_heads: int = setting("heads of attention in a block", ge=1, le=SIZE)
     num_kv_heads: int = setting("heads of keys and values, each of several heads of queries", ge=1, le=SIZE)
-    axes_dim_rope: list[int] = setting("channels of a head for the positions of text, row and column")
-    axes_lens: list[int] = setting("positions that there are of text, rows and columns")
+    axes_dim_rope: list[int] = setting("channels of a head for the positions of text, row and column", ge=2, le=SIZE)
+    axes_lens: list[int] = setting("positions that there are of text, rows and columns", ge=1, le=SIZE)
     family: ClassVar[str] = "lumina2"
     title: ClassVar[str] = "Lumina-Image 2.0"
     condition_parts: ClassVar[tuple[str, ...]] = (TEXT,)

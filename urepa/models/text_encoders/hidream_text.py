@@ -37,7 +37,9 @@ class HiDreamText(FromFolder):
     pooled_width: int = setting("width of the vector, of both CLIPs together: 768 + 1280", ge=1, le=SIZE)
     layers: list[int] = setting(
         "the Llama's layers whose tokens are recorded, in this order, counted from 0: those in the backbone's "
-        "llama_layers"
+        "llama_layers",
+        ge=0,
+        le=SIZE,
     )
     length: int = setting("tokens of a caption, for each of the four; longer captions are truncated", ge=3, le=SIZE)
     computed_in: Floats = setting("data type in which T5 and the Llama are loaded and computed; the CLIPs' is float32")

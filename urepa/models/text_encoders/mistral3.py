@@ -26,7 +26,9 @@ class Mistral3(FromFolder):
         "a local folder with tokenizer/ and text_encoder/, or a hub id, NAME@REVISION; its last part is recorded"
     )
     width: int = setting("width of a token of all the layers together: 3 x 5120", ge=1, le=SIZE)
-    joined: list[int] = setting("the layers, numbered as in hidden_states: 0 is the embedding, 1 the first layer")
+    joined: list[int] = setting(
+        "the layers, numbered as in hidden_states: 0 is the embedding, 1 the first layer", ge=0, le=SIZE
+    )
     length: int = setting("tokens of system message and caption together; longer ones are truncated", ge=2, le=SIZE)
     computed_in: Floats = setting("data type in which the network is loaded and computed")
     null_text: NullText = setting("null condition: the record of the empty prompt, or zeros")
