@@ -6,12 +6,14 @@ Shapes: B batch, L text positions, D width of a text token, P width of the poole
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from photos import write_vae
+from text_folders import write_flux, write_gemma, write_sd3, write_t5
 from torch import Tensor, nn
 
 from urepa.config.parts import KINDS
@@ -174,17 +176,58 @@ def architecture_of(case: str) -> dict[str, Any]:
     return architecture
 
 
-def write_tiny(folder: Path, case: str, seed: int = 0) -> Path:
-    """FOLDER/transformer/{config.json,*.safetensors}, as a pipeline's folder has it."""
+def write_tiny(folder: Path, case: str, seed: int = 0, **changes: Any) -> Path:
+    """FOLDER/transformer/{config.json,*.safetensors}, as a pipeline's folder has it; `changes` are of config.json."""
     import diffusers
 
     torch.manual_seed(seed)
-    module = getattr(diffusers, declared_of(case).network)(**architecture_of(case))
+    module = getattr(diffusers, declared_of(case).network)(**architecture_of(case) | changes)
     for name, parameter in module.named_parameters():  # so that all of a condition has an effect
         if parameter.ndim == 1 and name.endswith("bias"):
             nn.init.normal_(parameter, std=0.02)
     module.save_pretrained(folder / "transformer")
     return folder
+
+
+def overrides_of(key: str, settings: Mapping[str, Any]) -> list[str]:
+    """Settings of a part as overrides."""
+
+    def written(value: Any) -> str:
+        if value is None or isinstance(value, bool):
+            return "null" if value is None else str(value).lower()
+        return "[" + ",".join(map(str, value)) + "]" if isinstance(value, list) else str(value)
+
+    return [f"{key}.{name}={written(value)}" for name, value in settings.items() if name != "_target_"]
+
+
+def write_pipeline(folder: Path, case: str) -> list[str]:
+    """Writes the family's pipeline with text encoders, VAE and a transformer for their text, all small and random.
+    Returns the overrides for them, of a run with the family's own track, backbone and text encoder."""
+    family = FAMILY.get(case, case)
+    text = WRITE_TEXT[family](folder)
+    changes: dict[str, Any] = {TEXT_WIDTHS[family][0]: text.width}
+    if POOLED in CASES[case].widths:
+        changes[TEXT_WIDTHS[family][1]] = text.pooled_width
+    write_tiny(folder, case, **changes)
+    if family == "sana":
+        small_dc().save_pretrained(folder / "vae")
+    else:
+        write_vae(folder, CASES[case].latent[0], **({} if family == "pixart" else {"shift_factor": 0.1}))
+    encoder = overrides_of("data.text_encoder", {f.name: getattr(text, f.name) for f in fields(text)})
+    return [
+        f"data.vae={folder}",
+        *encoder,
+        *overrides_of("backbone", {"weights": folder, **CASES[case].settings}),
+    ]
+
+
+WRITE_TEXT: dict[str, Callable[[Path], Any]] = {
+    **{"sd3": write_sd3, "flux": write_flux, "sana": write_gemma, "pixart": write_t5}
+}
+# fields of config.json for the widths of a text's tokens and vector
+TEXT_WIDTHS = {"sana": ("caption_channels",), "pixart": ("caption_channels",)} | dict.fromkeys(
+    ("sd3", "flux"), ("joint_attention_dim", "pooled_projection_dim")
+)
 
 
 def backbone_of(folder: Path, case: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
@@ -210,6 +253,18 @@ def texts(case: str, *lengths: int, seed: int = 1) -> Condition:
     return Condition(parts)
 
 
+def small_dc() -> Any:
+    """A random AutoencoderDC: 8 channels at 1/32."""
+    from diffusers import AutoencoderDC
+
+    return AutoencoderDC(
+        **{"latent_channels": 8, "encoder_block_out_channels": (8,) * 6, "decoder_block_out_channels": (8,) * 6},
+        **{"encoder_layers_per_block": (1,) * 6, "decoder_layers_per_block": (1,) * 6},
+        **{"encoder_qkv_multiscales": ((),) * 6, "decoder_qkv_multiscales": ((),) * 6, "attention_head_dim": 8},
+        **{"encoder_block_types": "ResBlock", "decoder_block_types": "ResBlock"},
+    )
+
+
 def pipeline_of(transformer: Any, case: str) -> Any:
     """The family's own pipeline, without text encoders."""
     import diffusers
@@ -218,14 +273,7 @@ def pipeline_of(transformer: Any, case: str) -> Any:
     tiny = CASES[case]
     vae = AutoencoderKL(norm_num_groups=4, block_out_channels=(8,) * 4)
     if case == "sana":
-        from diffusers import AutoencoderDC
-
-        vae = AutoencoderDC(
-            **{"latent_channels": 8, "encoder_block_out_channels": (8,) * 6, "decoder_block_out_channels": (8,) * 6},
-            **{"encoder_layers_per_block": (1,) * 6, "decoder_layers_per_block": (1,) * 6},
-            **{"encoder_qkv_multiscales": ((),) * 6, "decoder_qkv_multiscales": ((),) * 6, "attention_head_dim": 8},
-            **{"encoder_block_types": "ResBlock", "decoder_block_types": "ResBlock"},
-        )
+        vae = small_dc()
     parts = dict.fromkeys(tiny.parts)
     pipe = getattr(diffusers, tiny.pipeline)(transformer=transformer, vae=vae, scheduler=tiny.scheduler(), **parts)
     pipe.set_progress_bar_config(disable=True)
