@@ -1,5 +1,5 @@
-"""REPA on SD3, Flux, Sana and PixArt with captions: the experiments' settings, the example of SimpleTuner's page with each,
-and their costs and methodology at full size. tests/process/test_transformer_chain.py runs them with small networks."""
+"""REPA on SD3, Flux, Sana and PixArt with captions: the experiments' settings, the example of SimpleTuner's page with
+each, and their costs and methodology at full size. tests/process/test_transformer_chain.py runs them at small sizes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,11 @@ class Expected:
     width: int
 
 
-FLUX, PIXART, SANA = "black-forest-labs/FLUX.1-dev", "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", "Efficient-Large-Model/Sana"
+FLUX, PIXART, SANA = (
+    "black-forest-labs/FLUX.1-dev",
+    "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
+    "Efficient-Large-Model/Sana",
+)
 EXPECTED = {
     # adapters of rank 8 by hand: 24 blocks of 8 projections 1536 x 1536, the last without its text's output
     "sd3": Expected(
@@ -104,9 +108,7 @@ def test_the_tracks_teacher_is_the_experiments(compose: Compose, family: str) ->
 
 @pytest.mark.parametrize("decays", [False, True])
 @EVERY
-def test_the_pages_example_changes_what_it_names(
-    compose: Compose, tmp_path: Path, family: str, decays: bool
-) -> None:
+def test_the_pages_example_changes_what_it_names(compose: Compose, tmp_path: Path, family: str, decays: bool) -> None:
     """The experiments have its values already: nothing but the decay changes. Sana's tap has fewer tokens than the
     teacher, and they are compared on its grid."""
     content = EXAMPLE | {"crepa_block_index": EXPECTED[family].block} | (DECAYS if decays else {})

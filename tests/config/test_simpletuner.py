@@ -149,7 +149,8 @@ def expand(file: Path, compose: Compose) -> Expand:
             ],
         ),
         (
-            CREPA | {"crepa_lambda": 0.25, "crepa_scheduler": "linear", "crepa_warmup_steps": 100}
+            CREPA
+            | {"crepa_lambda": 0.25, "crepa_scheduler": "linear", "crepa_warmup_steps": 100}
             | {"crepa_lambda_end": 0.05, "crepa_decay_steps": 5000, "crepa_cutoff_step": 6000}
             | {"crepa_similarity_threshold": 0.6, "crepa_threshold_mode": "recoverable", "crepa_block_index": 23},
             SD3,

@@ -23,7 +23,7 @@ PROMPT = "a red cat"
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Photographs of three shapes with captions, and a DINOv2."""
     root = tmp_path_factory.mktemp("chain")
-    write_flat(root / "images")
+    write_flat(root / "images", 24)
     write_dinov2(root / "dino")
     return root
 
@@ -33,7 +33,7 @@ def overrides(place: Path, case: str) -> list[str]:
     own = write_pipeline(place / case, case)
     latents = "[" + ",".join(map(str, LATENTS[case])) + "]"
     given = [f"+experiment=repa_{case}", f"data.images={place / 'images'}", f"data.root={place / case / 'caches'}"]
-    given += ["data.val_images=8", "data.image_size=128", f"data.latent_shape={latents}", *own]
+    given += ["data.val_images=24", "data.image_size=128", f"data.latent_shape={latents}", *own]
     given += [f"teacher.model={place / 'dino'}", "teacher.image_size=56", "teacher.grid=[4,4]"]
     given += [f"teacher.width={WIDTH}", f"~loss.taps.{TAPS[case]}", "+loss.taps.block_1=1.0"]
     given += ["trainer.max_steps=2", "trainer.batch_size=4", "trainer.validation_group=2", "trainer.validate_every=2"]
