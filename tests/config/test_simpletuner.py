@@ -171,7 +171,19 @@ def expand(file: Path, compose: Compose) -> Expand:
             ],
         ),
     ],
-    ids="defaults values lambda_0 polynomial cutoff irepa crepa crepa_defaults equal_grids sd3 tae".split(),
+    ids=[
+        "defaults",
+        "values",
+        "lambda_0",
+        "polynomial",
+        "cutoff",
+        "irepa",
+        "crepa",
+        "crepa_defaults",
+        "equal_grids",
+        "sd3",
+        "tae",
+    ],
 )
 def test_settings_become_overrides(
     content: dict[str, Any], arguments: list[str], overrides: list[str], expand: Expand, compose: Compose
