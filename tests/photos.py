@@ -33,24 +33,30 @@ def write_photos(root: Path, train: int, val: int) -> Path:
 
 def write_sd(folder: Path) -> Path:
     """Writes a diffusers pipeline's folder: unet, vae, text_encoder, tokenizer, all small and random."""
+    write_unet(folder, **SMALL)
+    write_vae(folder)
+    return write_clip_text(folder)
+
+
+def write_vae(folder: Path, channels: int = 4, **config: float) -> Path:
+    """Writes vae/, small and random, whose latents are an eighth of the image's side; `config`: scale and shift."""
     from diffusers import AutoencoderKL
 
-    write_unet(folder, **SMALL)
     torch.manual_seed(0)
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(8, 8, 16, 16),
-        latent_channels=4,
+        latent_channels=channels,
         norm_num_groups=4,
-        scaling_factor=0.18215,
+        **{"scaling_factor": 0.18215} | config,
     )
     with torch.no_grad():  # filters that average: like a trained one's, the latents follow the image's colours
         for module in vae.encoder.modules():
             if isinstance(module, torch.nn.Conv2d):
                 module.weight.abs_()
     vae.save_pretrained(folder / "vae")
-    return write_clip_text(folder)
+    return folder
 
 
 def write_clip_tokenizer(tokenizer: Path, pad: str = "<|endoftext|>") -> int:

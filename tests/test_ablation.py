@@ -24,6 +24,10 @@ FAMILIES = {
     "cifar10": "tiny_unet",
     "captions": "tiny_unet",
     "track": "sd15",
+    "repa_sd3": "sd3",
+    "repa_flux": "flux",
+    "repa_sana": "sana",
+    "repa_pixart": "pixart",
     "repa": "sit",
     "urepa_sd15": "sd15",
     "urepa_sdxl": "sdxl",
@@ -33,7 +37,8 @@ EXPERIMENTS = {"": "tiny_unet"} | {
     p.stem: next(family for words, family in FAMILIES.items() if f"{p.stem}_".startswith(f"{words}_"))
     for p in (Path(CONF) / "experiment").glob("*.yaml")
 }
-CAPTIONED = ("captions_smoke", "urepa_sd15_captions", "urepa_sdxl", "urepa_kolors")
+TRANSFORMERS = ("repa_sd3", "repa_flux", "repa_sana", "repa_pixart")
+CAPTIONED = ("captions_smoke", "urepa_sd15_captions", "urepa_sdxl", "urepa_kolors", *TRANSFORMERS)
 BESIDE = {name: ["data.images=DIR", "data.num_classes=2"] for name in CAPTIONED}  # of a folder that is not here
 BESIDE["captions_cifar10"] = ["data.images=DIR"]
 # the backbone is the arm's, and yet it would not be the arm's change there
@@ -88,6 +93,8 @@ ROWS = [
     "sit_lambda_t", "sit_time_head", "sit_lambda_linear", "sit_similarity_cutoff",
     "lora_64", "manifold_1", "similarity_cutoff", "grid_student", "urepa_no_diagonal", "urepa_teacher_images",
     "urepa_tae_sd", "urepa_tae_sdxl", *TEACHERS,
+    "repa_block_4", "repa_block_5", "repa_block_12", "repa_block_15", "repa_lora_16", "repa_lora_64",
+    "repa_lambda_cosine", "repa_stop_5k",
 ]  # fmt: skip
 
 

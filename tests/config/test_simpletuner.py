@@ -25,6 +25,7 @@ Expand = Callable[..., list[str]]
 UREPA: dict[str, Any] = {"urepa_enabled": True}
 CREPA: dict[str, Any] = {"crepa_enabled": True}
 SIT = "+experiment=repa_cifar10"
+SD3 = ["+experiment=repa_sd3", "data.images=DIR", "data.num_classes=1", "data.train_images=100"]
 UNET = ["loss=urepa_token", "head=layer_norm_linear"]
 DEFAULT_TEACHER = ["teacher=dinov2_g", "schedule=constant", "teacher.grid=[37,37]", "loss.grid=smaller"]
 
@@ -115,7 +116,7 @@ def expand(file: Path, compose: Compose) -> Expand:
             ["loss=urepa_token", "head=irepa", *DEFAULT_TEACHER, "loss.spatial_norm=0.8"],
         ),
         (
-            CREPA | {"crepa_block_index": 4, "crepa_adjacent_distance": 3, "crepa_encoder": "dinov2-vitb14"},
+            CREPA | {"crepa_block_index": 4, "crepa_drop_vae_encoder": True, "crepa_encoder": "dinov2-vitb14"},
             [SIT],
             [
                 "loss=repa",
@@ -141,6 +142,28 @@ def expand(file: Path, compose: Compose) -> Expand:
             ],
         ),
         (
+            CREPA | {"crepa_block_index": 7, "crepa_encoder_image_size": 224, "crepa_spatial_align": False},
+            [SIT],
+            [
+                *("loss=repa", "head=layer_norm_linear", "teacher=dinov2_g", "schedule=constant"),
+                *("teacher.image_size=224", "data.teacher_sees=decoded"),
+            ],
+        ),
+        (
+            CREPA
+            | {"crepa_lambda": 0.25, "crepa_scheduler": "linear", "crepa_warmup_steps": 100}
+            | {"crepa_lambda_end": 0.05, "crepa_decay_steps": 5000, "crepa_cutoff_step": 6000}
+            | {"crepa_similarity_threshold": 0.6, "crepa_threshold_mode": "recoverable", "crepa_block_index": 23},
+            SD3,
+            [
+                *("loss=repa", "head=layer_norm_linear", "teacher=dinov2_g", "schedule=similarity_cutoff"),
+                *("schedule@schedule.shape=linear", "loss.lambda_max=0.25", "~loss.taps.block_7"),
+                *("+loss.taps.block_23=1.0", "loss.warmup_steps=100", "teacher.grid=[37,37]"),
+                *("data.teacher_sees=decoded", "schedule.threshold=0.6", "schedule.recoverable=true"),
+                *("schedule.shape.final=0.2", "schedule.shape.decay_steps=5000", "schedule.stop_step=6000"),
+            ],
+        ),
+        (
             CREPA | {"crepa_use_tae": True, "crepa_teacher_block_index": 3, "crepa_model": "dinov2_vitl14_reg"},
             [SIT, "data.tae=taesd", "loss=repa"],
             [
@@ -149,7 +172,19 @@ def expand(file: Path, compose: Compose) -> Expand:
             ],
         ),
     ],
-    ids=["defaults", "values", "lambda_0", "polynomial", "cutoff", "irepa", "crepa", "crepa_defaults", "tae"],
+    ids=[
+        "defaults",
+        "values",
+        "lambda_0",
+        "polynomial",
+        "cutoff",
+        "irepa",
+        "crepa",
+        "crepa_defaults",
+        "equal_grids",
+        "sd3",
+        "tae",
+    ],
 )
 def test_settings_become_overrides(
     content: dict[str, Any], arguments: list[str], overrides: list[str], expand: Expand, compose: Compose
@@ -158,7 +193,7 @@ def test_settings_become_overrides(
     assert found == overrides
     expected = {"taps": {"mid": 1.0}, "level": "token", "grid": "smaller", "manifold_diagonal": True}
     loss = compose(*arguments, *found)["loss"]
-    assert {key: loss[key] for key in expected} == expected or arguments[:1] == [SIT]
+    assert {key: loss[key] for key in expected} == expected or arguments[:1] in ([SIT], SD3[:1])
 
 
 @pytest.mark.fast(1)
@@ -303,7 +338,17 @@ def test_lambda_equals_simpletuners_at_every_step(content: dict[str, Any], expan
         (UREPA | {"urepa_warmup_steps": 0.5}, [], "urepa_warmup_steps=0.5 is no whole number"),
         ({"urepa_enabled": "perhaps"}, [], "urepa_enabled=perhaps is neither true nor false"),
         (UREPA | {"irepa_enabled": True, "irepa_projector_kernel_size": 5}, [], "has no equal: the convolution is 3x3"),
-        (CREPA | {"crepa_spatial_align": False}, [SIT], "compares the mean of all tokens"),
+        (
+            CREPA | {"crepa_spatial_align": False},
+            [SIT],
+            r"different numbers of them \(256 and 1,369 here\), for which there is no equal",
+        ),
+        (CREPA | {"crepa_spatial_align": False}, SD3, r"\(4,096 and 1,369 here\), for which"),
+        (CREPA | {"crepa_block_index": 24}, SD3, "crepa_block_index=24 is too high: .* it has block_0 to block_23"),
+        (CREPA | {"crepa_block_index": 12}, [SIT], "crepa_block_index=12 is too high: .*"),
+        (CREPA | {"crepa_adjacent_distance": 3}, SD3, "crepa_adjacent_distance=3 is for the frames of a video"),
+        (CREPA | {"crepa_cumulative_neighbors": True}, [SIT], "crepa_cumulative_neighbors=True is for the frames of"),
+        (UREPA, SD3, "enables urepa, and this backbone is a transformer, which crepa_.* is for"),
         (CREPA | {"crepa_use_backbone_features": True}, [SIT], "the model's own features"),
         (CREPA | {"crepa_feature_source": "self_flow"}, [SIT], "crepa_feature_source=self_flow takes the model's own"),
         ("{", [], "is no JSON"),

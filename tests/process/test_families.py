@@ -1,6 +1,6 @@
-"""A small SDXL, Kolors and SD-1.5 on latents of photographs with captions, in two buckets, with caches made by
-`preprocess`; Kolors' captions are encoded during training: a killed run ends like an uninterrupted one, and two
-processes train like one."""
+"""A small SDXL, Kolors, SD-1.5, SD3 and PixArt on latents of photographs with captions, in two buckets, with caches
+made by `preprocess`; Kolors' captions are encoded during training: a killed run ends like an uninterrupted one, and
+two processes train like one."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from flat_photos import BUCKETS, captioned_latents, listed, write_flat
 from photos import WIDTH, write_dinov2, write_sd
 from safetensors.torch import load_file
 from text_folders import write_kolors, write_sdxl
+from transformers_tiny import write_pipeline
 from workspace import Workspace, assert_same_checkpoint, assert_same_end, ended, steps, without_timings
 
 STEPS = 10
@@ -50,11 +51,23 @@ def of_sd15_text(place: Path) -> list[str]:
     return [*encoder, "backbone=sd15_text", "objective=ddpm_eps_scaled"]
 
 
+def of_sd3(place: Path) -> list[str]:
+    """With 16 channels, and blocks that are computed again in the backward pass."""
+    own = [*write_pipeline(place, "sd3"), "data.latent_shape=[16,8,8]", *ALIGNED]
+    return ["text_encoder@data.text_encoder=sd3", "backbone=sd3", *own, "objective=flow_sd3"]
+
+
+def of_pixart(place: Path) -> list[str]:
+    own = [*write_pipeline(place, "pixart"), *ALIGNED]
+    return ["text_encoder@data.text_encoder=t5", "backbone=pixart", *own, "objective=ddpm_eps_pixart"]
+
+
 def _of_text(place: Path, text: Any) -> list[str]:
     return [f"data.text_encoder.model={place}", f"data.text_encoder.width={text.width}"]
 
 
-FAMILIES = {"sdxl": of_sdxl, "kolors": of_kolors, "sd15_text": of_sd15_text}
+ALIGNED = ("lora=all_attention", "loss=repa_block_8", "~loss.taps.block_8", "+loss.taps.block_1=1.0")
+FAMILIES = {"sdxl": of_sdxl, "kolors": of_kolors, "sd15_text": of_sd15_text, "sd3": of_sd3, "pixart": of_pixart}
 NEEDS = {"kolors": pytest.mark.skipif(find_spec("sentencepiece") is None, reason=LACKING)}
 
 
@@ -63,16 +76,18 @@ def overrides(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     """Overrides for a run on caches that all stages of `preprocess` made."""
     place = tmp_path_factory.mktemp(request.param)
     own = FAMILIES[request.param](place / "family")
-    model = [*(o for o in own if o.startswith(("backbone", "objective"))), f"backbone.weights={place / 'family'}"]
+    is_data = [o.startswith(("data.", "text_encoder@")) for o in own]
+    model = [o for o, there in zip(own, is_data, strict=True) if not there] + [f"backbone.weights={place / 'family'}"]
+    model += [] if any(o.startswith("loss") for o in own) else ["lora=mid_attention", "loss=urepa_token"]
     write_sd(place / "sd")  # its VAE
     teacher = [f"teacher.model={write_dinov2(place / 'dino')}", "teacher.image_size=56", "teacher.grid=[4,4]"]
     given = captioned_latents(place, write_flat(place / "photos"), place / "caches")
     data = [o for o in given if ".text_encoder." not in o] + [listed(SIZES)]
-    data += [*(o for o in own if "text" in o.partition("=")[0]), *teacher, f"teacher.width={WIDTH}"]
+    data += [*(o for o, there in zip(own, is_data, strict=True) if there), *teacher, f"teacher.width={WIDTH}"]
     made = ended(["-m", "urepa.preprocess", *data], place)
     assert made.returncode == 0, made.stderr
     assert len(list((place / "caches").glob("text_*"))) == (ONLINE not in own)
-    model += ["lora=mid_attention", "optimizer=adamw_lora", "loss=urepa_token", "head=layer_norm_linear"]
+    model += ["optimizer=adamw_lora", "head=layer_norm_linear"]
     trainer = [f"trainer.max_steps={STEPS}", "trainer.batch_size=4", "trainer.validation_group=2"]
     trainer += ["trainer.log_every=1", "trainer.validate_every=5", "trainer.checkpoint_every=3", "trainer.threads=1"]
     return [*data, *model, *trainer, "evaluation=none", "tracking=none"]

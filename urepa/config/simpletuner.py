@@ -6,6 +6,7 @@ and nothing refers to the file afterwards. What the command line gives itself is
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -17,12 +18,15 @@ from urepa.config.command_line import check_arguments, overrides_of, parse_overr
 from urepa.config.command_schemas import Images, Train
 from urepa.config.commands import COMMANDS
 from urepa.config.conf_options import compose_anew, is_group
+from urepa.config.declared import declaration_of
 from urepa.config.parts import SCHEMAS
 from urepa.config.simpletuner_keys import PREFIXES, TEACHER_SEES, Alignment, Keys, read_alignment
 from urepa.core.errors import UserError
 from urepa.core.ranks import is_first
+from urepa.method.alignment_grids import SMALLER, TEACHER
 
 OPTION = "+simpletuner="
+BY_SHAPE = ("backbone", "data")  # the parts that say how many tokens a tap has
 CHOOSES_BACKBONE = ("backbone", "experiment")
 
 
@@ -51,6 +55,8 @@ def expand_simpletuner(arguments: list[str], root: str) -> list[str]:
     composed = compose_anew(root, [*plain, *chosen])
     if "taps" not in composed.loss:
         raise UserError(f"+simpletuner={files[0]} has no effect beside a loss without alignment; drop one of the two")
+    _check_tap(composed, keys, alignment)
+    alignment.keys["loss.grid"] = _compared_grid(composed, keys, alignment, given)
     if TEACHER_SEES.partition(".")[2] not in composed.data:  # x0 is the image itself
         alignment.keys.pop(TEACHER_SEES)
         alignment.idle += keys.pass_over(f"{alignment.regulariser}_use_tae")
@@ -93,6 +99,41 @@ def _check_backbone(composed: DictConfig, regulariser: str, file: str) -> None:
             f"{file} enables {regulariser}, and this backbone is a {declared.noun}, which {other}_* is for: choose "
             f"another backbone, or enable {other} there"
         )
+
+
+def _check_tap(composed: DictConfig, keys: Keys, alignment: Alignment) -> None:
+    """UserError for a block that the transformer does not have."""
+    if alignment.regulariser != "crepa":
+        return
+    try:
+        declaration_of(OmegaConf.to_container(composed.backbone, resolve=True)).check_tap(alignment.tap)
+    except UserError as error:
+        index = alignment.tap.removeprefix("block_")
+        raise UserError(f"{keys.file}: crepa_block_index={index} is too high: {error}") from None
+
+
+def _compared_grid(composed: DictConfig, keys: Keys, alignment: Alignment, given: Collection[str]) -> str:
+    """`loss.grid`: the smaller one of the tap's and the teacher's grid, by the teacher's name where that is the smaller
+    one or both are equal. U-Nets tell the grids of their taps when they are built. UserError where a file without
+    interpolation meets different grids."""
+    if alignment.regulariser != "crepa":
+        return SMALLER
+    backbone, data = (declaration_of(OmegaConf.to_container(composed[part], resolve=True)) for part in BY_SHAPE)
+    tap = [pixels // backbone.patch for pixels in data.latent_shapes[0][1:]] if hasattr(backbone, "patch") else None
+    key = "teacher.grid"
+    teacher = OmegaConf.select(composed, key) if _is_given(key, given) else alignment.keys[key]
+    if tap is None or teacher is None:  # of an own backbone, or of several teachers
+        equal, is_larger, counts = False, False, ""
+    else:
+        equal, is_larger = tap == list(teacher), math.prod(tap) >= math.prod(teacher)
+        counts = f" ({math.prod(tap):,} and {math.prod(teacher):,} here)"
+    if not alignment.interpolates and not equal:
+        raise keys.refuse(
+            "crepa_spatial_align",
+            f"compares the mean of all tokens where tap and teacher have different numbers of them{counts}, for which "
+            "there is no equal",
+        )
+    return TEACHER if is_larger else SMALLER
 
 
 def _is_given(key: str, given: Collection[str]) -> bool:

@@ -39,11 +39,10 @@ OF_LAMBDA = (
     *("similarity_threshold", "similarity_ema_decay", "threshold_mode"),
 )
 SCHEDULES = ("constant", "linear", "cosine", "polynomial")
-# without effect on an image, which is one frame, or on what is computed at all
-OF_VIDEO = (
+OF_VIDEO = (  # of the frames of a video
     *("adjacent_distance", "adjacent_tau", "cumulative_neighbors", "normalize_by_frames", "normalize_neighbour_sum"),
-    *("encoder_frames_batch_size", "drop_vae_encoder"),
 )
+OF_MEMORY = ("encoder_frames_batch_size", "drop_vae_encoder")  # without effect on what is computed
 
 
 @dataclass
@@ -55,14 +54,16 @@ class Alignment:
         choices: options by group, `group` or `group@place`.
         keys: values by dotted key.
         tap: the aligned one.
+        interpolates: whether tokens are interpolated where the tap and the teacher have different grids.
         asked: which choices and keys come of which of their keys, with its value: (theirs, ours).
-        idle: keys of theirs that have no effect here, as they have none there or are of video.
+        idle: keys of theirs that have no effect here, as they have none there.
     """
 
     regulariser: str
     choices: dict[str, str] = field(default_factory=dict)
     keys: dict[str, Any] = field(default_factory=dict)
     tap: str = "mid"
+    interpolates: bool = True
     asked: list[tuple[str, list[str]]] = field(default_factory=list)
     idle: list[str] = field(default_factory=list)
 
@@ -147,7 +148,9 @@ def read_alignment(keys: Keys) -> Alignment:
     _schedule(keys, found)
     _spatial(keys, found)
     if found.regulariser == "crepa":
-        found.idle += keys.pass_over(*(f"crepa_{name}" for name in OF_VIDEO))
+        if of_video := keys.pass_over(*(f"crepa_{name}" for name in OF_VIDEO)):
+            raise keys.refuse(of_video[0], "is for the frames of a video, and this trains on images")
+        found.idle += keys.pass_over(*(f"crepa_{name}" for name in OF_MEMORY))
     own = (f"{found.regulariser}_", *(("irepa_",) if keys.flag("irepa_enabled", False) else ()))
     for name in keys.values:
         if name.startswith(own) and name not in keys.read:
@@ -254,8 +257,7 @@ def _schedule(keys: Keys, found: Alignment) -> None:
 
 def _spatial(keys: Keys, found: Alignment) -> None:
     """Grids: the larger of the two is interpolated to the smaller. iREPA's convolution and normalisation."""
-    if found.regulariser == "crepa" and not keys.flag("crepa_spatial_align", True):
-        raise keys.refuse("crepa_spatial_align", "compares the mean of all tokens, for which there is no equal")
+    found.interpolates = found.regulariser == "urepa" or keys.flag("crepa_spatial_align", True)
     theirs = "crepa_spatial_align" if found.regulariser == "crepa" else "urepa_enabled"
     _ask(found, theirs, ("loss.grid", "smaller"))
     if keys.flag("irepa_enabled", False):

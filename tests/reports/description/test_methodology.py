@@ -30,7 +30,8 @@ from urepa.training.optimizer import groups_of
 
 Compose = Callable[..., dict[str, Any]]
 H200 = Device("H200", "cuda", 790e12, 141e9)
-TOO_LARGE = {"urepa_sdxl", "urepa_kolors"}  # tests/test_urepa_experiments.py describes SDXL at full size
+# tests/test_urepa_experiments.py and tests/test_repa_experiments.py describe them at full size
+TOO_LARGE = {"urepa_sdxl", "urepa_kolors", "repa_sd3", "repa_flux", "repa_sana", "repa_pixart"}
 EXPERIMENTS = sorted({p.stem for p in (Path(CONF) / "experiment").glob("*.yaml")} - TOO_LARGE)
 # of a folder that is not here
 BESIDE = {
