@@ -6,7 +6,7 @@ Shapes: B batch, L text positions, D width of a text token, P width of the poole
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
