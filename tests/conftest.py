@@ -272,6 +272,38 @@ def small_sit(tmp_path_factory: pytest.TempPathFactory, compose: Callable[..., d
 
 
 @pytest.fixture(scope="session")
+def small_flextok(tmp_path_factory: pytest.TempPathFactory, compose: Callable[..., dict[str, Any]]) -> list[str]:
+    """The same of flextok_smoke, on digits as 4x8x8 of 16x16 pixels: 16 patches and 8 registers."""
+    from urepa.training.assembly import build_part
+
+    overrides = [
+        "+experiment=flextok_smoke",
+        "evaluation=none",
+        f"data.root={tmp_path_factory.mktemp('digits')}",
+        "data.limit=40",
+        "data.validation_images=20",
+        "data.test_images=20",
+        "data.image_size=16",
+        "teacher.image_size=64",
+        "teacher.grid=[2,2]",
+        "backbone.registers=8",
+        "backbone.encoder_depth=2",
+        "backbone.encoder_width=32",
+        "backbone.decoder_depth=3",
+        "backbone.decoder_width=48",
+        "backbone.head_dim=16",
+        "head.hidden=16",
+        "trainer.batch_size=8",
+        "trainer.validation_group=10",
+        "trainer.max_steps=10",
+        "tracking=none",
+    ]
+    config = compose(*overrides)
+    build_part(config["data"]).open(build_part(config["teacher"])).close()
+    return overrides
+
+
+@pytest.fixture(scope="session")
 def ask(compose: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
     """ask(*overrides): a request for images of a run or a checkpoint, as the command makes it."""
     from published import asking

@@ -32,6 +32,7 @@ FAMILIES = {
     "urepa_sd15": "sd15",
     "urepa_sdxl": "sdxl",
     "urepa_kolors": "kolors",
+    "flextok": "flextok",
 }  # by the first word of the experiment, or two
 EXPERIMENTS = {"": "tiny_unet"} | {
     p.stem: next(family for words, family in FAMILIES.items() if f"{p.stem}_".startswith(f"{words}_"))
@@ -41,6 +42,7 @@ TRANSFORMERS = ("repa_sd3", "repa_flux", "repa_sana", "repa_pixart")
 CAPTIONED = ("captions_smoke", "urepa_sd15_captions", "urepa_sdxl", "urepa_kolors", *TRANSFORMERS)
 BESIDE = {name: ["data.images=DIR", "data.num_classes=2"] for name in CAPTIONED}  # of a folder that is not here
 BESIDE["captions_cifar10"] = ["data.images=DIR"]
+BESIDE["flextok_celebahq"] = ["backbone.weights=FILE"]  # whose rates are those of fine-tuning
 # the backbone is the arm's, and yet it would not be the arm's change there
 OTHERWISE = {
     ("track_a_native", "eps_target"): "besides objective._target_ it would change objective.beta_schedule",
@@ -57,6 +59,10 @@ OTHERWISE = {
     ("track_b", "full_data"): "does not change data.name",
     ("track_b", "samples_100k"): "it would change backbone.prompts, data.root",
     ("track_b", "teacher_224"): "it would change backbone.prompts, data.root, data.train",
+}
+OTHERWISE |= {
+    ("flextok_imagenet", "flextok_teacher_224"): "does not change teacher.grid, teacher.image_size here",
+    ("flextok_smoke", "flextok_teacher_224"): "",
 }
 TEACHERS = tuple(f"urepa_teacher_{size}_224" for size in "sblg")
 OF_TRACKS = dict.fromkeys(TEACHERS[:3], "does not change teacher.grid") | {
@@ -95,6 +101,8 @@ ROWS = [
     "urepa_tae_sd", "urepa_tae_sdxl", *TEACHERS,
     "repa_block_4", "repa_block_5", "repa_block_12", "repa_block_15", "repa_lora_16", "repa_lora_64",
     "repa_lambda_cosine", "repa_stop_5k",
+    "flextok_tap_0", "flextok_lambda_05", "flextok_no_dropout", "flextok_powers_of_two", "flextok_wide_head",
+    "flextok_teacher_224",
 ]  # fmt: skip
 
 

@@ -136,7 +136,11 @@ def test_an_evaluation_measures_what_it_declares(
         assert metric_of(key) is not None or is_beside(key), key
 
 
+NO_CODES = "this run's backbone does not encode images as codes"
 NEEDS = {
+    "Reconstruction": NO_CODES,
+    "CodeUsage": NO_CODES,
+    "TokenClasses": NO_CODES,
     "Dense": "give evaluation.dense.folder=FOLDER",
     "InceptionScore": "FID and the Inception Score need pt_inception",
     "Classified": "cifar_cnn needs a classifier of the track",

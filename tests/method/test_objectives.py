@@ -218,6 +218,18 @@ def test_lognormal_times_follow_their_formula() -> None:
     assert FlowMath("cosine", "lognormal").sample_t(rng) == pytest.approx(2 / math.pi * math.atan(sigma))
 
 
+def test_mode_times_are_stable_diffusion_3s() -> None:
+    """Of a uniform u, with s = 1.29; all of [0, 1], and most of it in the middle."""
+    u = np.random.default_rng(3).random()
+    t = FlowMath("linear", "mode").sample_t(np.random.default_rng(3))
+    assert t == pytest.approx(1 - u - 1.29 * (math.cos(math.pi / 2 * u) ** 2 - 1 + u))
+    times = drawn("linear", "mode")
+    counts = np.histogram(times, 10, (0, 1))[0] / len(times)
+    assert counts.sum() == pytest.approx(1)
+    np.testing.assert_allclose(counts, counts[::-1], atol=0.01)
+    assert 0.03 < counts[0] < 0.1 < counts[4]
+
+
 def test_every_time_has_a_bin() -> None:
     fractions = FlowMath("linear", "uniform").time_fraction(torch.tensor([0.0, 0.55, 1.0]))
     assert (fractions * 10).long().tolist() == [0, 5, 9]

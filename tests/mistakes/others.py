@@ -1,4 +1,5 @@
-"""Mistakes with the other commands: compare, plan, describe, the benches, preprocess, prefetch and the launchers."""
+"""Mistakes with the other commands: compare, plan, describe, the benches, preprocess, tokenizers, prefetch and the
+launchers."""
 
 from __future__ import annotations
 
@@ -211,6 +212,23 @@ CLASSIFIER = [
     ),
 ]
 
+TOKENIZERS = [
+    *of(
+        "urepa.tokenize",
+        ("", "say which run: python -m urepa.tokenize run="),
+        ("foo=1", "no key 'foo'"),
+        ("run=nowhere images=. out=x.safetensors", "nowhere"),
+        (f"run={RUN} images=nowhere out=x.safetensors", "trained a U-Net, which has no codes", "run"),
+        ("run=x images=. out=x batch_size=0", "batch_size=0: give 1 or more"),
+    ),
+    *of(
+        "urepa.detokenize",
+        ("run=x", "say which codes: python -m urepa.detokenize run="),
+        ("run=x codes=y out=z keep=0", "keep=0: give 1 or more"),
+        (f"run={RUN} codes=x out=y", "trained a U-Net, which has no codes", "run"),
+    ),
+]
+
 PREFETCH = [
     *of(
         "urepa.prefetch",
@@ -259,4 +277,4 @@ LAUNCHERS = [
     ),
 ]
 
-ALL = [*COMPARE, *PLAN, *DESCRIBE, *BENCH, *PREPROCESS, *CLASSIFIER, *PREFETCH, *LAUNCHERS]
+ALL = [*COMPARE, *PLAN, *DESCRIBE, *BENCH, *PREPROCESS, *CLASSIFIER, *TOKENIZERS, *PREFETCH, *LAUNCHERS]

@@ -261,9 +261,10 @@ def test_all_renamed_parts_exist(before: str) -> None:
     """Also from the names that modules had before the package was divided into folders."""
     assert DECLARED[before] in SCHEMAS
     keys: dict[str, dict[str, Any]] = {  # that came later, with the value that means what was
-        "PixelTrack": dict.fromkeys(("buckets", "captions", "text_encoder", "caption_column")) | {"online_text": False},
+        "PixelTrack": dict.fromkeys(("buckets", "captions", "text_encoder", "caption_column"))
+        | {"online_text": False, "condition": "label"},
         "LatentTrack": dict.fromkeys(("buckets", "captions", "text_encoder", "caption_column", "tae"))
-        | {"teacher_sees": "images", "online_text": False},
+        | {"teacher_sees": "images", "online_text": False, "condition": "label"},
         "AlignmentLoss": {"grid": "teacher", "manifold_diagonal": False},
         "add_lora": {"use_rslora": False, "use_dora": False},
     }
@@ -301,7 +302,7 @@ def test_alignment_was_on_the_teachers_grid_and_teachers_got_the_images() -> Non
     found = upgrade({KEY: 6, "loss": loss, "data": track | {"teacher_sees": "decoded"}})
     assert found["loss"] == loss | {"grid": "teacher", "manifold_diagonal": False}
     earlier = dict.fromkeys(("buckets", "captions", "text_encoder", "caption_column", "tae"))
-    assert found["data"] == track | earlier | {"teacher_sees": "decoded", "online_text": False}
+    assert found["data"] == track | earlier | {"teacher_sees": "decoded", "online_text": False, "condition": "label"}
     flat = upgrade_flat({"data._target_": track["_target_"], "loss._target_": loss["_target_"]}, 6)
     assert (flat["data.teacher_sees"], flat["data.tae"]) == ("images", "None")
     assert (flat["loss.grid"], flat["loss.manifold_diagonal"]) == ("teacher", "False")

@@ -315,6 +315,45 @@ class Generate(Images):
     backbone: BackbonePlaces = field(default_factory=BackbonePlaces)
 
 
+class GuidanceRule(Enum):
+    cfg = "cfg"
+    apg = "apg"
+
+
+@dataclass
+class OfTokenizer:
+    """Keys of the commands that use the tokenizer of a run."""
+
+    run: str | None = setting(
+        "the folder of a run whose backbone is a tokenizer; its newest valid checkpoint's EMA weights", None
+    )
+    batch_size: int = setting("images at a time; the size only changes rounding", 16, ge=1, le=SIZE)
+    data: DataPlaces = field(default_factory=DataPlaces)
+    backbone: BackbonePlaces = field(default_factory=BackbonePlaces)
+
+
+@dataclass
+class Tokenize(OfTokenizer):
+    images: str | None = setting("a folder of images, which may be in folders below it", None)
+    out: str | None = setting("the file to write the codes to, NAME.safetensors", None)
+
+
+@dataclass
+class Detokenize(OfTokenizer):
+    codes: str | None = setting("a file that `python -m urepa.tokenize` wrote", None)
+    out: str | None = setting("the folder to write the images to, NAME.png each", None)
+    keep: int | None = setting("how many of the first codes of an image are used; null: all", None, ge=1, le=SIZE)
+    steps: int = setting("steps of the Euler sampler", 25, ge=1, le=SIZE)
+    guidance: float = setting("guidance scale; 1: no guidance", 7.5, ge=0, le=LARGEST)
+    rule: GuidanceRule = setting("cfg: classifier-free guidance; apg: adaptive projected guidance", GuidanceRule.apg)
+    eta: float = setting("of apg: the share that is kept of the component parallel to the prediction", 0.0, ge=0, le=1)
+    threshold: float = setting(
+        "of apg: the largest norm of the difference between the predictions", 2.5, ge=0, le=LARGEST
+    )
+    momentum: float = setting("of apg: momentum of the running sum of differences", -0.5, ge=-1, le=1)
+    seed: int = setting("seed of the noise, which depends only on seed and image", 0, ge=0, le=LAST_SEED)
+
+
 @dataclass
 class GenerateCheckpoint(Train, Images):
     """The keys of `train` describe the model to which the weights belong. Its seed is that of the images here."""

@@ -143,6 +143,23 @@ COMMANDS = {
         ),
         ("A LoRA or a U-Net is written in diffusers' formats, a SiT in the layout of the published checkpoints.",),
     ),
+    "tokenize": Command(
+        "urepa.tokenize",
+        "encodes images as integer codes with the tokenizer of a run",
+        command_schemas.Tokenize,
+        ("run=FOLDER images=DIR out=FILE [KEY=VALUE...]",),
+        (("run=outputs/NAME/seed0 images=photos out=photos.safetensors", "a row of codes for each image of a folder"),),
+    ),
+    "detokenize": Command(
+        "urepa.detokenize",
+        "decodes images from codes with the tokenizer of a run",
+        command_schemas.Detokenize,
+        ("run=FOLDER codes=FILE out=DIR [KEY=VALUE...]",),
+        (
+            ("run=outputs/NAME/seed0 codes=photos.safetensors out=again", "from all codes of each image"),
+            ("run=outputs/NAME/seed0 codes=photos.safetensors out=again_4 keep=4", "from its first four"),
+        ),
+    ),
     "compare": Command(
         "urepa.compare",
         "compares runs, arm by arm and seed by seed, from their folders or from MLflow",

@@ -225,6 +225,27 @@ class ChangingLatents(Protocol):
         ...
 
 
+class Tokenizer(Protocol):
+    """Additional members of a `Backbone` that encodes an image as a sequence of codes. Its network has `encode(x0)`,
+    which returns the codes [B,K], and `condition_of(codes_BK, kept_B)`, the condition under which an image is decoded
+    from its first `kept_B` codes."""
+
+    registers: int  # K, the number of codes per image
+
+    @property
+    def codes(self) -> int:
+        """The number of different codes, which are integers from 0."""
+        ...
+
+
+class BackboneOfRates(Protocol):
+    """Additional members of a `Backbone` that cannot be trained at every learning rate."""
+
+    def check_rate(self, rate: float) -> None:
+        """Raises UserError if training all its weights at this peak learning rate would hardly change them."""
+        ...
+
+
 class LoRA(Protocol):
     """Which weights of the backbone train (urepa/models/lora/)."""
 

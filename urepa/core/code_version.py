@@ -17,6 +17,7 @@ NUMERICS = 2
 # Paths below urepa/ that read, plan or display runs. No number of a run depends on them.
 READERS = (
     *("bench.py", "bench_reading.py", "compare.py", "describe.py", "export.py", "generate.py", "plan.py"),
+    *("tokenize.py", "detokenize.py", "inference/token_codes.py"),
     *("train_classifier.py", "costs", "reports", "runs/last_table.py", "core/escaping.py"),
     *("inference/export_weights.py", "inference/image_request.py", "inference/model_card.py"),
     *("inference/load_weights.py", "inference/published_weights.py", "inference/chosen_size.py"),

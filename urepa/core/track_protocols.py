@@ -38,12 +38,19 @@ class ConditionMaker(Protocol):
         """What training withholds from a sample, with the probabilities (`urepa.core.conditions.draw_withheld`)."""
         ...
 
-    def of_samples(self, samples: Sequence[Any], draw: Callable[[int], Any] | None = None) -> Condition:
+    def of_samples(
+        self,
+        samples: Sequence[Any],
+        draw: Callable[[str, int], Any] | None = None,
+        x0: Tensor | None = None,
+    ) -> Condition:
         """The samples' conditions [B] (`urepa.data.lists.samples.Sample`), with all parts given; training drops parts.
 
         Args:
-            draw: returns the generator (`numpy.random.Generator`) of the training sample with this index in `samples`,
-                which chooses one of several possible conditions; None: the first one is used.
+            draw: returns the generator (`numpy.random.Generator`), for a purpose, of the training sample with this
+                index in `samples`. It chooses one of several possible conditions. None: the choice depends on the
+                sample alone, such as the first caption.
+            x0: the samples' x0 [B,C,H,W], for conditions that are computed from it.
         """
         ...
 
@@ -109,6 +116,10 @@ class TrackCaches(Protocol):
 
     def source_changes(self) -> str | None:
         """How the images differ from those from which the caches were made; None if they do not or it is unknown."""
+        ...
+
+    def cut(self, pixels_HW3: Any) -> Tensor:
+        """Cuts an image (uint8, RGB) as the track cuts its own, to the size of the first bucket: [C,H,W] in [0,1]."""
         ...
 
     def to_rgb(self, x0: Tensor) -> Tensor:

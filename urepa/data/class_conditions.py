@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from urepa.core.conditions import CLASS, Condition, without_never_given
 from urepa.data.lists.samples import Sample
@@ -24,7 +25,10 @@ class ClassConditions:
         return ClassConditions({CLASS: probability})
 
     def of_samples(
-        self, samples: Sequence[Sample], draw: Callable[[int], np.random.Generator] | None = None
+        self,
+        samples: Sequence[Sample],
+        draw: Callable[[str, int], np.random.Generator] | None = None,
+        x0: Tensor | None = None,
     ) -> Condition:
         """The condition with the samples' classes, all given."""
         return Condition.of_classes(torch.tensor([s.class_id for s in samples]))

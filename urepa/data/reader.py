@@ -138,7 +138,7 @@ class TrainingReader:
             noise = [random_draws.generator(self.seed, "noise", step, p) for p in positions]
             times = [random_draws.generator(self.seed, "t", step, p) for p in positions]
             posterior = [random_draws.generator(self.seed, "posterior", step, p) for p in positions]
-            draw = partial(self._caption_draw, step, positions)
+            draw = partial(self._condition_draw, step, positions)
             raw = {} if slot is None else slot.rows(micro * len(positions), len(positions), record_bytes(bucket))
             teachers = bucket.teachers(samples, raw) if asks_teacher else {}
             batch = _batch(bucket, self.objective, samples, noise, times, posterior, teachers, draw)
@@ -147,9 +147,10 @@ class TrainingReader:
             batches.append(replace(batch, condition=condition, rows_R=self._rows(step, positions), slot=slot))
         return batches
 
-    def _caption_draw(self, step: int, positions: range, i: int) -> np.random.Generator:
-        """The generator that chooses among the captions of the sample at the i-th of these positions."""
-        return random_draws.generator(self.seed, "caption", step, positions[i])
+    def _condition_draw(self, step: int, positions: range, purpose: str, i: int) -> np.random.Generator:
+        """The generator with which the condition of the sample at the i-th of these positions is drawn. `purpose`: what
+        it draws, such as "caption"."""
+        return random_draws.generator(self.seed, purpose, step, positions[i])
 
     def _read_ahead(self, step: int, asks_teacher: bool, slot: Slot) -> list[Batch]:
         batches = self._read(step, asks_teacher, slot)
@@ -241,7 +242,7 @@ def _batch(
     times: list[Any],
     posterior: list[Any] | None,
     teachers: dict[str, Tokens],
-    draw: Callable[[int], Any] | None = None,
+    draw: Callable[[str, int], Any] | None = None,
 ) -> Batch:
     x0 = bucket.x0(samples, posterior)
     _, channels, height, width = x0.shape
@@ -251,6 +252,6 @@ def _batch(
         x0=x0,
         noise=torch.stack([random_draws.normal(shape, rng) for rng in noise]),
         t_B=torch.tensor([objective.at_size(objective.sample_t(rng), shape) for rng in times]),
-        condition=bucket.conditions.of_samples(samples, draw),
+        condition=bucket.conditions.of_samples(samples, draw, x0),
         teachers=teachers,
     )

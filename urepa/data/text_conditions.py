@@ -25,6 +25,8 @@ from urepa.data.online_encoders import OnlineText, own_device
 from urepa.data.stores.record_reading import Store
 from urepa.data.stores.text_records import TextShape
 
+CAPTION = "caption"  # the purpose of the draw of one of a sample's captions
+
 
 @dataclass(frozen=True)
 class TextConditions:
@@ -67,14 +69,17 @@ class TextConditions:
         return TextShape.of(self.encoder)
 
     def of_samples(
-        self, samples: Sequence[Sample], draw: Callable[[int], np.random.Generator] | None = None
+        self,
+        samples: Sequence[Sample],
+        draw: Callable[[str, int], np.random.Generator] | None = None,
+        x0: Tensor | None = None,
     ) -> Condition:
-        """The condition with one caption of each sample, all given: one drawn with the generator `draw(i)`, or the
-        first caption if `draw` is None."""
+        """The condition with one caption of each sample, all given: one drawn with the generator
+        `draw(CAPTION, i)`, or the first caption if `draw` is None."""
         texts = []
         for i, sample in enumerate(samples):
             own = self.captions[sample.sample_id]
-            texts.append(own[0 if draw is None else int(draw(i).integers(len(own)))])
+            texts.append(own[0 if draw is None else int(draw(CAPTION, i).integers(len(own)))])
         return self._of_records(self._read(texts))
 
     def of_classes(self, class_ids: Sequence[int]) -> Condition:

@@ -1,4 +1,5 @@
-"""The caption settings of a track's declaration: checks, folders and descriptions, without torch."""
+"""The settings of a track's conditions in its declaration, which are class ids, captions or the images themselves:
+checks, folders and descriptions, without torch."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Any
 
 from urepa.core.errors import UserError
 from urepa.core.hashing import digest64
-from urepa.core.part_names import CLASS
+from urepa.core.part_names import CLASS, IMAGE, KEEP
 from urepa.core.text_protocols import text_widths
 from urepa.data.lists.paths import is_finished
 from urepa.data.sources.source_files import CAPTIONED
@@ -20,9 +21,15 @@ class CaptionSource(Enum):
     classes = "classes"
 
 
+class ConditionOf(Enum):
+    label = "label"
+    image = "image"
+
+
 class CaptionSettings:
     """Base class for declarations of tracks that have these keys."""
 
+    condition: Any  # a `ConditionOf`
     captions: Any  # a `CaptionSource`; None: conditions are class ids
     text_encoder: Any  # `urepa.core.text_protocols.TextEncoder`; None where there are no captions
     caption_column: str | None
@@ -32,9 +39,17 @@ class CaptionSettings:
     cfg_dropout: float
     flip: bool
     folder: Any  # a Path: the folder of the lists and caches
+    latent_shape: Any  # (C, H, W)
+
+    @property
+    def is_of_images(self) -> bool:
+        """Whether a sample is denoised under its own x0."""
+        return str(self.condition) == ConditionOf.image.value
 
     @property
     def condition_widths(self) -> dict[str, int]:
+        if self.is_of_images:
+            return {IMAGE: self.latent_shape[0], KEEP: 1}
         return {CLASS: 0} if self.text_encoder is None else dict(text_widths(self.text_encoder))
 
     @property
@@ -71,6 +86,8 @@ class CaptionSettings:
 
     def check_captions(self) -> None:
         """Raises UserError if the keys are inconsistent."""
+        if self.is_of_images and self.captions is not None:
+            raise UserError("data.condition=image excludes captions as conditions; drop it, or give data.captions=null")
         if self.captions is None and self.text_encoder is not None:
             raise UserError("data.text_encoder has no effect without data.captions=files (or classes); give that too")
         if self.captions is None and self.online_text:
@@ -106,6 +123,9 @@ class CaptionSettings:
 
     def describe_draws(self) -> str:
         """How captions are chosen and encoded and what is drawn at random for a sample, as text."""
+        if self.text_encoder is None and self.is_of_images:
+            drawn = "A sample is denoised under its own image; how much of it is kept is drawn at each update."
+            return f"{drawn} {draws_text(self.cfg_dropout, self.flip, 'image')}"
         if self.text_encoder is None:
             return draws_text(self.cfg_dropout, self.flip)
         made = (

@@ -7,7 +7,7 @@ from typing import Any
 
 from urepa.config.declared import declaration_of
 from urepa.core.errors import UserError
-from urepa.core.part_names import TEXT
+from urepa.core.part_names import IMAGE, TEXT
 from urepa.core.track_protocols import condition_widths
 from urepa.data.sources.caption_files import read_lines
 
@@ -23,7 +23,13 @@ def choose_prompts(asked: dict[str, Any], config: dict[str, Any], whose: str) ->
         whose: the model's name in messages, such as "this run".
     """
     given = [key for key in ("prompt", "prompts") if asked[key] is not None]
-    if TEXT not in condition_widths(declaration_of(config["data"])):
+    parts = condition_widths(declaration_of(config["data"]))
+    if IMAGE in parts:
+        raise UserError(
+            f"{whose} decodes images from codes, not from classes or prompts: encode images with `python -m "
+            "urepa.tokenize` and decode them with `python -m urepa.detokenize`"
+        )
+    if TEXT not in parts:
         if given:
             raise UserError(f"{given[0]} has no effect on {whose}, whose conditions are classes; give classes instead")
         return None

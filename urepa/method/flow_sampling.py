@@ -19,6 +19,7 @@ from urepa.core.conditions import Condition
 from urepa.method.guidance import guided_predictor
 from urepa.method.objectives.flow_math import FlowMath
 from urepa.method.objectives.objective_math import shape_of
+from urepa.method.projected_guidance import Projection
 
 LAST = 0.04  # where the SDE's noisy steps end; one step without noise leads from there to 0
 Velocity = Callable[[Tensor, Tensor], Tensor]  # x [B,C,H,W] and t [], both fp64, to dx/dt
@@ -30,10 +31,11 @@ def guided_velocity(
     scales: Mapping[str, float],
     interval: tuple[float, float],
     negative: Condition | None = None,
+    projection: Projection | None = None,
 ) -> Velocity:
     """The backbone's velocity, guided at times inside `interval` (Kynkäänniemi et al. 2024)."""
     low, high = interval
-    predict = guided_predictor(backbone, condition, scales, torch.float64, negative)
+    predict = guided_predictor(backbone, condition, scales, torch.float64, negative, projection)
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         return predict(x.float(), t.float(), guided=low <= float(t) <= high)
@@ -102,8 +104,9 @@ def sample(
     interval: tuple[float, float],
     rngs: list[np.random.Generator],
     negative: Condition | None = None,
+    projection: Projection | None = None,
 ) -> Tensor:
     """Samples x0 [B,C,H,W] from standard normal noise, on its device. `scales` are guidance scales by name; `rngs`, one
-    per image, draw the SDE's noise."""
-    velocity = guided_velocity(backbone, condition, scales, interval, negative)
+    per image, draw the SDE's noise. With a `projection` the guidance is adaptive projected guidance."""
+    velocity = guided_velocity(backbone, condition, scales, interval, negative, projection)
     return SAMPLERS[sampler](flow, velocity, noise.double(), steps, rngs).float()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from urepa.core.conditions import JOIN, Condition, check_names, covered_parts
 from urepa.core.errors import UserError
+from urepa.method.projected_guidance import ProjectedGuidance, Projection
 
 # A number: one scale for all parts together. A mapping: one scale for the parts of each name
 # (`conditions.covered_parts`).
@@ -50,10 +51,15 @@ def guided_predictor(
     scales: Mapping[str, float],
     dtype: torch.dtype,
     negative: Condition | None = None,
+    projection: Projection | None = None,
 ) -> GuidedPredictor:
     """The backbone's prediction under guidance (Ho & Salimans 2022; Liu et al. 2022 for several parts), combined in
     `dtype`. All passes are one batch, [u; c_1; c_2; ...] in the order of `scales`. There is only one pass if nothing is
-    guided, or if the only scale is 1."""
+    guided, or if the only scale is 1. With a `projection` exactly one name is guided, by adaptive projected guidance
+    (`urepa.method.projected_guidance`); the predictor is then for one run of a sampler, because it sums over its
+    calls."""
+    assert projection is None or len(scales) == 1, "projected guidance guides exactly one name"
+    projected = None if projection is None else ProjectedGuidance(projection)
     plain = not scales or list(scales.values()) == [1]
     passes = condition if plain else guidance_passes(condition, tuple(scales), negative)
 
@@ -63,6 +69,8 @@ def guided_predictor(
         many = torch.cat([x] * (len(scales) + 1))
         predictions = backbone(many, t.expand(len(many)), passes).prediction_RCHW.to(dtype)
         u, *given = predictions.chunk(len(scales) + 1)
+        if projected is not None:
+            return projected(u, given[0], next(iter(scales.values())))
         combined = u
         for scale, c in zip(scales.values(), given, strict=True):
             combined = combined + scale * (c - u)

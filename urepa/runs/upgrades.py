@@ -187,10 +187,12 @@ def _to_7(config: dict[str, Any]) -> None:
 
 
 def _to_8(config: dict[str, Any]) -> None:
-    """Captions were always read from their records, and Gemma's had no text before them."""
+    """Captions were always read from their records, and Gemma's had no text before them. Conditions were classes or
+    captions, never the image itself."""
     for part in _parts(config):
         if part["_target_"] in TRACKS:
             part.setdefault("online_text", False)
+            part.setdefault("condition", "label")
         elif part["_target_"] == "urepa.models.text_encoders.gemma.Gemma":
             part.setdefault("before", None)
 

@@ -21,7 +21,7 @@ from urepa.core.protocols import Head
 from urepa.core.types import Tokens
 from urepa.method.heads.conv_net import ConvHead
 from urepa.method.heads.layer_norm_linear_net import LayerNormLinearHead
-from urepa.method.heads.mlp_net import MLPHead, TimeMLPHead
+from urepa.method.heads.mlp_net import MLPHead, ResizedMLPHead, TimeMLPHead
 from urepa.method.heads.spatial_net import HiddenSpatialHead, SpatialHead
 from urepa.training.assembly import check_takes_grid
 from urepa.training.checks.combinations import check_keys
@@ -153,6 +153,24 @@ def test_repas_head_resizes_nothing() -> None:
     head = MLPHead(4, in_width=6, out_width=5)
     with pytest.raises(UserError, match=r"the tap has 2x8 tokens and the teacher 4x4, .*head=conv"):
         head(Tokens(torch.randn(2, 16, 6), (2, 8)), T, (4, 4))
+
+
+@pytest.mark.parametrize("grid", [(2, 3), (4, 5)])
+def test_flextoks_head_projects_first_and_resizes_then(grid: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    head = ResizedMLPHead(7, in_width=6, out_width=5)
+    tapped = Tokens(torch.randn(2, 6, 6), (2, 3))
+    out = head(tapped, T, grid)
+    map_BEhw = head.layers(tapped.x_BND).transpose(1, 2).unflatten(2, (2, 3))
+    resized = F.interpolate(map_BEhw, size=grid, mode="bilinear", align_corners=False).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(out.x_BND, F.normalize(resized, dim=-1))
+    assert out.grid == grid
+    masked = Tokens(tapped.x_BND, (2, 3), torch.tensor([[False, True, True, True, True, True]] * 2))
+    moved = Tokens(masked.x_BND.clone(), (2, 3), masked.mask_BN)
+    moved.x_BND[:, 0] += 9
+    one, other = (head(tokens, T, grid) for tokens in (masked, moved))
+    assert one.mask_BN is not None
+    assert torch.equal(one.x_BND[one.mask_BN], other.x_BND[one.mask_BN])
 
 
 def test_repas_tokens_have_unit_length_in_fp32_under_autocast() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from class_ids import of_ids
+from tiny_flextok import SMALL as SMALL_FLEXTOK
 from tiny_sit import SMALL as SMALL_SIT
 from transformers_tiny import CASES as TINY
 
@@ -23,7 +24,7 @@ from urepa.core.backbone_protocols import Backbone, BackboneNetwork, WeightsKind
 from urepa.core.conditions import Condition, Part
 from urepa.core.descriptions import BackboneFacts, CardFacts
 from urepa.core.errors import UserError
-from urepa.core.part_names import POOLED, TEXT
+from urepa.core.part_names import IMAGE, KEEP, POOLED, TEXT
 from urepa.core.types import no_rows
 from urepa.models.diffusers_files import hub_files
 from urepa.models.unet_families import FAMILIES, HUB_FILES
@@ -72,6 +73,10 @@ class Case:
         """A condition of two samples, one of them withheld."""
         if self.widths is None:
             return of_ids(torch.tensor([0, CLASSES]), CLASSES)
+        if IMAGE in self.widths:
+            pixels = Part.of(torch.randn(2, LATENT[1] * LATENT[2], LATENT[0]), torch.ones(2, 64, dtype=torch.bool))
+            whole = Condition({IMAGE: pixels, KEEP: Part.of(torch.rand(2, 1))})
+            return whole.drop({IMAGE: torch.tensor([False, True])})
         tokens = Part.of(torch.randn(2, 3, self.widths[TEXT]), torch.ones(2, 3, dtype=torch.bool))
         pooled = {POOLED: Part.of(torch.randn(2, self.widths[POOLED]))} if POOLED in self.widths else {}
         whole = Condition({TEXT: tokens, **pooled})
@@ -89,6 +94,16 @@ OF_FILES = {"weights": "random", "gradient_checkpointing": True}
 UNET_TAPS = ("enc_last", "mid", "dec_first")
 WHOLE = {"unet/config.json", "unet/diffusion_pytorch_model.safetensors"}
 CASES = {
+    "flextok": Case(
+        SMALL_FLEXTOK,
+        ("decoder_block_0", "decoder_block_1", "decoder_block_2"),
+        "tokenizer",
+        WeightsKind.backbone,
+        "python -m urepa.train +experiment=mine backbone.weights=FOLDER/model.safetensors",
+        {"model.safetensors"},
+        named="flextok.safetensors",
+        widths={IMAGE: 4, KEEP: 1},
+    ),
     "text_unet": Case(
         SMALL_UNET,
         UNET_TAPS,
@@ -201,7 +216,7 @@ def test_what_is_declared_is_what_is_built(case: tuple[Case, Any, Path]) -> None
     expected, declared, _ = case
     assert not {name for name in _members(Backbone) if not hasattr(declared, name)}
     assert (declared.noun, declared.base) == (expected.noun, expected.base)
-    assert declared.family in ("tiny_unet", "sd15", "sdxl", "kolors", "sit", *TINY)
+    assert declared.family in ("tiny_unet", "sd15", "sdxl", "kolors", "sit", "flextok", *TINY)
     declared.check(expected.latent)
     declared.check_files()
     assert declared.hub_files() == {}
@@ -279,7 +294,7 @@ def test_a_backbone_describes_itself(case: tuple[Case, Any, Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["sd15", "sd15_text", "sdxl", "kolors", "sit", *sorted(TINY.keys() & KINDS["backbone"].keys())]
+    "name", ["sd15", "sd15_text", "sdxl", "kolors", "sit", "flextok", *sorted(TINY.keys() & KINDS["backbone"].keys())]
 )
 def test_weights_have_a_name(name: str, tmp_path: Path) -> None:
     expected = CASES[name]

@@ -23,14 +23,14 @@ H200 = Device("H200", "cuda", 790e12, 141e9)
 UNSPOKEN = {
     "URepaLoss": "spike_threshold taps teachers",  # only counted; shares are told with the taps
     "PixelTrack": "root images limit validation_images test_images build_on_first_use online_teacher max_skipped "
-    "captions caption_column",
+    "captions caption_column online_text",
     "LatentTrack": "root images train_images val_images class_names token_dtype max_skipped latents tokens train val "
-    "prompts latent_shape online_teacher stage_to captions caption_column",
+    "prompts latent_shape online_teacher stage_to captions caption_column online_text",
     "SD15": "prompts",
 }
 
 
-EVERY = "evaluation=[digits,knn,linear_probe,alignment,generation,spatial,dense,clip_score,classified]"
+EVERY = "evaluation=[digits,knn,linear_probe,alignment,generation,spatial,dense,clip_score,classified,flextok]"
 
 
 def read_to_describe(declared: Any, *facts: Any, **known: Any) -> set[str]:
@@ -54,6 +54,7 @@ def read_to_describe(declared: Any, *facts: Any, **known: Any) -> set[str]:
         [EVERY],
         ["+experiment=track_a"],
         ["+experiment=repa_cifar10"],
+        ["+experiment=flextok_smoke"],
     ],
 )
 def test_descriptions_mention_every_setting_of_their_part(compose: Compose, overrides: list[str]) -> None:
@@ -77,7 +78,12 @@ def test_descriptions_mention_every_setting_of_their_part(compose: Compose, over
     assert "final" in read_to_describe(Cosine(final=0.5))
 
 
-UNSPOKEN_OF_EVALUATIONS = {"SampleGrid": {"shown_per_class"}, "Dense": {"folder"}, "GeneratedImages": {"batch_size"}}
+UNSPOKEN_OF_EVALUATIONS = {
+    "SampleGrid": {"shown_per_class"},
+    "Dense": {"folder"},
+    "GeneratedImages": {"batch_size"},
+    "Reconstruction": {"shown"},
+}
 
 
 def test_descriptions_of_evaluations_mention_every_setting(compose: Compose) -> None:

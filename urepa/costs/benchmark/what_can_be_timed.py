@@ -22,7 +22,10 @@ def check_bench(config: dict[str, Any]) -> None:
             "is counted by `python -m urepa.plan`, and bench.against=online times an online teacher"
         )
     if tuple(condition_widths(track)) != (CLASS,):
-        raise UserError("bench times steps under class ids, and this experiment has captions; leave data.captions out")
+        raise UserError(
+            "bench times steps with class ids as conditions, and this experiment has others; leave data.captions and "
+            "data.condition out"
+        )
     if settings["against"] == "online" and not declaration_of(config["loss"]).taps:
         raise UserError(
             "bench.against=online runs the teacher in every step, and loss=none has none; choose another loss"

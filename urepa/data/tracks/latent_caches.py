@@ -19,19 +19,22 @@ from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from urepa.core.files import read_json
 from urepa.core.track_protocols import ConditionMaker
 from urepa.data.bucketed_cache import Caches, caches_of
 from urepa.data.cache import NONE, refuse_differing, refuse_faulty
-from urepa.data.class_conditions import ClassConditions
 from urepa.data.lists.bucket_shapes import BUCKETS
 from urepa.data.lists.classes import class_names, read_names
 from urepa.data.lists.paths import no_cache_error, no_list_error
 from urepa.data.lists.samples import Samples, read_split
 from urepa.data.local_copies import stage
+from urepa.data.own_image_conditions import conditions_without_text
 from urepa.data.sources import source_changes
+from urepa.data.sources.decoding import rectangle, square
 from urepa.data.stages import vae
 from urepa.data.stages.decoded_images import TeacherView
 from urepa.data.stages.encode import prompt_facts, short_name
@@ -69,7 +72,7 @@ class LatentTrackCaches:
         self.remake = settings.remake
         self.captions = None if settings.text_encoder is None else CaptionCaches(settings, self.remake)
         self.conditions: ConditionMaker = (
-            ClassConditions.withheld_with(settings.cfg_dropout) if self.captions is None else self.captions.conditions
+            conditions_without_text(settings) if self.captions is None else self.captions.conditions
         )
         self.condition_widths = settings.condition_widths
         self.all_buckets = [LatentBucket(settings, name, size, self.view) for name, size in settings.sizes.items()]
@@ -237,6 +240,13 @@ class LatentTrackCaches:
                 refuse_other_scaling(latents, manifest, vae.scaling_of(loaded), self.vae)
             self._autoencoders.append(loaded)
         return self._autoencoders[0]
+
+    def cut(self, pixels_HW3: np.ndarray) -> Tensor:
+        """Cuts an image (uint8, RGB) as the track cuts its own: [3,H,W] in [0,1]."""
+        bucket = self.all_buckets[0]
+        size = bucket.image_shape[1:]
+        image = square(pixels_HW3, self.image_size) if not bucket.name else rectangle(pixels_HW3, size)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
     def to_rgb(self, x0: Tensor) -> Tensor:
         """Latents to images [B,3,H,W] in [0,1]."""

@@ -32,7 +32,7 @@ from urepa.data.lists.paths import (
 from urepa.data.lists.split_sizes import check_buckets, expected_latent_samples
 from urepa.data.sources.source_files import PHOTOGRAPHS, Source, check_images, count_source_images
 from urepa.data.stages.vae_config import DC, known_config, known_scaling
-from urepa.data.track_captions import CaptionSettings, CaptionSource
+from urepa.data.track_captions import CaptionSettings, CaptionSource, ConditionOf
 from urepa.data.track_defaults import ONE_BUCKET_A_BATCH, TrackDefaults, refuse_idle_teacher
 from urepa.data.track_teacher_view import TeacherSees, TeacherViewSettings
 from urepa.models.teachers.rectangle_sizes import Grid, grid_for
@@ -102,7 +102,7 @@ class LatentTrack(CaptionSettings, TeacherViewSettings, TrackDefaults):
     latent_shape: list[int] = setting("channels, rows and columns of a latent", ge=1, le=SIZE)
     num_classes: int = setting("number of classes", ge=1, le=SIZE)
     cfg_dropout: float = setting(
-        "probability that a training sample loses its class, or its caption", ge=0, le=1, alters=NOTHING
+        "probability that a training sample loses its class, its caption or its image", ge=0, le=1, alters=NOTHING
     )
     flip: bool = setting(
         "train on mirror images with probability 0.5; the caches then hold both", False, alters=NOTHING, unpairs=True
@@ -132,6 +132,11 @@ class LatentTrack(CaptionSettings, TeacherViewSettings, TrackDefaults):
         None,
         unpairs=True,
     )
+    condition: ConditionOf = setting(
+        "the condition of a sample. label: its class, or with `data.captions` its caption; image: its own x0, for a "
+        "backbone that encodes it",
+        ConditionOf.label,
+    )
     captions: CaptionSource | None = setting(
         "source of captions as conditions. files: stored with the images, in files beside them or in a column of the "
         "source; classes: `a photo of a NAME`, from the class names; null: conditions are class ids",
@@ -142,7 +147,7 @@ class LatentTrack(CaptionSettings, TeacherViewSettings, TrackDefaults):
     )
     text_encoder: Any = part("encodes the captions: text_encoder@data.text_encoder=NAME; null: without captions", None)
 
-    not_in_caches: ClassVar[tuple[str, ...]] = ("cfg_dropout", "stage_to")
+    not_in_caches: ClassVar[tuple[str, ...]] = ("cfg_dropout", "condition", "stage_to")
     of_images: ClassVar[tuple[str, ...]] = ("latent_shape", "image_size", "num_classes")
     without_copies: ClassVar[Mapping[str, Any]] = {"stage_to": None}
 

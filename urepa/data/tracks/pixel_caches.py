@@ -12,19 +12,21 @@ from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from urepa.core import progress
 from urepa.core.files import lock_folder, missing_folders, remove_new, write_whole
 from urepa.core.track_protocols import ConditionMaker
 from urepa.data.bucketed_cache import Caches, caches_of
-from urepa.data.class_conditions import ClassConditions
 from urepa.data.lists.bucket_shapes import BUCKETS, Size, nearest_buckets
 from urepa.data.lists.classes import names_at, read_names, write_names
 from urepa.data.lists.equal_images import EqualImages
 from urepa.data.lists.paths import is_finished, no_cache_error, remake_pixels_text
 from urepa.data.lists.samples import Samples
 from urepa.data.lists.splits import split_rows
+from urepa.data.own_image_conditions import conditions_without_text
 from urepa.data.sources import source_changes, unreadable
 from urepa.data.sources.decoding import UNREADABLE
 from urepa.data.sources.image_sources import SOURCES, refuse_duplicates, refuse_unfit_names
@@ -58,7 +60,7 @@ class PixelTrackCaches:
         self.remake = remake_pixels_text(self.name)
         self.text = None if settings.text_encoder is None else CaptionCaches(settings, self.remake)
         self.conditions: ConditionMaker = (
-            ClassConditions.withheld_with(settings.cfg_dropout) if self.text is None else self.text.conditions
+            conditions_without_text(settings) if self.text is None else self.text.conditions
         )
         self.condition_widths = settings.condition_widths
         self.max_skipped, self.flip, self.online_teacher = settings.max_skipped, settings.flip, settings.online_teacher
@@ -322,6 +324,14 @@ class PixelTrackCaches:
         return track
 
     # --- images -----------------------------------------------------------------------------------------
+
+    def cut(self, pixels_HW3: np.ndarray) -> Tensor:
+        """Cuts an image (uint8, RGB) as the track cuts its own: [C,H,W] in [0,1], in grey if the track has one
+        channel."""
+        pixels = pixels_HW3
+        if self.settings.channels == 1:
+            pixels = np.asarray(Image.fromarray(pixels_HW3).convert("L"))
+        return self.all_buckets[0].cut(pixels)[0]
 
     def to_x0(self, images_BCHW: Tensor) -> Tensor:
         """Images in [0,1] to latents."""

@@ -27,7 +27,7 @@ from urepa.data.lists.split_sizes import (
 )
 from urepa.data.sources.image_folder import class_places, readable
 from urepa.data.sources.source_files import PHOTOGRAPHS, Source, check_images, count_source_images
-from urepa.data.track_captions import CaptionSettings, CaptionSource
+from urepa.data.track_captions import CaptionSettings, CaptionSource, ConditionOf
 from urepa.data.track_defaults import ONE_BUCKET_A_BATCH, TrackDefaults, refuse_idle_teacher
 from urepa.data.tracks.pixel_sizes import check_channels, check_pixels, unshuffled_shape
 from urepa.models.teachers.rectangle_sizes import Grid, grid_for
@@ -60,7 +60,7 @@ class PixelTrack(CaptionSettings, TrackDefaults):
     )
     num_classes: int = setting("number of classes; data=folder counts the class folders by default", ge=1, le=SIZE)
     cfg_dropout: float = setting(
-        "probability that a training sample loses its class, or its caption", ge=0, le=1, alters=NOTHING
+        "probability that a training sample loses its class, its caption or its image", ge=0, le=1, alters=NOTHING
     )
     build_on_first_use: bool = setting("make missing caches when a run needs them")
     flip: bool = setting(
@@ -73,6 +73,11 @@ class PixelTrack(CaptionSettings, TrackDefaults):
         "landscape and a portrait rectangle of nearly as many pixels; null: only squares",
         None,
         unpairs=True,
+    )
+    condition: ConditionOf = setting(
+        "the condition of a sample. label: its class, or with `data.captions` its caption; image: its own x0, for a "
+        "backbone that encodes it",
+        ConditionOf.label,
     )
     captions: CaptionSource | None = setting(
         "source of captions as conditions. files: stored with the images, in files beside them or in a column of the "
@@ -87,7 +92,7 @@ class PixelTrack(CaptionSettings, TrackDefaults):
         "largest fraction of images that may be unreadable; 0: none", 0.0, ge=0, le=1, alters=NOTHING, unpairs=True
     )
 
-    not_in_caches: ClassVar[tuple[str, ...]] = ("cfg_dropout", "build_on_first_use")
+    not_in_caches: ClassVar[tuple[str, ...]] = ("cfg_dropout", "condition", "build_on_first_use")
     of_images: ClassVar[tuple[str, ...]] = ("image_size", "channels", "unshuffle", "scale", "num_classes")
     without_making: ClassVar[Mapping[str, Any]] = {"build_on_first_use": False}
 

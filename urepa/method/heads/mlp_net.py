@@ -1,16 +1,18 @@
-"""The networks of `mlp` and `time_mlp`.
+"""The networks of `mlp`, `mlp_resized` and `time_mlp`.
 
 Shapes: B batch, N tokens, D width of the tap, H width within the head, E width of the teacher, h/w the tap's grid.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from urepa.core.errors import UserError
 from urepa.core.types import Tokens
-from urepa.models.layers import linear
+from urepa.models.layers import linear, resize_tokens
 from urepa.models.time_embedding import SINUSOID, sinusoid
 
 
@@ -48,6 +50,19 @@ class MLPHead(nn.Module):
     def project(self, x_BND: Tensor, t_B: Tensor) -> Tensor:
         """The projected tokens [B,N,E], before normalisation."""
         return self.layers(x_BND)
+
+
+class ResizedMLPHead(MLPHead):
+    """`MLPHead` followed by bilinear interpolation (half-pixel centres) of the projected tokens to the teacher's
+    grid.
+
+    Args: those of `MLPHead`.
+    """
+
+    def forward(self, tapped: Tokens, t_B: Tensor, grid: tuple[int, int]) -> Tokens:
+        projected = replace(tapped, x_BND=self.project(tapped.x_BND, t_B).float())
+        resized = resize_tokens(projected, grid)
+        return replace(resized, x_BND=F.normalize(resized.x_BND, dim=-1))
 
 
 class TimeMLPHead(MLPHead):

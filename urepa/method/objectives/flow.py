@@ -23,7 +23,11 @@ FORMULAS = {  # by path: x_t and its velocity
         r"y = \frac{\pi}{2} \Bigl( \cos \frac{\pi t}{2}\, \epsilon - \sin \frac{\pi t}{2}\, x_0 \Bigr)",
     ),
 }
-DRAWS = {"uniform": "uniformly from [0, 1]", "lognormal": "such that the noise-to-signal ratio is log-normal(0, 1)"}
+DRAWS = {
+    "uniform": "uniformly from [0, 1]",
+    "lognormal": "such that the noise-to-signal ratio is log-normal(0, 1)",
+    "mode": "with the mode density of Stable Diffusion 3, s = 1.29",
+}
 
 
 class FlowPath(Enum):
@@ -34,6 +38,7 @@ class FlowPath(Enum):
 class TimeDraw(Enum):
     uniform = "uniform"
     lognormal = "lognormal"
+    mode = "mode"
 
 
 @dataclass

@@ -36,8 +36,15 @@ PATHS: dict[str, tuple[NoisePath, Callable[[float], float]]] = {
     "linear": (linear_path, lambda r: r / (1 + r)),
     "cosine": (cosine_path, lambda r: math.atan(r) * 2 / math.pi),
 }
+MODE_SCALE = 1.29  # s of Esser et al. (2024)
 BELOW_ONE = 1 - 2**-24  # the largest fp32 number below 1
 QUANTILES = 1000  # of the distribution of training times
+
+
+def at_mode(u: float) -> float:
+    """Maps a uniform number in [0, 1] to a time with the mode density, which is largest in the middle (Esser et al.
+    2024, eq. 20): 1 − u − s·(cos²(πu/2) − 1 + u). It falls from 1 to 0."""
+    return 1 - u - MODE_SCALE * (math.cos(math.pi * u / 2) ** 2 - 1 + u)
 
 
 class FlowMath(ObjectiveMath):
@@ -46,7 +53,8 @@ class FlowMath(ObjectiveMath):
     Args:
         path: a key of PATHS.
         draw: how t is drawn: "uniform", or "lognormal", where σ/α = e^N with N standard normal. On the linear path
-            that is logit-normal (REPA, arXiv 2410.06940, trains on the uniform one).
+            that is logit-normal (REPA, arXiv 2410.06940, trains on the uniform one). "mode" is `at_mode` of a uniform
+            number.
     """
 
     samplers: tuple[str, ...] = ("euler", "heun", "sde")
@@ -57,11 +65,16 @@ class FlowMath(ObjectiveMath):
         draws: dict[str, Callable[[np.random.Generator], float]] = {
             "uniform": lambda rng: rng.random(),
             "lognormal": lambda rng: at_ratio(math.exp(rng.standard_normal())),
+            "mode": lambda rng: at_mode(rng.random()),
         }
         self.draw = draws[draw]
         shares = (torch.arange(QUANTILES, dtype=torch.float64) + 0.5) / QUANTILES
         normal = torch.special.ndtri(shares)
-        quantiles = {"uniform": shares.tolist(), "lognormal": [at_ratio(math.exp(n)) for n in normal.tolist()]}
+        quantiles = {
+            "uniform": shares.tolist(),
+            "lognormal": [at_ratio(math.exp(n)) for n in normal.tolist()],
+            "mode": [at_mode(u) for u in shares.tolist()],
+        }
         self._train_at(torch.tensor(quantiles[draw]))
 
     def sample_t(self, rng: np.random.Generator) -> float:

@@ -47,6 +47,7 @@ def check(config: dict[str, Any], overrides: list[str]) -> None:
     check_turns(config, given)
     check_online(config, given)
     check_lora(config)
+    check_rate(config)
     check_ranges(config)
     check_grid(config)
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -237,6 +238,17 @@ def check_lora(config: dict[str, Any]) -> None:
     """Raises UserError for adapters for which the backbone has no layers, or that would train nothing."""
     lora: LoRA = declaration_of(config["lora"])
     lora.check(declaration_of(config["backbone"]))
+
+
+def check_rate(config: dict[str, Any]) -> None:
+    """Raises UserError for a learning rate at which the backbone would hardly train. Nothing is checked for a warm
+    start, or for an optimiser whose learning rates are not given by part."""
+    declared: Any = declaration_of(config["backbone"])
+    lora: LoRA = declaration_of(config["lora"])
+    rates = config["optimizer"].get("lr")
+    rate = rates.get(lora.group) if isinstance(rates, dict) else None
+    if hasattr(declared, "check_rate") and config["warm_start"] is None and rate is not None:
+        declared.check_rate(rate)
 
 
 def check_grid(config: dict[str, Any]) -> None:
