@@ -47,8 +47,8 @@ def flop_counter() -> FlopCounterMode:
 
 
 class _NoModules:
-    """Stands for FlopCounterMode's tracker of modules, whose hooks keep what gradient checkpointing recomputes, in cycles
-    that are not collected: memory would be counted as if nothing were recomputed."""
+    """Stands for FlopCounterMode's tracker of modules. That one's hooks keep what gradient checkpointing recomputes, in
+    cycles that are not collected: memory would be counted as if nothing were recomputed."""
 
     parents = ("Global",)
 
