@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from urepa.costs.counting import SavedBytes, StepCount, count_step, norm_as_on_cuda, on_fake_cpu
+from urepa.training.assembly import build_part
 
 
 def counted(model: nn.Module, *shape: int, on: Callable[[nn.Module], Any] = on_fake_cpu) -> StepCount:
@@ -190,3 +191,42 @@ def test_the_peak_is_what_torch_allocates() -> None:
         count = count_step(pretended, lambda name: name, lambda: step(pretended))
     # pretended tensors are let go of a little later: a gradient is there twice while it is taken over
     assert count.peak == pytest.approx(max(accumulate(sizes)), rel=0.1)
+
+
+def test_the_planned_teachers_are_the_published_ones(compose: Callable[..., Any]) -> None:
+    sizes = {"dinov2_s": 22.06e6, "dinov2_b": 86.58e6, "dinov2_g": 1136.48e6, "clip_l": 303.97e6}
+    for name, parameters in sizes.items():
+        teacher = build_part(compose(f"teacher={name}")["teacher"])
+        with torch.device("meta"):
+            network = teacher.build_without_weights()
+        assert sum(p.numel() for p in network.parameters()) == pytest.approx(parameters, rel=1e-3), name
+
+
+class Checkpointed(nn.Module):
+    """Blocks that are computed again in the backward pass."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(8, 64), nn.GELU(), nn.Linear(64, 8)).requires_grad_(False) for _ in range(count)
+        )
+
+    def forward(self, x_B8: Tensor) -> Tensor:
+        for block in self.blocks:
+            x_B8 = checkpoint(block, x_B8, use_reentrant=False)
+        return x_B8
+
+
+def _peak(model: nn.Module, x_B8: Tensor) -> int:
+    return count_step(model, lambda name: "blocks", lambda: model(x_B8).sum()).peak
+
+
+def test_recomputed_activations_are_not_kept() -> None:
+    """Each block more keeps its input until the backward pass, and its weights are seen; not its activations, which are
+    computed again and freed."""
+    peaks = []
+    for count in (2, 6):
+        model, x_B8 = Checkpointed(count), torch.randn(1000, 8, requires_grad=True)
+        peaks.append(_peak(model, x_B8))
+    weights = sum(p.nbytes for p in Checkpointed(1).parameters())
+    assert (peaks[1] - peaks[0]) / 4 <= 1.2 * (x_B8.nbytes + weights)

@@ -297,15 +297,6 @@ def test_an_online_teacher_is_part_of_the_step(compose: Compose) -> None:
     assert [cache.name for cache in planned.counted.caches] == ["latents", "prompts"]
 
 
-def test_the_planned_teachers_are_the_published_ones(compose: Compose) -> None:
-    sizes = {"dinov2_s": 22.06e6, "dinov2_b": 86.58e6, "dinov2_g": 1136.48e6, "clip_l": 303.97e6}
-    for name, parameters in sizes.items():
-        teacher = build_part(compose(f"teacher={name}")["teacher"])
-        with torch.device("meta"):
-            network = teacher.build_without_weights()
-        assert sum(p.numel() for p in network.parameters()) == pytest.approx(parameters, rel=1e-3), name
-
-
 @pytest.mark.slow
 def test_a_network_built_without_weights_is_the_real_one(compose: Compose, small_run: list[str]) -> None:
     config = compose(*small_run)

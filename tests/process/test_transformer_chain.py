@@ -35,7 +35,7 @@ def overrides(place: Path, case: str) -> list[str]:
     given = [f"+experiment=repa_{case}", f"data.images={place / 'images'}", f"data.root={place / case / 'caches'}"]
     given += ["data.val_images=24", "data.image_size=128", f"data.latent_shape={latents}", *own]
     given += [f"teacher.model={place / 'dino'}", "teacher.image_size=56", "teacher.grid=[4,4]"]
-    given += [f"teacher.width={WIDTH}"]
+    given += [f"teacher.width={WIDTH}", f"~loss.taps.{TAPS[case]}", "+loss.taps.block_1=1.0"]
     given += ["trainer.max_steps=2", "trainer.batch_size=4", "trainer.validation_group=2", "trainer.validate_every=2"]
     return [*given, "trainer.checkpoint_every=2", "trainer.threads=1", "tracking=none"]
 
@@ -46,9 +46,8 @@ def checked(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def test_every_family_from_photographs_to_reports(work: Workspace, place: Path) -> None:
-    without = {case: overrides(place, case) for case in TAPS}
-    for case, rest in without.items():
-        given = [*rest, f"~loss.taps.{TAPS[case]}", "+loss.taps.block_1=1.0"]
+    written = {case: overrides(place, case) for case in TAPS}
+    for case, given in written.items():
         parts = [o for o in given if o.startswith(("data.", "teacher."))]
         checked(ended(["-m", "urepa.preprocess", f"data={case}_captions", *parts], work.folder))
         planned = checked(ended(["-m", "urepa.plan", *given], work.folder))
@@ -70,7 +69,7 @@ def test_every_family_from_photographs_to_reports(work: Workspace, place: Path) 
         (file, *_) = declared_of(case).find_weights(out).files
         with safe_open(file, "pt") as tensors:
             assert any("lora" in name for name in tensors.keys())  # noqa: SIM118
-    checked(ended(["-m", "urepa.train", *without["sd3"], "loss=none"], work.folder))
+    checked(ended(["-m", "urepa.train", *written["sd3"], "loss.lambda_max=0"], work.folder))
     checked(ended(["-m", "urepa.compare", "runs=outputs", "experiment=repa_sd3", "out=sd3.json"], work.folder))
     arms = json.loads((work.folder / "sd3.json").read_text())["arms"]
     assert len(arms) == 2

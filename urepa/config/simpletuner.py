@@ -23,7 +23,6 @@ from urepa.config.parts import SCHEMAS
 from urepa.config.simpletuner_keys import PREFIXES, TEACHER_SEES, Alignment, Keys, read_alignment
 from urepa.core.errors import UserError
 from urepa.core.ranks import is_first
-from urepa.method.alignment_grids import SMALLER, TEACHER
 
 OPTION = "+simpletuner="
 BY_SHAPE = ("backbone", "data")  # the parts that say how many tokens a tap has
@@ -117,7 +116,7 @@ def _compared_grid(composed: DictConfig, keys: Keys, alignment: Alignment, given
     one or both are equal. U-Nets tell the grids of their taps when they are built. UserError where a file without
     interpolation meets different grids."""
     if alignment.regulariser != "crepa":
-        return SMALLER
+        return "smaller"
     backbone, data = (declaration_of(OmegaConf.to_container(composed[part], resolve=True)) for part in BY_SHAPE)
     tap = [pixels // backbone.patch for pixels in data.latent_shapes[0][1:]] if hasattr(backbone, "patch") else None
     key = "teacher.grid"
@@ -133,7 +132,7 @@ def _compared_grid(composed: DictConfig, keys: Keys, alignment: Alignment, given
             f"compares the mean of all tokens where tap and teacher have different numbers of them{counts}, for which "
             "there is no equal",
         )
-    return TEACHER if is_larger else SMALLER
+    return "teacher" if is_larger else "smaller"
 
 
 def _is_given(key: str, given: Collection[str]) -> bool:

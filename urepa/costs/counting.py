@@ -41,7 +41,22 @@ def flop_counter() -> FlopCounterMode:
     for kernel in ATTENTION:
         formulas[getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}")] = _attention_forward
         formulas[getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}_backward")] = _attention_backward
-    return FlopCounterMode(display=False, custom_mapping=formulas)
+    counter = FlopCounterMode(display=False, custom_mapping=formulas)
+    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+    return counter
+
+
+class _NoModules:
+    """Stands for FlopCounterMode's tracker of modules. That one's hooks keep what gradient checkpointing recomputes, in
+    cycles that are not collected: memory would be counted as if nothing were recomputed."""
+
+    parents = ("Global",)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *exception: object) -> None:
+        pass
 
 
 class SavedBytes:

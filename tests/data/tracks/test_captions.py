@@ -1,5 +1,4 @@
-"""Captions of a small track: the lists, the store of their records, and the conditions of samples (B samples, L
-positions, D width)."""
+"""Captions of a small track: lists, records, and conditions of samples (B samples, L positions, D width)."""
 
 from __future__ import annotations
 
@@ -381,7 +380,7 @@ def test_a_part_of_a_config_holds_the_encoder(compose: Callable[..., Any], place
 def test_bench_and_clip_score_refuse_captions(
     compose: Callable[..., Any], opened: Any, place: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="bench times steps under class ids, and this experiment has captions"):
+    with pytest.raises(UserError, match="bench times steps with class ids as conditions, and this"):
         check_bench(compose(*overrides(place / "images", tmp_path, place / "clip"), root="bench"))
     _, cache = opened
     asked, context = SimpleNamespace(check_images=lambda there: None), SimpleNamespace(cache=cache)

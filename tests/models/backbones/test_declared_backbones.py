@@ -24,7 +24,7 @@ from urepa.core.backbone_protocols import Backbone, BackboneNetwork, WeightsKind
 from urepa.core.conditions import Condition, Part
 from urepa.core.descriptions import BackboneFacts, CardFacts
 from urepa.core.errors import UserError
-from urepa.core.part_names import IMAGE, KEEP, POOLED, TEXT
+from urepa.core.part_names import IMAGE, KEEP, LAYERS, POOLED, TEXT
 from urepa.core.types import no_rows
 from urepa.models.diffusers_files import hub_files
 from urepa.models.unet_families import FAMILIES, HUB_FILES
@@ -79,7 +79,11 @@ class Case:
             return whole.drop({IMAGE: torch.tensor([False, True])})
         tokens = Part.of(torch.randn(2, 3, self.widths[TEXT]), torch.ones(2, 3, dtype=torch.bool))
         pooled = {POOLED: Part.of(torch.randn(2, self.widths[POOLED]))} if POOLED in self.widths else {}
-        whole = Condition({TEXT: tokens, **pooled})
+        layers = {}
+        if LAYERS in self.widths:
+            stacked = max(self.settings["llama_layers"]) + 1
+            layers = {LAYERS: Part.of(torch.randn(2, stacked, 3, self.widths[LAYERS]), tokens.mask_BL)}
+        whole = Condition({TEXT: tokens, **layers, **pooled})
         return whole.drop({TEXT: torch.tensor([False, True])})
 
 
