@@ -5,7 +5,8 @@ test images another, so `+experiment=captions_cifar10` is evaluated on prompts t
 
 DIR has {train,test}/CLASS/*.png. The command writes DIR/train/metadata.jsonl and DIR/test/metadata.jsonl (`file_name`,
 `text`, which `data.captions=files` reads), and DIR/held_out_prompts.txt with all held-out prompts, for `urepa.generate
-prompts=`. Captions depend only on the images' names. Existing files are not overwritten.
+prompts=`. An image's captions depend only on its split, class and file name. Existing files are not
+overwritten.
 """
 
 from __future__ import annotations

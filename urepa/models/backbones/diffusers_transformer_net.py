@@ -124,7 +124,7 @@ class DiffusersTransformer(nn.Module):
 
     @property
     def width(self) -> int:
-        """D, if the module's config has it under another name."""
+        """D, for modules without the attribute `inner_dim`."""
         config = self.transformer.config
         return int(config.num_attention_heads * config.attention_head_dim)
 
