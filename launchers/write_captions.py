@@ -1,11 +1,12 @@
-"""Writes captions for CIFAR-10 as class folders: of training images from one list of templates, of test images from
-another, so that a run of `+experiment=captions_cifar10` is measured on prompts that it has not seen.
+"""Writes captions for CIFAR-10 in class folders. Captions of training images use one list of templates and captions of
+test images another, so `+experiment=captions_cifar10` is evaluated on prompts that are not in its training data.
 
     python -m launchers.write_captions DIR
 
-DIR has {train,test}/CLASS/*.png. Written: DIR/train/metadata.jsonl and DIR/test/metadata.jsonl (`file_name`, `text`, as
-`data.captions=files` reads them), and DIR/held_out_prompts.txt, every held-out prompt, for `urepa.generate prompts=`.
-The same images get the same captions again. Files that are there are not overwritten.
+DIR has {train,test}/CLASS/*.png. The command writes DIR/train/metadata.jsonl and DIR/test/metadata.jsonl (`file_name`,
+`text`, which `data.captions=files` reads), and DIR/held_out_prompts.txt with all held-out prompts, for `urepa.generate
+prompts=`. An image's captions depend only on its split, class and file name. Existing files are not
+overwritten.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from urepa.data.sources.caption_files import METADATA
 from urepa.data.sources.image_folder import images_in, readable
 
 USAGE = "python -m launchers.write_captions DIR, a folder with {train,test}/CLASS/*.png of CIFAR-10"
-NAMES: dict[str, tuple[str, ...]] = {  # the class's folder, and what captions call what is in it
+NAMES: dict[str, tuple[str, ...]] = {  # a class's folder, and the names of its objects in captions
     "airplane": ("an airplane", "a plane", "an aircraft", "a jet"),
     "automobile": ("an automobile", "a car", "a motor car"),
     "bird": ("a bird", "a wild bird", "a little bird"),
@@ -39,7 +40,7 @@ NAMES: dict[str, tuple[str, ...]] = {  # the class's folder, and what captions c
     "ship": ("a ship", "a boat", "a vessel at sea"),
     "truck": ("a truck", "a lorry", "a big truck"),
 }
-TEMPLATES: dict[str, tuple[str, ...]] = {  # by split; no text is in both
+TEMPLATES: dict[str, tuple[str, ...]] = {  # by split; the two have no text in common
     "train": (
         "{}",
         "a photo of {}",
@@ -71,31 +72,31 @@ TEMPLATES: dict[str, tuple[str, ...]] = {  # by split; no text is in both
         "we looked for a long time until we found {}",
     ),
 }
-CAPTIONS = {"train": 4, "test": 1}  # of an image
+CAPTIONS = {"train": 4, "test": 1}  # the number of captions per image
 PROMPTS = "held_out_prompts.txt"
 
 
 def prompts_of(split: str, name: str) -> list[str]:
-    """Every caption that images of a class can have in a split, templates first."""
+    """All captions that images of a class can have in a split, ordered by template."""
     return [template.format(what) for template in TEMPLATES[split] for what in NAMES[name]]
 
 
 def draw_captions(split: str, name: str, file: str) -> list[str]:
-    """Different captions of one image, drawn by an address of its split, class and file name."""
+    """Different captions for one image. The draw depends on its split, class and file name."""
     prompts = prompts_of(split, name)
     rng = random_draws.generator(random_draws.digest64("captions", split, name, file), "captions")
     return [prompts[int(i)] for i in rng.permutation(len(prompts))[: CAPTIONS[split]]]
 
 
 def rows_of(split: str, images: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """The lines of a split's metadata, by class and file name."""
+    """The lines of a split's metadata, ordered by class and file name."""
     for name, files in images.items():
         for file in files:
             yield json.dumps({"file_name": f"{name}/{file}", "text": draw_captions(split, name, file)})
 
 
 def images_by_class(folder: Path) -> dict[str, list[str]]:
-    """The images of a split by class, sorted. UserError where its folders are not those of CIFAR-10's classes."""
+    """The images of a split by class, sorted. Raises UserError if its folders are not those of CIFAR-10's classes."""
     found = {
         path.name: files
         for path in (sorted(folder.iterdir()) if folder.is_dir() else [])
@@ -110,8 +111,8 @@ def images_by_class(folder: Path) -> dict[str, list[str]]:
 
 
 def write_captions(root: Path) -> dict[Path, int]:
-    """Writes the captions of all images below `root`, and the held-out prompts: how many lines by file. UserError, with
-    nothing written, where the images are not there or some captions are."""
+    """Writes the captions of all images below `root`, and the held-out prompts. Returns the number of lines by file.
+    Raises UserError, and writes nothing, if images are missing or captions exist."""
     images = {split: images_by_class(root / split) for split in TEMPLATES}
     lines = {root / split / METADATA[0]: list(rows_of(split, images[split])) for split in images}
     lines[root / PROMPTS] = [prompt for name in NAMES for prompt in prompts_of("test", name)]
@@ -124,7 +125,7 @@ def write_captions(root: Path) -> dict[Path, int]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Writes, and says what was written."""
+    """Writes the files and prints their names and numbers of lines."""
     if len(arguments) != 1 or arguments[0].startswith("-"):
         raise UserError(f"give one folder: {USAGE}")
     for file, count in write_captions(Path(arguments[0])).items():

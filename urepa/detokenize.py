@@ -36,7 +36,7 @@ def main(config: DictConfig) -> None:
 
 
 def check(asked: dict[str, Any], given: list[str]) -> None:
-    """Raises UserError if keys are missing or have no effect, the run has no tokenizer, or a path does not fit.
+    """Raises UserError if keys are missing or have no effect, the run has no tokenizer, or a path is not valid.
 
     Args:
         given: the keys on the command line.

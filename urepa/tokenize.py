@@ -31,7 +31,7 @@ def main(config: DictConfig) -> None:
 
 
 def check(asked: dict[str, Any]) -> None:
-    """Raises UserError if keys are missing, the run has no tokenizer, or a path does not fit."""
+    """Raises UserError if keys are missing, the run has no tokenizer, or a path is not valid."""
     for key in ("run", "images", "out"):
         if asked[key] is None:
             raise UserError(f"say which {key}: {USAGE}")

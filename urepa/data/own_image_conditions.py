@@ -1,6 +1,6 @@
-"""The conditions of tracks whose samples are denoised under their own image, and the choice between these and classes.
+"""Conditions of tracks whose samples are denoised under their own image, and the choice between these and classes.
 
-Shapes: B samples, CHW latent, L = H·W its pixels.
+Shapes: B samples, CHW latent, L = H·W latent pixels.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class OwnImageConditions:
         draw: Callable[[str, int], np.random.Generator] | None = None,
         x0: Tensor | None = None,
     ) -> Condition:
-        """The condition with the samples' x0, all given. How much of each is kept is drawn with the generator
-        `draw(DRAW, i)`, or depends on the sample's id alone if `draw` is None."""
+        """The condition that contains the samples' x0, which must be given. How much of each is kept is drawn with the
+        generator `draw(DRAW, i)`, or depends only on the sample's id if `draw` is None."""
         assert x0 is not None, "the conditions are computed from x0"
         if draw is None:
             kept = [unit_interval(DRAW, sample.sample_id) for sample in samples]
@@ -71,7 +71,7 @@ def _condition(x0: Tensor, kept_B1: Tensor) -> Condition:
 
 
 def conditions_without_text(settings: Any) -> ConditionMaker:
-    """The conditions of a track without captions: the images themselves or their classes, as its settings say
+    """The conditions of a track without captions: the images themselves or their classes, depending on its settings
     (`urepa.data.track_captions.CaptionSettings`)."""
     if settings.is_of_images:
         return OwnImageConditions.withheld_with(settings.cfg_dropout, settings.latent_shape)

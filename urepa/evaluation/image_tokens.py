@@ -1,6 +1,6 @@
 """Codes of a run's images, for evaluations of tokenizers.
 
-Shapes: N images, B of a chunk, K codes of an image, d values of a code, CHW latent.
+Shapes: N images, B images of a chunk, K codes of an image, d values of a code, CHW latent.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def tokenizer_of(context: Context, model: AlignedModel | None = None) -> Any:
 
 
 def powers_of_two(most: int) -> list[int]:
-    """The powers of two below `most`, from 1, and `most`."""
+    """The powers of two from 1 that are below `most`, followed by `most`."""
     return [*(2**i for i in range(most.bit_length()) if 2**i < most), most]
 
 

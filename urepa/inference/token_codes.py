@@ -1,9 +1,9 @@
 """Encodes images into files of codes and decodes them, for `urepa.tokenize` and `urepa.detokenize`.
 
-A file is safetensors. It has `codes`, int32 [N,K], with a row for each image, and as metadata the images' names and the
-digest of the weights that encoded them.
+A file is in the safetensors format. It has `codes`, int32 [N,K], with a row for each image. Its metadata are the
+images' names and the digest of the weights that encoded them.
 
-Shapes: N images, B of a batch, K codes of an image, CHW latent or image.
+Shapes: N images, B images of a batch, K codes of an image, CHW latent or image.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ALWAYS = (0.0, 1.0)  # guidance at all times
 
 
 def tokenize(asked: dict[str, Any]) -> str:
-    """Encodes the images of a folder into a file. Returns a sentence that reports it. Raises UserError if an image
+    """Encodes the images of a folder into a file. Returns a sentence for the user. Raises UserError if an image
     cannot be read, or there are none."""
     root, out = Path(asked["images"]), Path(asked["out"])
     suffixes = readable()
@@ -61,7 +61,7 @@ def tokenize(asked: dict[str, Any]) -> str:
 
 
 def detokenize(asked: dict[str, Any]) -> str:
-    """Decodes a file of codes into a folder of images. Returns a sentence that reports it. Raises UserError if the file
+    """Decodes a file of codes into a folder of images. Returns a sentence for the user. Raises UserError if the file
     is not a file of codes, or was made with other weights."""
     declared: Any
     opened, out = _open(asked), Path(asked["out"])
@@ -111,12 +111,12 @@ def _open(asked: dict[str, Any]) -> OpenedRun:
         raise UserError(
             f"run={asked['run']} was not trained as a flow, and codes are decoded by a flow; give another run"
         )
-    _ = opened.autoencoder  # raises now if it is missing or not the one of the training
+    _ = opened.autoencoder  # if it is missing or not that of the training, this raises before sampling
     return opened
 
 
 def _weights_of(run: Path) -> str:
-    """The digest of the weights of a run that are used."""
+    """The digest of the weights that are loaded from a run."""
     return str(checkpoint.require(run).state["files"]["ema.safetensors"])
 
 
@@ -136,7 +136,7 @@ def _image(file: Path, track: Any) -> Tensor:
 
 
 def _read_codes(file: Path, weights: str, declared: Any) -> tuple[list[str], Tensor]:
-    """The images' names and their codes [N,K], int64."""
+    """The images' names and their codes [N,K], int64. Raises UserError if the file is not valid for this run."""
     try:
         with safe_open(file, "pt") as stored:
             metadata, codes_NK = stored.metadata() or {}, stored.get_tensor("codes").long()
@@ -158,8 +158,8 @@ def _read_codes(file: Path, weights: str, declared: Any) -> tuple[list[str], Ten
 
 
 def _targets(names: list[str], out: Path) -> list[Path]:
-    """The file of each image, below `out`. Raises UserError for a name that leads out of `out`, which a file from
-    someone else may have."""
+    """The file of each image, below `out`. Raises UserError for a name that leads out of `out`: the file of codes
+    may come from another person."""
     for name in names:
         if (
             not isinstance(name, str)

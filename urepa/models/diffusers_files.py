@@ -6,6 +6,6 @@ WEIGHTS = "diffusion_pytorch_model"
 
 
 def hub_files(folder: str) -> list[str]:
-    """Patterns of the files of a pipeline's module, without the variants (fp16, non_ema) beside its weights."""
+    """Patterns of the files of a pipeline's module. They do not match variants of its weights (fp16, non_ema)."""
     endings = (".safetensors", "-*.safetensors", ".safetensors.index.json")
     return [f"{folder}/config.json", *(f"{folder}/{WEIGHTS}{ending}" for ending in endings)]

@@ -1,5 +1,5 @@
-"""Modules of diffusers' pipelines from their files, of a hub id or a local folder: tensor by tensor, in the type in
-which they are held."""
+"""Reads modules of diffusers' pipelines from a hub id or a local folder, tensor by tensor and directly in the data
+type in which they are held."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ from urepa.models.speed_switches import IN_THEIR_INPUTS_TYPE
 
 @dataclass(frozen=True)
 class ModuleKind:
-    """Which module of a pipeline is read.
+    """The module of a pipeline that is read.
 
     Args:
-        class_name: of diffusers. folder: of the pipeline's folder. noun: what an error calls it ("U-Net").
-        check: UserError where a config.json, of the place that is named, is not of a module that is taken.
+        class_name: the class in diffusers.
+        folder: the module's folder in the pipeline's folder.
+        noun: the module's name in errors ("U-Net").
+        check: raises UserError if a config.json is not that of an accepted module. Its second argument names the place
+            for the error.
     """
 
     class_name: str
@@ -34,14 +37,15 @@ class ModuleKind:
 
     @property
     def cls(self) -> Any:
-        """The class."""
+        """The class in diffusers."""
         import diffusers
 
         return getattr(diffusers, self.class_name)
 
 
 def module_folder(folder: Path, name: str) -> Path:
-    """The folder with the module's config.json, given that one or the pipeline's, in which it has this name."""
+    """The folder with the module's config.json: the given folder, or the subfolder of this name of a pipeline's folder.
+    Raises UserError if neither has one."""
     for candidate in (folder / name, folder):
         if (candidate / "config.json").is_file():
             return candidate
@@ -49,14 +53,14 @@ def module_folder(folder: Path, name: str) -> Path:
 
 
 def read_folder(folder: Path, kind: ModuleKind, dtype: torch.dtype) -> Any:
-    """The module of its own folder."""
+    """The module from its own folder, with weights in `dtype`."""
     config = read_json(folder / "config.json")
     kind.check(config, str(folder))
     return _read(folder, kind, config, _weight_files(folder), dtype)
 
 
 def read_hub(weights: str, kind: ModuleKind, dtype: torch.dtype) -> Any:
-    """The module of a pipeline on the hub. Its config is read before its weights are fetched."""
+    """The module of a pipeline on the hub. Its config is checked before its weights are fetched."""
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -68,12 +72,12 @@ def read_hub(weights: str, kind: ModuleKind, dtype: torch.dtype) -> Any:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns)) / kind.folder
     except UserError:
         raise
-    except (HfHubHTTPError, OSError, ValueError) as error:  # the hub's own errors are of these kinds
+    except (HfHubHTTPError, OSError, ValueError) as error:  # the hub's errors are of these types
         raise UserError(
             f"backbone.weights={name} is no local folder and could not be fetched from the hub "
             f"({download_failure(error, weights)}); give backbone.weights=FOLDER"
         ) from error
-    if not any(folder.glob(f"{WEIGHTS}*.safetensors")):  # what an interrupted download leaves
+    if not any(folder.glob(f"{WEIGHTS}*.safetensors")):  # after an interrupted download
         raise UserError(
             f"backbone.weights={name}: {kind.folder}/{WEIGHTS}.safetensors is not in the hub's local cache, or not in "
             f"the repository; {PREFETCH}, or give backbone.weights=FOLDER"
@@ -82,7 +86,7 @@ def read_hub(weights: str, kind: ModuleKind, dtype: torch.dtype) -> Any:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The file of the weights, or its shards. UserError where they are not all there, or are no safetensors."""
+    """The file of weights, or its shards. Raises UserError if some are missing or they are not safetensors."""
     index = folder / f"{WEIGHTS}.safetensors.index.json"
     if index.is_file():
         shards = sorted(set(read_json(index)["weight_map"].values()))
@@ -102,8 +106,8 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _without_values(kind: ModuleKind, config: dict[str, Any], folder: Path) -> Any:
-    """The module with parameters on the meta device; what it computes of its config alone (tables of positions) has
-    values. UserError where the config does not build."""
+    """The module with parameters on the meta device. Buffers that it computes from its config, such as tables of
+    positions, have values. Raises UserError if no module can be built from the config."""
     from accelerate import init_empty_weights
     from diffusers.models.modeling_utils import no_init_weights
 
@@ -115,8 +119,8 @@ def _without_values(kind: ModuleKind, config: dict[str, Any], folder: Path) -> A
 
 
 def _read(folder: Path, kind: ModuleKind, config: dict[str, Any], files: list[Path], dtype: torch.dtype) -> Any:
-    """The module of a config with the weights of files, one after the other in `dtype`: the whole is never held in
-    another. UserError for weights that are missing, odd or of other shapes."""
+    """The module of a config with the weights of files. Each tensor is cast to `dtype` as it is read, so that the whole
+    module is never held in another type. Raises UserError if weights are missing, superfluous or of another shape."""
     from safetensors import SafetensorError, safe_open
 
     module = _without_values(kind, config, folder)
@@ -125,7 +129,7 @@ def _read(folder: Path, kind: ModuleKind, config: dict[str, Any], files: list[Pa
     try:
         for file in files:
             with safe_open(file, "pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 (it is no mapping)
+                for name in tensors.keys():  # noqa: SIM118 (not a mapping)
                     value = tensors.get_tensor(name)
                     if name not in missing or missing[name].shape != value.shape:
                         odd.append(name)
@@ -143,14 +147,14 @@ def _read(folder: Path, kind: ModuleKind, config: dict[str, Any], files: list[Pa
 
 
 def _put(module: nn.Module, name: str, value: Tensor, dtype: torch.dtype) -> None:
-    """Sets a parameter or a buffer by its dotted name, to a copy in memory of its own.
+    """Sets a parameter or a buffer, by its dotted name, to a copy in memory of its own.
 
-    In a safetensors file weights begin at multiples of 8 bytes, in memory of their own at multiples of 64, and CPU
-    kernels round by where weights lie (see `urepa.models.weight_files.own_memory`).
+    Weights begin at multiples of 8 bytes in a safetensors file, and at multiples of 64 in memory of their own. The
+    rounding of CPU kernels depends on this alignment (see `urepa.models.weight_files.own_memory`).
     """
     path, _, leaf = name.rpartition(".")
     owner = module.get_submodule(path)
-    if leaf in owner._buffers:  # a table, which no cast of frozen weights touches
+    if leaf in owner._buffers:  # a table, which casts of frozen weights leave as it is
         owner._buffers[leaf] = value.to(torch.float32, copy=True)
         return
     own = torch.float32 if type(owner) in IN_THEIR_INPUTS_TYPE else dtype  # as hold_frozen_in_bf16 has norms

@@ -1,9 +1,9 @@
-"""What declared backbones answer that are transformers in diffusers' files.
+"""The base class of declared backbones that are transformers in diffusers' files.
 
 A family is a declaration that inherits `PublishedTransformer`, and a subclass of
-`urepa.models.backbones.diffusers_transformer_net.DiffusersTransformer` that its `adapter` gives. The declaration's
-settings are the fields of diffusers' config.json in which published models of the family differ, by their names there,
-so that another model is a file of `conf/backbone`.
+`urepa.models.backbones.diffusers_transformer_net.DiffusersTransformer`, which its `adapter` returns. The declaration's
+settings are the fields of diffusers' config.json in which published models of the family differ, with the same names.
+Another model of the family therefore needs only a file in `conf/backbone`.
 """
 
 from __future__ import annotations
@@ -37,38 +37,38 @@ if TYPE_CHECKING:
 class PublishedTransformer:
     """The base of such a declaration (`urepa.core.backbone_protocols.Backbone`)."""
 
-    weights: str  # the declaration's own, as all settings
+    weights: str  # a setting of the declaration, like the next one
     gradient_checkpointing: bool
     noun: ClassVar[str] = "transformer"
     is_diffusers_unet: ClassVar[bool] = False
 
-    # --- what a family says ---
+    # --- defined by a family ---
     family: ClassVar[str]
-    title: ClassVar[str]  # "Stable Diffusion 3", in a sentence
-    condition: ClassVar[str]  # what it does with a caption, in sentences
+    title: ClassVar[str]  # the name in sentences, such as "Stable Diffusion 3"
+    condition: ClassVar[str]  # how the network uses a caption, in sentences
     condition_parts: ClassVar[tuple[str, ...]]
-    network: ClassVar[str]  # its class in diffusers
-    # fields of config.json that all its published models have, other than the class's defaults
+    network: ClassVar[str]  # the class in diffusers
+    # fields of config.json in which all published models of the family differ from the class's defaults
     published: ClassVar[Mapping[str, Any]] = {}
-    own_settings: ClassVar[tuple[str, ...]] = ()  # settings beside weights and checkpointing that config.json has not
-    block_counts: ClassVar[tuple[str, ...]] = ("num_layers",)  # settings: how many blocks each of its lists has
-    patch: ClassVar[int] = 2  # latent pixels of a side of what becomes one image token
-    vae_factor: ClassVar[int] = 8  # pixels of the image of a side of a latent pixel
-    usual_tap: ClassVar[str]  # where alignment is usually measured, in an error
-    predicts: ClassVar[str] = "flow"  # "flow" or "ddpm": what its weights were trained with
-    loads_lora: ClassVar[bool] = True  # whether its pipeline has load_lora_weights
+    own_settings: ClassVar[tuple[str, ...]] = ()  # settings besides weights and checkpointing not in config.json
+    block_counts: ClassVar[tuple[str, ...]] = ("num_layers",)  # the settings with the number of blocks in each list
+    patch: ClassVar[int] = 2  # side of an image token, in latent pixels
+    vae_factor: ClassVar[int] = 8  # side of a latent pixel, in pixels of the image
+    usual_tap: ClassVar[str]  # the tap that an error suggests
+    predicts: ClassVar[str] = "flow"  # "flow" or "ddpm": the kind of objective that the weights were trained with
+    loads_lora: ClassVar[bool] = True  # whether the pipeline has load_lora_weights
 
     @property
     def pipeline(self) -> str:
-        """Its pipeline in diffusers."""
+        """The name of the pipeline in diffusers."""
         raise NotImplementedError
 
     def adapter(self) -> type[DiffusersTransformer]:
-        """The class of its network here. It imports torch."""
+        """The class of the network here. The call imports torch."""
         raise NotImplementedError
 
     def network_settings(self) -> dict[str, Any]:
-        """What the network takes beside diffusers' module."""
+        """The network's arguments besides diffusers' module."""
         return {name: getattr(self, name) for name in self.own_settings}
 
     # --- settings ---
@@ -83,12 +83,12 @@ class PublishedTransformer:
         }
 
     def architecture(self) -> dict[str, Any]:
-        """config.json as far as it differs from the defaults of the class."""
+        """The fields of config.json that differ from the class's defaults."""
         return {**self.published, **self.variant()}
 
     @property
     def blocks(self) -> int:
-        """How many there are in all lists."""
+        """The number of blocks in all lists."""
         return sum(int(getattr(self, name)) for name in self.block_counts)
 
     @property
@@ -106,10 +106,10 @@ class PublishedTransformer:
             )
 
     def check_latents(self, shapes: Sequence[tuple[int, int, int]]) -> None:
-        """It takes any that `check` takes."""
+        """No check of its own: any shapes that `check` accepts are valid together."""
 
     def check_objective(self, objective: Any) -> None:
-        """UserError for an objective with other times, or of another target, than its weights were trained with."""
+        """Raises UserError if the objective's times or target differ from those of the weights' training."""
         is_flow = objective.prediction_type == "flow"
         if is_flow is not (self.predicts == "flow"):
             what = "the velocity of a flow" if self.predicts == "flow" else "the noise of a DDPM"
@@ -137,7 +137,7 @@ class PublishedTransformer:
         check_transformer_adapters(targets, blocks)
 
     def check_files(self) -> None:
-        """It needs none beside the weights."""
+        """No check: it needs no files besides its weights."""
 
     # --- files ---
 
@@ -184,7 +184,8 @@ class PublishedTransformer:
     def build_without_weights(
         self, *, latent_shape: tuple[int, int, int], num_classes: int, widths: Mapping[str, int] | None = None
     ) -> DiffusersTransformer:
-        """The architecture is that of a local folder's config.json, else the one that the settings say."""
+        """The network without weights. Its architecture is that of a local folder's config.json, or else of the
+        settings."""
         from urepa.models.transformer_weights import network_of, transformer_without_weights
 
         assert widths is not None, "the condition of its track is text"

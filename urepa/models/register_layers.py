@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-EPS = 1e-6  # of the LayerNorms without weights
-MLP_RATIO = 4  # the inner width of an MLP by its width
+EPS = 1e-6  # epsilon of the LayerNorms without weights
+MLP_RATIO = 4  # the inner width of an MLP divided by its width
 
 
 def dense(inputs: int, outputs: int) -> nn.Linear:
@@ -36,7 +36,7 @@ class Attention(nn.Module):
         self.qkv, self.proj = dense(width, 3 * width), dense(width, width)
 
     def forward(self, x_BSD: Tensor, mask_SS: Tensor | None = None) -> Tensor:
-        """`mask_SS` is True where the row's token attends to the column's; None: all attend to all."""
+        """`mask_SS` is True where the row's token attends to the column's; None: all tokens attend to all."""
         q_BASE, k_BASE, v_BASE = self.qkv(x_BSD).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         out_BASE = F.scaled_dot_product_attention(
             norm(q_BASE), norm(k_BASE), v_BASE, attn_mask=mask_SS, scale=self.scale

@@ -1,4 +1,4 @@
-"""The transformer of a declared family: of a hub id, of a local folder, or with random weights on request."""
+"""The transformer of a declared family: from a hub id, from a local folder, or with random weights."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from urepa.models.backbones.diffusers_transformer_net import DiffusersTransforme
 from urepa.models.diffusers_weights import ModuleKind, module_folder, read_folder, read_hub
 from urepa.models.published_transformer import PublishedTransformer
 
-FOLDER = "transformer"  # of a pipeline's folder
+FOLDER = "transformer"  # the transformer's folder in a pipeline's folder
 
 
 def kind_of(declared: PublishedTransformer) -> ModuleKind:
-    """What is read of a pipeline."""
+    """The module of a pipeline that is read."""
 
     def check(config: Mapping[str, Any], where: str) -> None:
         check_config(declared, config, where)
@@ -30,7 +30,7 @@ def kind_of(declared: PublishedTransformer) -> ModuleKind:
 
 
 def check_config(declared: PublishedTransformer, config: Mapping[str, Any], where: str) -> None:
-    """UserError where a config.json is of another class, or of another model of the family than the settings say."""
+    """Raises UserError if a config.json is that of another class, or differs from the settings."""
     found = config.get("_class_name")
     if found != declared.network:
         raise UserError(
@@ -50,8 +50,8 @@ def check_config(declared: PublishedTransformer, config: Mapping[str, Any], wher
 
 
 def load_transformer(declared: PublishedTransformer, dtype: torch.dtype) -> Any:
-    """diffusers' module. `dtype` is that of the weights that are read, but for those of norms; random ones are drawn
-    in fp32. UserError where the files are not those of such a transformer."""
+    """diffusers' module. Weights that are read are held in `dtype`, except those of norms; random weights are drawn in
+    fp32. Raises UserError if the files are not those of such a transformer."""
     kind = kind_of(declared)
     if declared.weights == RANDOM:
         return kind.cls(**declared.architecture())
@@ -61,8 +61,8 @@ def load_transformer(declared: PublishedTransformer, dtype: torch.dtype) -> Any:
 
 
 def transformer_without_weights(declared: PublishedTransformer) -> Any:
-    """The same at random weights, also on the meta device: none are read or fetched. The architecture is that of a
-    local folder's config.json, else the one that the settings say."""
+    """The same with random weights, also on the meta device; no weights are read or fetched. The architecture is that
+    of a local folder's config.json, or else of the settings."""
     kind, architecture = kind_of(declared), declared.architecture()
     if Path(declared.weights).is_dir():
         architecture = read_json(module_folder(Path(declared.weights), FOLDER) / "config.json")
@@ -73,8 +73,8 @@ def transformer_without_weights(declared: PublishedTransformer) -> Any:
 def network_of(
     declared: PublishedTransformer, transformer: Any, latent_shape: tuple[int, int, int], widths: Mapping[str, int]
 ) -> DiffusersTransformer:
-    """The backbone around diffusers' module, for text of these widths by the names of the condition's parts. UserError
-    where it takes text of other widths, or latents of other channels."""
+    """The backbone around diffusers' module. `widths` has the widths of the condition's parts by name. Raises UserError
+    if these or the latent channels differ from those of the module."""
     adapter, config = declared.adapter(), transformer.config
     if adapter.channels_of(config) != latent_shape[0]:
         raise UserError(

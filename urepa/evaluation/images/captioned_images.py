@@ -1,4 +1,4 @@
-"""The declaration of images that the run generates under captions of test images."""
+"""The declaration of images that a run generates under captions of test images."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from urepa.evaluation.images.generated_images import GeneratedImages
 
 @dataclass
 class CaptionedImages(GeneratedImages):
-    """Images of all classes, in numbers as equal as possible, under the first captions of test images, which training
-    does not read."""
+    """Images under the first captions of test images, which are not read in training. The numbers of images per class
+    are as equal as possible."""
 
     _target_: str = "urepa.evaluation.images.captioned_images.CaptionedImages"
     captions_of: ClassVar[str] = "test"

@@ -1,4 +1,4 @@
-"""The declaration of a check that generated images show what they were asked for."""
+"""The declaration of a check that generated images show the class of their condition."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BOUNDS = "end of the 95 % interval of"
 
 
 def _share(what: str, label: str, better: str = "", *more: Reference) -> Metric:
-    """A column of a share, with the ends of its interval beside it."""
+    """A column with a share and references to the ends of its interval."""
     key = f"final/classified/{what}"
     low, high = (Reference(f"{key}_{end}", label=f"{end} {BOUNDS} {label}") for end in ("low", "high"))
     return Metric(key, label, better, place=75, beside=(low, high, *more))
@@ -24,12 +24,12 @@ def _share(what: str, label: str, better: str = "", *more: Reference) -> Metric:
 
 @dataclass
 class Classified:
-    """The share of generated images to which a classifier of real images gives the class that was asked for, and the
-    same share of images from the same noises with the condition withheld."""
+    """The share of generated images that a classifier of real images assigns to the class of their condition, and the
+    same share for images from the same noises with the condition withheld."""
 
     _target_: str = "urepa.evaluation.measures.classified.Classified"
-    images: Any = part("which images are generated; their classes are those of their captions' images")
-    classifier: Any = part("the classifier, as `python -m urepa.train_classifier` writes it")
+    images: Any = part("the generated images; the class of each is that of its caption's image")
+    classifier: Any = part("the classifier, a file of `python -m urepa.train_classifier`")
     metrics: ClassVar[tuple[Metric, ...]] = (
         _share(
             "correct",

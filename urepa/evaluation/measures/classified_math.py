@@ -1,4 +1,4 @@
-"""Does a classifier of real images recognise in generated ones what was asked for?
+"""Counts the generated images that a classifier of real images assigns to the class of their condition.
 
 Shapes: B images, S image size, K classes.
 """
@@ -21,9 +21,9 @@ Z = 1.959963984540054  # the 97.5 % quantile of the standard normal distribution
 
 def classify(asked: Classified, context: Context) -> dict[str, float]:
     """The shares of images that are classified correctly, each with its 95 % interval. Raises UserError if the
-    classifier is not there, or is of other classes than the run's."""
+    classifier is missing, or its classes are not those of the run."""
     classifier = asked.classifier.build()
-    real = classifier.accuracy  # raises here if it is missing, not after sampling
+    real = classifier.accuracy  # if the classifier is missing, this raises before sampling
     if classifier.num_classes != context.track.num_classes:
         raise UserError(
             f"the classifier has {classifier.num_classes} classes and this run's track {context.track.num_classes}: "
@@ -39,10 +39,10 @@ def classify(asked: Classified, context: Context) -> dict[str, float]:
 
 
 def _count_correct(images: Any, context: Context, classifier: Any, withheld: bool) -> tuple[int, int]:
-    """How many images have the class that was asked for, and how many there are."""
+    """The number of images that are classified as the class of their condition, and the number of all images."""
     right = count = 0
     for class_ids, rgb_B3SS in images.rgb(context, withheld):
-        with torch.autocast(context.device.type, enabled=False):  # encoders have their own precision
+        with torch.autocast(context.device.type, enabled=False):  # encoders choose their own precision
             named_B = classifier.probabilities(rgb_B3SS).argmax(1).cpu()
         right += int((named_B == torch.tensor(class_ids)).sum())
         count += len(class_ids)
@@ -50,7 +50,7 @@ def _count_correct(images: Any, context: Context, classifier: Any, withheld: boo
 
 
 def _prompts(images: Any, context: Context) -> dict[str, float]:
-    """How many different prompts the images have, and how many of these are captions of training images."""
+    """The number of different prompts of the images, and the number of these that are captions of training images."""
     cache = context.cache
     if not has_captions(cache):
         return {}

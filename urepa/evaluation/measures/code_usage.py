@@ -1,4 +1,4 @@
-"""The declaration of how many codes a tokenizer uses."""
+"""The declaration of the evaluation that counts the codes a tokenizer uses."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class CodeUsage:
-    """The number of different codes of held-out images, in total and at some positions of the sequence, and the
-    perplexity at these positions."""
+    """The share of all codes that occur in held-out images, and at some positions of the sequence the number of
+    different codes and their perplexity."""
 
     _target_: str = "urepa.evaluation.measures.code_usage.CodeUsage"
     images: int = setting("number of held-out images, at most", ge=1, le=COUNT)

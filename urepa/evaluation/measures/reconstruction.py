@@ -1,4 +1,4 @@
-"""The declaration of reconstructions from an image's first tokens."""
+"""The declaration of the evaluation that decodes images from their first tokens."""
 
 from __future__ import annotations
 

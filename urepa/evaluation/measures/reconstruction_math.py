@@ -1,6 +1,6 @@
 """Decodes images from their first tokens and measures the errors.
 
-Shapes: N images, B of a chunk, K tokens of an image, CHW latent, S side of an image.
+Shapes: N images, B images of a chunk, K tokens of an image, CHW latent, S side of an image.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ALWAYS = (0.0, 1.0)
 
 
 def reconstruct(asked: Reconstruction, context: Context) -> dict[str, float]:
-    """The errors by number of tokens. Writes the picture."""
+    """The errors by number of tokens. It also writes the picture."""
     backbone = tokenizer_of(context)
     samples = subset(held_out_samples(context), asked.images)
     if len(samples) < 2:
@@ -61,8 +61,8 @@ def reconstruct(asked: Reconstruction, context: Context) -> dict[str, float]:
 
 
 def _decode(asked: Reconstruction, context: Context, samples: Sequence[Sample], codes_NK: Tensor, count: int) -> Tensor:
-    """Images [N,3,S,S] in [0,1], on the CPU, decoded from the first `count` codes of each; 0: under the null condition.
-    The noise depends on the image alone."""
+    """Images [N,3,S,S] in [0,1], on the CPU, decoded from the first `count` codes of each, or if `count` is 0 under the
+    null condition. The noise depends only on the image."""
     backbone = tokenizer_of(context)
     if not isinstance(context.objective, FlowMath):
         raise UserError("codes are decoded by a flow, and this run's objective is not one; leave reconstruction out")
@@ -87,7 +87,7 @@ def _errors(made_N3SS: Tensor, real_N3SS: Tensor) -> Tensor:
 
 
 def picture(columns: Sequence[Tensor], names: Sequence[str]) -> bytes:
-    """A PNG with a row for each image, with its name, and a column for each of the batches [B,3,S,S]."""
+    """A PNG with a row for each image, labelled with its name, and a column for each of the batches [B,3,S,S]."""
     rows = [
         (name, [Image.fromarray(to_pixels(column[i])) for column in columns])
         for i, name in zip(range(len(columns[0])), names, strict=False)

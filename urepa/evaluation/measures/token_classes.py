@@ -1,4 +1,4 @@
-"""The declaration of how well an image's first tokens separate the classes."""
+"""The declaration of the evaluation that measures how well an image's first tokens separate the classes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class TokenClasses:
     """The silhouette of the first tokens by class and a linear probe of them, for powers of two up to all tokens."""
 
     _target_: str = "urepa.evaluation.measures.token_classes.TokenClasses"
-    train_images: int = setting("training images for fitting", ge=1, le=COUNT)
-    test_images: int = setting("held-out images", ge=1, le=COUNT)
+    train_images: int = setting("number of training images to fit the probe to", ge=1, le=COUNT)
+    test_images: int = setting("number of held-out images, at most", ge=1, le=COUNT)
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric(
             "final/token_silhouette/{}",

@@ -1,4 +1,4 @@
-"""How well an image's first tokens separate the classes. Shapes: N images, K tokens of an image, d values of a
+"""Measures how well an image's first tokens separate the classes. Shapes: N images, K tokens of an image, d values of a
 token."""
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from urepa.method.training_step import AlignedModel
 
 
 def classes_of_tokens(asked: TokenClasses, context: Context) -> dict[str, float]:
-    """Silhouette and probe by number of tokens, of the trained encoder and of the encoder before training."""
+    """The silhouette and the probe's accuracy by number of tokens, for the trained encoder and the encoder before
+    training."""
     asked.check_images(cache_counts(context.cache))
     registers = tokenizer_of(context).registers
     train = subset(context.cache.splits["train"], asked.train_images)
@@ -47,7 +48,7 @@ def _numbers(context: Context, samples: Sequence[Sample], model: AlignedModel) -
 
 def silhouette(vectors_ND: np.ndarray, labels_N: np.ndarray) -> float:
     """The mean over images of (b − a)/max(a, b), where a is the mean distance to the other images of the class and b
-    the smallest mean distance to another class (Rousseeuw 1987). In [-1, 1]; an image alone in its class counts 0."""
+    the smallest mean distance to another class (Rousseeuw 1987). In [-1, 1]; 0 for an image alone in its class."""
     from sklearn.metrics import silhouette_score
 
     return float(silhouette_score(vectors_ND, labels_N))

@@ -10,7 +10,7 @@ from urepa.core.declared_keys import SIZE, setting
 if TYPE_CHECKING:
     from urepa.method.heads.mlp_net import ResizedMLPHead
 
-RATIO = 4  # the inner layers' width by the tap's, if `hidden` is null
+RATIO = 4  # the inner layers' width divided by the tap's, if `hidden` is null
 
 
 @dataclass

@@ -21,20 +21,24 @@ TIMES = (DIFFUSION, TOTAL, MEANS_OVER_TIMES)
 
 @dataclass
 class FlowBySize:
-    """The straight path from data (t = 0) to noise (t = 1), of which the velocity is predicted, at times
-    t = s·u/(1 + (s − 1)·u), where s = e^μ and μ is linear in the number of image tokens, as Flux has it."""
+    """Prediction of the velocity of the straight path from data (t = 0) to noise (t = 1), at times
+    t = s·u/(1 + (s − 1)·u), where s = e^μ and μ is linear in the number of image tokens, as in Flux."""
 
     _target_: str = "urepa.method.objectives.flow_by_size.FlowBySize"
     draw: ShiftedDraw = setting(
-        "how u is drawn in training: uniformly, or as the sigmoid of a normal number", alters=TIMES, unpairs=True
+        "how u is drawn in training: uniformly, or as the sigmoid of a normal variable", alters=TIMES, unpairs=True
     )
-    draw_mean: float = setting("mean of that normal number", 0.0, ge=-MOST, le=MOST, alters=TIMES, unpairs=True)
+    draw_mean: float = setting("mean of that normal variable", 0.0, ge=-MOST, le=MOST, alters=TIMES, unpairs=True)
     draw_std: float = setting("its standard deviation", 1.0, ge=TINY, alters=TIMES, unpairs=True)
     base_shift: float = setting("μ at base_tokens", ge=-MOST, le=MOST, alters=TIMES, unpairs=True)
     max_shift: float = setting("μ at max_tokens", ge=-MOST, le=MOST, alters=TIMES, unpairs=True)
-    base_tokens: int = setting("number of image tokens with base_shift", ge=1, le=SIZE, alters=TIMES, unpairs=True)
-    max_tokens: int = setting("number of image tokens with max_shift", ge=1, le=SIZE, alters=TIMES, unpairs=True)
-    token_side: int = setting("latent pixels of a side of an image token", ge=1, le=SIZE, alters=TIMES, unpairs=True)
+    base_tokens: int = setting(
+        "number of image tokens at which μ is base_shift", ge=1, le=SIZE, alters=TIMES, unpairs=True
+    )
+    max_tokens: int = setting(
+        "number of image tokens at which μ is max_shift", ge=1, le=SIZE, alters=TIMES, unpairs=True
+    )
+    token_side: int = setting("side of an image token, in latent pixels", ge=1, le=SIZE, alters=TIMES, unpairs=True)
 
     alters: ClassVar[tuple[str, ...]] = (DIFFUSION, TOTAL)
     prediction_type: ClassVar[str] = "flow"

@@ -22,30 +22,30 @@ STEEPEST = 1e-3  # slope of μ, per image token
 
 @dataclass
 class FlowBySteps:
-    """The straight path from data (t = 0) to noise (t = 1), of which the velocity is predicted, at times
-    t = s·u/(1 + (s − 1)·u), where s = e^μ, as Flux.2's pipeline has it: μ is slope·tokens + offset, on one line for
-    samplings of few steps and on another for many, and between them linear in the number of steps."""
+    """Prediction of the velocity of the straight path from data (t = 0) to noise (t = 1), at times
+    t = s·u/(1 + (s − 1)·u), where s = e^μ, as in Flux.2's pipeline. μ is slope·tokens + offset. Sampling in few
+    steps and in many steps have different slopes and offsets, and μ is linear in the number of steps between them."""
 
     _target_: str = "urepa.method.objectives.flow_by_steps.FlowBySteps"
     draw: ShiftedDraw = setting(
-        "how u is drawn in training: uniformly, or as the sigmoid of a normal number", alters=TIMES, unpairs=True
+        "how u is drawn in training: uniformly, or as the sigmoid of a normal variable", alters=TIMES, unpairs=True
     )
-    draw_mean: float = setting("mean of that normal number", 0.0, ge=-MOST, le=MOST, alters=TIMES, unpairs=True)
+    draw_mean: float = setting("mean of that normal variable", 0.0, ge=-MOST, le=MOST, alters=TIMES, unpairs=True)
     draw_std: float = setting("its standard deviation", 1.0, ge=TINY, alters=TIMES, unpairs=True)
     few_slope: float = setting("slope of μ at few_steps", ge=-STEEPEST, le=STEEPEST, alters=NOTHING)
     few_offset: float = setting("offset of μ at few_steps", ge=-MOST, le=MOST, alters=NOTHING)
-    few_steps: int = setting("steps of a sampling with the first line", ge=1, le=SIZE, alters=NOTHING)
+    few_steps: int = setting("number of sampling steps with few_slope and few_offset", ge=1, le=SIZE, alters=NOTHING)
     many_slope: float = setting(
         "slope of μ at many_steps, and in training", ge=-STEEPEST, le=STEEPEST, alters=TIMES, unpairs=True
     )
     many_offset: float = setting(
         "offset of μ at many_steps, and in training", ge=-MOST, le=MOST, alters=TIMES, unpairs=True
     )
-    many_steps: int = setting("steps of a sampling with the second line", ge=1, le=SIZE, alters=NOTHING)
+    many_steps: int = setting("number of sampling steps with many_slope and many_offset", ge=1, le=SIZE, alters=NOTHING)
     most_tokens: int = setting(
-        "image tokens beyond which any sampling has the second line", ge=1, le=SIZE, alters=NOTHING
+        "number of image tokens above which all sampling uses many_slope and many_offset", ge=1, le=SIZE, alters=NOTHING
     )
-    token_side: int = setting("latent pixels of a side of an image token", ge=1, le=SIZE, alters=TIMES, unpairs=True)
+    token_side: int = setting("side of an image token, in latent pixels", ge=1, le=SIZE, alters=TIMES, unpairs=True)
 
     alters: ClassVar[tuple[str, ...]] = (DIFFUSION, TOTAL)
     prediction_type: ClassVar[str] = "flow"

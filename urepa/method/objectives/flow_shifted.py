@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PATH = r"x_t = (1 - t)\, x_0 + t\, \epsilon, \qquad y = \epsilon - x_0"
 
-MOST = 50  # of μ, and of the mean of a draw: e^μ is a number that training can hold
+MOST = 50  # the largest μ and mean of a draw; floats can represent e^μ up to there
 
 
 class ShiftedDraw(Enum):
@@ -33,17 +33,17 @@ class SamplingGrid(Enum):
 
 @dataclass
 class FlowShifted:
-    """The straight path from data (t = 0) to noise (t = 1), of which the velocity is predicted, at times
-    t = s·u/(1 + (s − 1)·u) (Esser et al. 2024, arXiv 2403.03206, §5.3.2): more of them near the noise for s > 1."""
+    """Prediction of the velocity of the straight path from data (t = 0) to noise (t = 1), at times
+    t = s·u/(1 + (s − 1)·u) (Esser et al. 2024, arXiv 2403.03206, §5.3.2). For s > 1 more of them are near the noise."""
 
     _target_: str = "urepa.method.objectives.flow_shifted.FlowShifted"
     draw: ShiftedDraw = setting(
-        "how u is drawn in training: uniformly, or as the sigmoid of a normal number",
+        "how u is drawn in training: uniformly, or as the sigmoid of a normal variable",
         alters=(DIFFUSION, TOTAL, MEANS_OVER_TIMES),
         unpairs=True,
     )
     draw_mean: float = setting(
-        "mean of that normal number",
+        "mean of that normal variable",
         0.0,
         ge=-MOST,
         le=MOST,
@@ -54,11 +54,14 @@ class FlowShifted:
         "its standard deviation", 1.0, ge=TINY, alters=(DIFFUSION, TOTAL, MEANS_OVER_TIMES), unpairs=True
     )
     shift: float = setting(
-        "s, in training and in sampling; 1: none", ge=TINY, alters=(DIFFUSION, TOTAL, MEANS_OVER_TIMES), unpairs=True
+        "s, in training and in sampling; 1: none",
+        ge=TINY,
+        alters=(DIFFUSION, TOTAL, MEANS_OVER_TIMES),
+        unpairs=True,
     )
     grid: SamplingGrid = setting(
-        "times of a sampling: an even grid from 1 to 0 that is shifted, or that of diffusers' "
-        "FlowMatchEulerDiscreteScheduler, whose last time before 0 is that of its first timestep, shifted twice",
+        "times of sampling: an even grid from 1 to 0, shifted, or that of diffusers' "
+        "FlowMatchEulerDiscreteScheduler, whose last time before 0 is its first timestep's time, shifted twice",
         alters=NOTHING,
     )
 
@@ -104,13 +107,13 @@ GRIDS = {"even": "an even grid of u", "scheduler": "the grid of diffusers' FlowM
 
 
 def check_draw(draw: str, mean: float, std: float) -> None:
-    """UserError where a setting of the normal number has no effect."""
+    """Raises UserError if the mean or the standard deviation has no effect."""
     if draw == "uniform" and (mean, std) != (0.0, 1.0):
         raise UserError("objective.draw_mean and draw_std are of objective.draw=logit_normal; drop them")
 
 
 def drawn(draw: str, mean: float, std: float) -> str:
-    """In words."""
+    """A description of a draw, in words."""
     if draw == "uniform":
         return "uniformly from [0, 1]"
     return f"as the sigmoid of a normal number of mean {number(mean)} and standard deviation {number(std)}"

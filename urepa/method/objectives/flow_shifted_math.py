@@ -17,16 +17,17 @@ from torch import Tensor
 from urepa.method.objectives.flow_math import QUANTILES, FlowMath
 from urepa.method.objectives.objective_math import Shape
 
-FIRST = 1 / 1000  # the time of the first timestep of diffusers' scheduler, before its shift
+FIRST = 1 / 1000  # the time of the first timestep of diffusers' scheduler, before the shift
 
 
 def shifted(u: Tensor, shift: float) -> Tensor:
-    """t at u in [0,1]."""
+    """The shifted time t for u in [0,1]."""
     return shift * u / (1 + (shift - 1) * u)
 
 
 class _Shifted(FlowMath):
-    """u is drawn uniformly, or as the sigmoid of a normal number; the shift is that of a latent's shape."""
+    """A flow whose u is drawn uniformly or as the sigmoid of a normal variable. The shift may depend on the latent's
+    shape."""
 
     samplers = ("euler", "heun")
 
@@ -42,7 +43,7 @@ class _Shifted(FlowMath):
 
     @abstractmethod
     def shift_at(self, shape: Shape) -> float:
-        """s for latents [C,H,W]."""
+        """The shift s for latents [C,H,W]."""
 
     def at_size(self, t: float, shape: Shape) -> float:
         return float(shifted(torch.tensor(t, dtype=torch.float64), self.shift_at(shape)))
@@ -58,8 +59,8 @@ class ShiftedFlowMath(_Shifted):
     """The same shift for all sizes.
 
     Args:
-        draw: "uniform" or "logit_normal", with the mean and the standard deviation of the normal number.
-        grid: of a sampling: "even", or "scheduler", diffusers' FlowMatchEulerDiscreteScheduler's own.
+        draw: "uniform" or "logit_normal", with the mean and the standard deviation of the normal variable.
+        grid: the times of sampling: "even", or "scheduler", those of diffusers' FlowMatchEulerDiscreteScheduler.
     """
 
     def __init__(self, draw: str, mean: float, std: float, shift: float, grid: str) -> None:
@@ -82,7 +83,7 @@ class SizeShiftedFlowMath(_Shifted):
     `max_tokens`.
 
     Args:
-        token_side: latent pixels of a side of an image token.
+        token_side: the side of an image token, in latent pixels.
     """
 
     def __init__(
@@ -107,12 +108,13 @@ class SizeShiftedFlowMath(_Shifted):
 
 
 class StepShiftedFlowMath(_Shifted):
-    """s = e^μ, where μ is linear in the number of image tokens; in sampling linear in the number of steps too, between
-    two such lines, up to a number of tokens. In training it is that of the second line.
+    """s = e^μ, where μ is linear in the number of image tokens. In training μ is on the line `many`. In sampling μ is
+    interpolated between the lines `few` and `many`, linearly in the number of steps.
 
     Args:
-        few, many: slope, offset and number of steps of each line. most_tokens: beyond these, the second line for any
-            number of steps. token_side: latent pixels of a side of an image token.
+        few, many: the slope, the offset and the number of steps of each line.
+        most_tokens: with more image tokens than this, μ is on the line `many` at any number of steps.
+        token_side: the side of an image token, in latent pixels.
     """
 
     def __init__(
@@ -137,7 +139,7 @@ class StepShiftedFlowMath(_Shifted):
         return shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float64, device=device), self._at(steps, shape))
 
     def _at(self, steps: int, shape: Shape) -> float:
-        """s of a sampling."""
+        """The shift s for sampling in this number of steps."""
         tokens = self._tokens(shape)
         if tokens > self.most_tokens:
             return self.shift_at(shape)

@@ -28,19 +28,19 @@ class AuraFlow(PublishedTransformer):
     num_single_dit_layers: int = setting("number of single-stream blocks after them", ge=1, le=SIZE)
     num_attention_heads: int = setting("heads of attention in a block", ge=1, le=SIZE)
     pos_embed_max_size: int = setting(
-        "number of image tokens that positions are there for, the square of those of a side", ge=1, le=SIZE
+        "largest number of image tokens, a square number: the table of positions has one for each", ge=1, le=SIZE
     )
     family: ClassVar[str] = "auraflow"
     title: ClassVar[str] = "AuraFlow"
     condition_parts: ClassVar[tuple[str, ...]] = (TEXT,)
     condition: ClassVar[str] = (
-        "The condition is a caption: its frozen tokens are a second stream beside the image's; those that are masked "
-        "are 0, and attended to. Where the caption is withheld, they are what the data has for no caption."
+        "The condition is a caption: its frozen tokens are a second stream beside the image's; masked tokens "
+        "are 0 and take part in attention. If the caption is withheld, they are the data's null condition."
     )
     network: ClassVar[str] = "AuraFlowTransformer2DModel"
     block_counts: ClassVar[tuple[str, ...]] = ("num_mmdit_layers", "num_single_dit_layers")
     pipeline: ClassVar[str] = "AuraFlowPipeline"
-    usual_tap: ClassVar[str] = "block_12"  # none is published: a third of the depth
+    usual_tap: ClassVar[str] = "block_12"  # a third of the depth: no published tap was found
 
     def adapter(self) -> type[AuraFlowNetwork]:
         from urepa.models.backbones.auraflow_net import AuraFlowNetwork

@@ -15,8 +15,8 @@ from urepa.models.backbones.two_streams_net import TwoStreams
 
 
 class AuraFlowNetwork(TwoStreams):
-    """Masked text tokens are 0, and attention sees them as such: it has no mask, as in the pipeline. The module puts 8
-    registers of its own before the text."""
+    """Masked text tokens are 0. As in the pipeline, attention has no mask, so these tokens take part in it. The module
+    inserts 8 registers of its own before the text."""
 
     regions: ClassVar[tuple[str, ...]] = ("AuraFlowJointTransformerBlock", "AuraFlowSingleTransformerBlock")
     lists: ClassVar[tuple[str, ...]] = ("joint_transformer_blocks", "single_transformer_blocks")

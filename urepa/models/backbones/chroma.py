@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class Chroma(PublishedTransformer):
-    """Chroma's transformer (lodestones 2025), Flux.1's with one small network that gives the modulation of all blocks,
-    conditioned on the frozen tokens of captions."""
+    """Chroma's transformer (lodestones 2025), conditioned on the frozen tokens of captions. It is Flux.1's with one
+    small network that computes the modulation of all blocks."""
 
     _target_: str = "urepa.models.backbones.chroma.Chroma"
     weights: str = setting('a hub id, a local diffusers folder, or "random"')
@@ -24,14 +24,14 @@ class Chroma(PublishedTransformer):
     num_layers: int = setting("number of double-stream blocks", ge=1, le=SIZE)
     num_single_layers: int = setting("number of single-stream blocks after them", ge=1, le=SIZE)
     num_attention_heads: int = setting("heads of attention in a block", ge=1, le=SIZE)
-    approximator_hidden_dim: int = setting("width of the network that gives the modulation", ge=1, le=SIZE)
+    approximator_hidden_dim: int = setting("width of the network that computes the modulation", ge=1, le=SIZE)
     approximator_layers: int = setting("layers of that network", ge=1, le=SIZE)
     family: ClassVar[str] = "chroma"
     title: ClassVar[str] = "Chroma"
     condition_parts: ClassVar[tuple[str, ...]] = (TEXT,)
     condition: ClassVar[str] = (
-        "The condition is a caption: its frozen tokens are a second stream beside the image's, but for those that are "
-        "masked. Where the caption is withheld, they are what the data has for no caption."
+        "The condition is a caption: its frozen tokens, without the masked ones, are a second stream beside the "
+        "image's. If the caption is withheld, they are the data's null condition."
     )
     network: ClassVar[str] = "ChromaTransformer2DModel"
     block_counts: ClassVar[tuple[str, ...]] = ("num_layers", "num_single_layers")

@@ -16,7 +16,8 @@ from urepa.models.backbones.two_streams_net import AXES, PackedTwoStreams, packe
 
 
 class ChromaNetwork(PackedTwoStreams):
-    """Text tokens that are masked neither see nor are seen; the one padding token that counts is in the text's mask."""
+    """Masked text tokens take no part in attention. The text's mask is True at the caption's tokens and at one padding
+    token."""
 
     regions: ClassVar[tuple[str, ...]] = ("ChromaTransformerBlock", "ChromaSingleTransformerBlock")
 
@@ -44,8 +45,8 @@ class ChromaNetwork(PackedTwoStreams):
         }
 
     def _recomputed_with_mask(self, recomputed: Any) -> Any:
-        """diffusers' function that computes a block again in the backward pass, with the mask of single-stream blocks,
-        which diffusers 0.42 leaves out there."""
+        """diffusers' function that computes a block again in the backward pass. It adds the mask of single-stream
+        blocks, which diffusers 0.42 omits there."""
         single = set(self.transformer.single_transformer_blocks)
 
         def with_mask(block: nn.Module, *inputs: Any) -> Any:
@@ -59,8 +60,8 @@ class ChromaNetwork(PackedTwoStreams):
 
 
 def mask_of(condition: Condition, tokens: int) -> Tensor:
-    """[B,L+N], True where a token of the text counts, and at all N image tokens. Of bools: attention would add
-    floats to its scores."""
+    """The mask [B,L+N], True at the text tokens that take part in attention and at all N image tokens. It is boolean,
+    because attention adds a float mask to its scores."""
     mask_BL = condition[TEXT].mask_BL
     assert mask_BL is not None, "tokens have a mask"
     return torch.cat([mask_BL, mask_BL.new_ones(len(mask_BL), tokens)], dim=1)

@@ -126,7 +126,7 @@ class FlexTok:
     def build(
         self, *, latent_shape: tuple[int, int, int], num_classes: int, widths: Mapping[str, int] | None = None
     ) -> FlexTokNetwork:
-        """Raises UserError if the sizes are inconsistent or do not fit the file of the weights."""
+        """The network. Raises UserError if the sizes are inconsistent or do not fit the file of weights."""
         from urepa.models.backbones.flextok_net import load_weights
 
         network = self.build_without_weights(latent_shape=latent_shape, num_classes=num_classes, widths=widths)

@@ -23,13 +23,13 @@ class Flux(PublishedTransformer):
     weights: str = setting('a hub id, a local diffusers folder, or "random"')
     gradient_checkpointing: bool = setting("recompute blocks in the backward pass: less memory, more time")
     guidance: float | None = setting(
-        "the scale of guidance that the model embeds, in training and for images; null: it embeds none",
+        "the guidance scale that the model embeds, in training and for images; null: no guidance embedding",
         ge=0,
     )
     num_layers: int = setting("number of double-stream blocks", ge=1, le=SIZE)
     num_single_layers: int = setting("number of single-stream blocks after them", ge=1, le=SIZE)
     num_attention_heads: int = setting("heads of attention in a block", ge=1, le=SIZE)
-    guidance_embeds: bool = setting("whether the model embeds a scale of guidance")
+    guidance_embeds: bool = setting("whether the model embeds a guidance scale")
     family: ClassVar[str] = "flux"
     title: ClassVar[str] = "Flux.1"
     condition_parts: ClassVar[tuple[str, ...]] = (TEXT, POOLED)
@@ -41,12 +41,12 @@ class Flux(PublishedTransformer):
 
     @property
     def condition(self) -> str:  # type: ignore[override]
-        """In sentences."""
+        """A description of the condition, in sentences."""
         embedded = f", as a scale of guidance, {self.guidance:g}, is" if self.guidance is not None else ""
         return (
-            "The condition is a caption: its frozen tokens are a second stream beside the image's, of which all count, "
-            f"padding too, and its pooled vector is embedded and added to the time embedding{embedded}. Where the "
-            "caption is withheld, both are what the data has for no caption."
+            "The condition is a caption: its frozen tokens are a second stream beside the image's, padding included, "
+            f"and its pooled vector is embedded and added to the time embedding{embedded}. If the caption is withheld, "
+            "both are the data's null condition."
         )
 
     def adapter(self) -> type[FluxNetwork]:

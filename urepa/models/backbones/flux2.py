@@ -22,14 +22,14 @@ class Flux2(PublishedTransformer):
     weights: str = setting('a hub id, a local diffusers folder, or "random"')
     gradient_checkpointing: bool = setting("recompute blocks in the backward pass: less memory, more time")
     guidance: float | None = setting(
-        "the scale of guidance that the model embeds, in training and for images; null: it embeds none",
+        "the guidance scale that the model embeds, in training and for images; null: no guidance embedding",
         ge=0,
     )
     num_layers: int = setting("number of double-stream blocks", ge=1, le=SIZE)
     num_single_layers: int = setting("number of single-stream blocks after them", ge=1, le=SIZE)
     num_attention_heads: int = setting("heads of attention in a block", ge=1, le=SIZE)
-    joint_attention_dim: int = setting("width of the text", ge=1, le=SIZE)
-    guidance_embeds: bool = setting("whether the model embeds a scale of guidance")
+    joint_attention_dim: int = setting("width of a text token", ge=1, le=SIZE)
+    guidance_embeds: bool = setting("whether the model embeds a guidance scale")
     family: ClassVar[str] = "flux2"
     title: ClassVar[str] = "Flux.2"
     condition_parts: ClassVar[tuple[str, ...]] = (TEXT,)
@@ -42,16 +42,16 @@ class Flux2(PublishedTransformer):
 
     @property
     def pipeline(self) -> str:
-        """That of a model which embeds a scale of guidance, and that of one which does not, Klein."""
+        """Flux2Pipeline for a model that embeds a guidance scale, Klein's pipeline for a model that does not."""
         return "Flux2Pipeline" if self.guidance_embeds else "Flux2KleinPipeline"
 
     @property
     def condition(self) -> str:  # type: ignore[override]
-        """In sentences."""
+        """A description of the condition, in sentences."""
         embedded = f" A scale of guidance, {self.guidance:g}, is embedded." if self.guidance is not None else ""
         return (
-            "The condition is a caption: its frozen tokens are a second stream beside the image's, of which all count, "
-            f"padding too.{embedded} Where the caption is withheld, they are what the data has for no caption."
+            "The condition is a caption: its frozen tokens are a second stream beside the image's, padding "
+            f"included.{embedded} If the caption is withheld, they are the data's null condition."
         )
 
     def adapter(self) -> type[Flux2Network]:

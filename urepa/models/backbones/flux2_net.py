@@ -15,15 +15,15 @@ from urepa.core.part_names import TEXT
 from urepa.models.backbones.diffusers_transformer_net import PREFIX
 from urepa.models.backbones.two_streams_net import TwoStreams
 
-AXES = 4  # of a position: time, row, column, place in the text
+AXES = 4  # coordinates of a position: time, row, column, index in the text
 
 
 class Flux2Network(TwoStreams):
-    """A token is one latent pixel: latents are stored packed, 2x2 of the VAE's in the channels of one. Its pipeline
-    passes no mask: all tokens of a text count, padding too.
+    """A token is one latent pixel: latents are stored packed, with 2x2 of the VAE's latent pixels in its channels.
+    As in the pipeline, attention has no mask: all text tokens take part in it, padding included.
 
     Args:
-        guidance: the scale that a distilled model embeds; None of one that embeds none.
+        guidance: the scale that a distilled model embeds; None for a model without a guidance embedding.
     """
 
     regions: ClassVar[tuple[str, ...]] = ("Flux2TransformerBlock", "Flux2SingleTransformerBlock")
@@ -38,12 +38,12 @@ class Flux2Network(TwoStreams):
         return {TEXT: config.joint_attention_dim}
 
     def lora_modules(self, targets: str, blocks: str) -> str:
-        """Single-stream blocks have one layer before and one after attention, which are the MLP's too."""
+        """In single-stream blocks, attention and MLP share one input layer and one output layer; both are adapted."""
         single = r"single_transformer_blocks\.\d+\.attn\.(?:to_qkv_mlp_proj|to_out)"
         return f"{super().lora_modules(targets, blocks)}|{single}"
 
     def place_of(self, name: str) -> int:
-        if name.removeprefix(PREFIX).startswith("single_stream_modulation."):  # of these blocks alone
+        if name.removeprefix(PREFIX).startswith("single_stream_modulation."):  # used by these blocks only
             return len(self.transformer.transformer_blocks)
         return super().place_of(name)
 
@@ -64,14 +64,14 @@ class Flux2Network(TwoStreams):
 
 
 def text_positions(length: int, device: torch.device) -> Tensor:
-    """[L,4]: 0 but for the last, the place in the text."""
+    """The positions [L,4] of text tokens: 0, 0, 0 and the index in the text."""
     ids = torch.zeros(length, AXES, device=device)
     ids[:, 3] = torch.arange(length, device=device)
     return ids
 
 
 def image_positions(grid: tuple[int, int], device: torch.device) -> Tensor:
-    """[N,4]: 0, the row and the column of each image token, 0."""
+    """The positions [N,4] of image tokens: 0, the row, the column and 0."""
     height, width = grid
     ids = torch.zeros(height, width, AXES, device=device)
     ids[..., 1] = torch.arange(height, device=device)[:, None]

@@ -16,10 +16,10 @@ from urepa.models.backbones.two_streams_net import AXES, PackedTwoStreams, packe
 
 
 class FluxNetwork(PackedTwoStreams):
-    """Its pipeline passes no mask: all tokens of a text count, padding too.
+    """As in the pipeline, attention has no mask: all text tokens take part in it, padding included.
 
     Args:
-        guidance: the scale that a distilled model embeds; None of one that embeds none.
+        guidance: the scale that a distilled model embeds; None for a model without a guidance embedding.
     """
 
     regions: ClassVar[tuple[str, ...]] = ("FluxTransformerBlock", "FluxSingleTransformerBlock")

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class HiDream(PublishedTransformer):
-    """HiDream-I1's transformer with experts (HiDream-ai 2025, arXiv 2505.22705), conditioned on the frozen tokens of
-    captions of two encoders, of one of them from every layer, and their pooled vector."""
+    """HiDream-I1's transformer, a mixture of experts (HiDream-ai 2025, arXiv 2505.22705). It is conditioned on the
+    frozen tokens of captions from T5, on those of every layer of a Llama, and on a pooled vector."""
 
     _target_: str = "urepa.models.backbones.hidream.HiDream"
     weights: str = setting('a hub id, a local diffusers folder, or "random"')
@@ -26,15 +26,17 @@ class HiDream(PublishedTransformer):
     num_layers: int = setting("number of double-stream blocks", ge=1, le=SIZE)
     num_single_layers: int = setting("number of single-stream blocks after them", ge=1, le=SIZE)
     num_attention_heads: int = setting("heads of attention in a block", ge=1, le=SIZE)
-    llama_layers: list[int] = setting("which of text.layers each block sees, in the blocks' order", ge=0, le=SIZE)
-    max_resolution: list[int] = setting("rows and columns of the largest latents that are not square", ge=1, le=SIZE)
+    llama_layers: list[int] = setting(
+        "for each block, in order, the index of the layer in text.layers that it attends to", ge=0, le=SIZE
+    )
+    max_resolution: list[int] = setting("largest rows and columns of latents that are not square", ge=1, le=SIZE)
     family: ClassVar[str] = "hidream"
     title: ClassVar[str] = "HiDream-I1"
     condition_parts: ClassVar[tuple[str, ...]] = (TEXT, LAYERS, POOLED)
     condition: ClassVar[str] = (
-        "The condition is a caption: its frozen tokens of one encoder are a second stream beside the image's, and each "
-        "block sees those of a layer of a language model too; all count, padding too. Its pooled vector is embedded "
-        "and added to the time embedding. Where the caption is withheld, all are what the data has for no caption."
+        "The condition is a caption: its frozen tokens from one encoder are a second stream beside the image's, and "
+        "each block also attends to those of a layer of a language model, padding included. Its pooled vector is "
+        "embedded and added to the time embedding. If the caption is withheld, all are the data's null condition."
     )
     network: ClassVar[str] = "HiDreamImageTransformer2DModel"
     published: ClassVar[Mapping[str, Any]] = {

@@ -1,7 +1,7 @@
 """HiDreamImageTransformer2DModel as a backbone.
 
-Shapes: B batch, C channels, H/W latent, p patch, h/w grid of image tokens, N = h·w of them, D width, S stacked layers,
-L text positions, M all tokens of a batch, K experts of each.
+Shapes: B batch, C channels, H/W latent, p patch, h/w grid of image tokens, N = h·w image tokens, D width, S stacked
+layers, L text positions, M all tokens of a batch, K experts per token.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ PROJECTIONS = "caption_projection."
 
 
 class HiDreamNetwork(DiffusersTransformer):
-    """Image tokens come first in the sequences of its blocks. If the latents are not square, padding follows them.
+    """Image tokens come first in the sequences of the blocks. If the latents are not square, padding follows them.
 
-    The module's output is the velocity from noise to data. In training it leaves the values in patches, and its experts
-    compute with gradients; else they do not.
+    The module's output is the velocity from noise to data. In training mode the output stays in patches and the experts
+    compute with gradients; in evaluation mode neither is the case.
     """
 
     regions: ClassVar[tuple[str, ...]] = ("HiDreamBlock",)
@@ -66,7 +66,7 @@ class HiDreamNetwork(DiffusersTransformer):
         }
 
     def fix_shapes(self) -> None:
-        """Each expert has as many tokens (`urepa.core.backbone_protocols.ShapesFromValues`)."""
+        """Assigns equally many tokens to each expert (`urepa.core.backbone_protocols.ShapesFromValues`)."""
         for module in self.transformer.modules():
             if hasattr(module, "experts"):
                 module.forward = partial(_by_all_experts, module)
@@ -84,12 +84,12 @@ class HiDreamNetwork(DiffusersTransformer):
     def prediction(self, out: Tensor, x_t: Tensor) -> Tensor:
         if out.shape == x_t.shape:
             return -out
-        grid, side = self.grid_of(x_t), self.transformer.config.patch_size  # in training: B, C, N and padding, p·p
+        grid, side = self.grid_of(x_t), self.transformer.config.patch_size  # in training mode: B, C, N and padding, p·p
         patches = out[:, :, : grid[0] * grid[1]].unflatten(3, (side, side)).unflatten(2, grid)  # B, C, h, w, p, p
         return -patches.transpose(3, 4).flatten(4, 5).flatten(2, 3)
 
     def place_of(self, name: str) -> int:
-        """The projections of the text to each block are that block's, the last two all blocks'."""
+        """Each projection of the text belongs to the block that uses it, except the last two, which all blocks use."""
         own = name.removeprefix(PREFIX)
         if not own.startswith(PROJECTIONS):
             return super().place_of(name)
@@ -98,7 +98,8 @@ class HiDreamNetwork(DiffusersTransformer):
 
 
 def _by_all_experts(mixture: Any, x_BND: Tensor) -> Tensor:
-    """As much work as a mixture of experts has of these tokens, shared out in the tokens' order."""
+    """The same amount of computation as a mixture of experts has for these tokens. The tokens are divided equally among
+    the experts, in their order."""
     weights_MK = F.linear(x_BND.flatten(0, 1), mixture.gate.weight).softmax(-1).topk(mixture.num_activated_experts)[0]
     parts = x_BND.flatten(0, 1).repeat_interleave(weights_MK.shape[1], 0).chunk(len(mixture.experts))
     y_XD = torch.cat([expert(part) for expert, part in zip(mixture.experts, parts, strict=True)])

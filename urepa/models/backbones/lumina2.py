@@ -23,19 +23,21 @@ class Lumina2(PublishedTransformer):
     _target_: str = "urepa.models.backbones.lumina2.Lumina2"
     weights: str = setting('a hub id, a local diffusers folder, or "random"')
     gradient_checkpointing: bool = setting("recompute blocks in the backward pass: less memory, more time")
-    num_refiner_layers: int = setting("number of blocks of the image tokens alone, and of the text's", ge=1, le=SIZE)
-    num_layers: int = setting("number of blocks of both after them", ge=1, le=SIZE)
+    num_refiner_layers: int = setting(
+        "number of blocks that process only image tokens, and of those that process only text", ge=1, le=SIZE
+    )
+    num_layers: int = setting("number of blocks after them, which process both", ge=1, le=SIZE)
     hidden_size: int = setting("width of a token", ge=1, le=SIZE)
     num_attention_heads: int = setting("heads of attention in a block", ge=1, le=SIZE)
-    num_kv_heads: int = setting("heads of keys and values, each of several heads of queries", ge=1, le=SIZE)
-    axes_dim_rope: list[int] = setting("channels of a head for the positions of text, row and column", ge=2, le=SIZE)
-    axes_lens: list[int] = setting("positions that there are of text, rows and columns", ge=1, le=SIZE)
+    num_kv_heads: int = setting("heads of keys and values; several heads of queries share each", ge=1, le=SIZE)
+    axes_dim_rope: list[int] = setting("channels of a head for the text position, row and column", ge=2, le=SIZE)
+    axes_lens: list[int] = setting("largest number of text positions, rows and columns", ge=1, le=SIZE)
     family: ClassVar[str] = "lumina2"
     title: ClassVar[str] = "Lumina-Image 2.0"
     condition_parts: ClassVar[tuple[str, ...]] = (TEXT,)
     condition: ClassVar[str] = (
-        "The condition is a caption: its frozen tokens, but for those that are masked, come before the image's in one "
-        "sequence. Where the caption is withheld, they are what the data has for no caption."
+        "The condition is a caption: its frozen tokens, without the masked ones, come before the image's in one "
+        "sequence. If the caption is withheld, they are the data's null condition."
     )
     network: ClassVar[str] = "Lumina2Transformer2DModel"
     published: ClassVar[Mapping[str, Any]] = {"cap_feat_dim": 2304}

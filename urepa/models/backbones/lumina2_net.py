@@ -16,14 +16,14 @@ from urepa.core.errors import UserError
 from urepa.core.part_names import TEXT
 from urepa.models.backbones.diffusers_transformer_net import PREFIX, DiffusersTransformer, Pass
 
-TEXT_ALONE = ("context_refiner", "time_caption_embed.caption_embedder")  # parameters that the first blocks do not see
+TEXT_ALONE = ("context_refiner", "time_caption_embed.caption_embedder")  # parameters that image tokens do not use
 
 
 class Lumina2Network(DiffusersTransformer):
-    """First blocks of the image tokens alone, beside blocks of the text's, then blocks of both: a sample's own text
-    tokens, its image tokens, and padding.
+    """The first blocks process only image tokens, others beside them only text. The blocks after them process one
+    sequence: a sample's text tokens, its image tokens, and padding.
 
-    The module's time is 1 - t, from noise to data, and its output the velocity in that direction.
+    The module's time is 1 - t, from noise to data, and its output is the velocity in that direction.
     """
 
     regions: ClassVar[tuple[str, ...]] = ("Lumina2TransformerBlock",)
@@ -46,7 +46,7 @@ class Lumina2Network(DiffusersTransformer):
     def arguments(self, x_t: Tensor, t_B: Tensor, condition: Condition) -> dict[str, Any]:
         text = condition[TEXT]
         length, positions = text.tokens_BLD.shape[1], self.transformer.config.axes_lens[0]
-        if length >= positions:  # the image's own position of text is the one after the last token's
+        if length >= positions:  # the text position of the image tokens follows that of the last text token
             raise UserError(
                 f"texts have {length} tokens, and this transformer positions for fewer than {positions}; give "
                 "data.text_encoder.length=256"
@@ -59,7 +59,7 @@ class Lumina2Network(DiffusersTransformer):
         }
 
     def fix_shapes(self) -> None:
-        """All texts have no padding (`urepa.core.backbone_protocols.ShapesFromValues`)."""
+        """Treats all texts as having no padding (`urepa.core.backbone_protocols.ShapesFromValues`)."""
         self._all_count = True
         embedder = self.transformer.rope_embedder
         embed = embedder.forward
@@ -82,7 +82,7 @@ class Lumina2Network(DiffusersTransformer):
         return -out
 
     def lora_modules(self, targets: str, blocks: str) -> str:
-        """The text's blocks too."""
+        """Includes the blocks that process only text."""
         return super().lora_modules(targets, blocks).replace("(?:noise_refiner|", "(?:context_refiner|noise_refiner|")
 
     def _reaches(self, name: str, index: int) -> bool:
@@ -93,7 +93,7 @@ class Lumina2Network(DiffusersTransformer):
         return index < len(self.transformer.noise_refiner)
 
     def _starts(self, current: Pass) -> list[int]:
-        """Where the image tokens of each sample begin: after its own text tokens."""
+        """The index at which the image tokens of each sample begin: after its text tokens."""
         mask_BL: Any = current.condition[TEXT].mask_BL
         starts: list[int] = (_AllCount(tuple(mask_BL.shape)) if self._all_count else mask_BL).sum(dim=1).tolist()
         return starts
@@ -101,7 +101,7 @@ class Lumina2Network(DiffusersTransformer):
 
 @dataclass(frozen=True)
 class _AllCount:
-    """What is asked of a mask [B,L], where all tokens count."""
+    """Replaces a mask [B,L] that is True everywhere, without values."""
 
     shape: tuple[int, int]
 

@@ -27,8 +27,8 @@ class OvisImage(PublishedTransformer):
     title: ClassVar[str] = "Ovis-Image"
     condition_parts: ClassVar[tuple[str, ...]] = (TEXT,)
     condition: ClassVar[str] = (
-        "The condition is a caption: its frozen tokens are a second stream beside the image's, of which all count, "
-        "padding too. Where the caption is withheld, they are what the data has for no caption."
+        "The condition is a caption: its frozen tokens are a second stream beside the image's, padding "
+        "included. If the caption is withheld, they are the data's null condition."
     )
     network: ClassVar[str] = "OvisImageTransformer2DModel"
     block_counts: ClassVar[tuple[str, ...]] = ("num_layers", "num_single_layers")

@@ -17,7 +17,8 @@ from urepa.models.backbones.two_streams_net import AXES, packed, positions
 
 
 class OvisImageNetwork(FluxNetwork):
-    """Flux' streams and tokens, with positions of the text and no other condition."""
+    """Flux's two streams and packed tokens. Text tokens have positions, and there is no pooled vector and no guidance
+    embedding."""
 
     regions: ClassVar[tuple[str, ...]] = ("OvisImageTransformerBlock", "OvisImageSingleTransformerBlock")
     adapter_files: ClassVar[str | None] = None

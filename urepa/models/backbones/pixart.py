@@ -24,10 +24,12 @@ class PixArt(PublishedTransformer):
     gradient_checkpointing: bool = setting("recompute blocks in the backward pass: less memory, more time")
     num_layers: int = setting("number of blocks", ge=1, le=SIZE)
     num_attention_heads: int = setting("heads of attention in a block", ge=1, le=SIZE)
-    sample_size: int = setting("side, in latent pixels, of the images that it was trained for", ge=1, le=SIZE)
-    interpolation_scale: int | None = setting("divisor of positions; null: sample_size / 64, at least 1", ge=1, le=SIZE)
+    sample_size: int = setting("side of the latents of the published training, in latent pixels", ge=1, le=SIZE)
+    interpolation_scale: int | None = setting(
+        "divisor of the positions; null: sample_size / 64, at least 1", ge=1, le=SIZE
+    )
     use_additional_conditions: bool | None = setting(
-        "whether the image's size and aspect ratio are embedded; null: for a sample_size of 128"
+        "whether the image's size and aspect ratio are embedded; null: only if sample_size is 128"
     )
     family: ClassVar[str] = "pixart"
     title: ClassVar[str] = "PixArt"
@@ -40,18 +42,18 @@ class PixArt(PublishedTransformer):
 
     @property
     def embeds_size(self) -> bool:
-        """As the module does."""
+        """Whether the module embeds the image's size and aspect ratio."""
         given = self.use_additional_conditions
         return self.sample_size == 128 if given is None else given
 
     @property
     def condition(self) -> str:  # type: ignore[override]
-        """In sentences."""
+        """A description of the condition, in sentences."""
         size = " The height and width of the image in pixels and their ratio are embedded with the time."
         return (
-            "The condition is a caption: cross-attention sees its frozen tokens, but for those that are masked. Where "
-            "the caption is withheld, it sees what the data has for no caption. Of the output's channels the first "
-            f"half is the prediction; the variance, the second half, is not trained.{size if self.embeds_size else ''}"
+            "The condition is a caption: cross-attention attends to its frozen tokens, without the masked ones. If "
+            "the caption is withheld, it attends to the data's null condition. The first half of the output's channels "
+            f"is the prediction; the second half, the variance, is not trained.{size if self.embeds_size else ''}"
         )
 
     @property

@@ -14,11 +14,11 @@ from urepa.core.conditions import Condition
 from urepa.core.part_names import TEXT
 from urepa.models.backbones.diffusers_transformer_net import DiffusersTransformer, Pass
 
-VAE_FACTOR = 8  # pixels a side of a latent's cell
+VAE_FACTOR = 8  # side of a latent pixel, in pixels of the image
 
 
 class PixArtNetwork(DiffusersTransformer):
-    """It predicts the noise, and a variance that nothing here trains or uses."""
+    """Predicts the noise. The module also outputs a variance, which is neither trained nor used here."""
 
     regions: ClassVar[tuple[str, ...]] = ("BasicTransformerBlock",)
     adapter_files: ClassVar[str | None] = None
@@ -38,7 +38,7 @@ class PixArtNetwork(DiffusersTransformer):
         }
 
     def size_of(self, x_t: Tensor) -> dict[str, Tensor | None]:
-        """Height and width [B,2] of x_t's image in pixels and their ratio [B,1], where the module embeds them."""
+        """Height and width [B,2] of x_t's image in pixels and their ratio [B,1]; None if they are not embedded."""
         if not self.transformer.use_additional_conditions:
             return {"resolution": None, "aspect_ratio": None}
         height, width = (side * VAE_FACTOR for side in x_t.shape[-2:])

@@ -25,17 +25,17 @@ class Sana(PublishedTransformer):
     num_attention_heads: int = setting("heads of self-attention in a block", ge=1, le=SIZE)
     num_cross_attention_heads: int = setting("heads of cross-attention in a block", ge=1, le=SIZE)
     cross_attention_head_dim: int = setting("width of a head of cross-attention", ge=1, le=SIZE)
-    cross_attention_dim: int = setting("width of the text in cross-attention", ge=1, le=SIZE)
+    cross_attention_dim: int = setting("width of a text token in cross-attention", ge=1, le=SIZE)
     qk_norm: str | None = setting("normalisation of queries and keys: rms_norm_across_heads, or null")
     interpolation_scale: float | None = setting(
-        "divisor of positions that are added to the tokens; null: none are", ge=TINY
+        "divisor of the positions that are added to the tokens; null: no positions are added", ge=TINY
     )
     family: ClassVar[str] = "sana"
     title: ClassVar[str] = "Sana"
     condition_parts: ClassVar[tuple[str, ...]] = (TEXT,)
     condition: ClassVar[str] = (
-        "The condition is a caption: cross-attention sees its frozen tokens, but for those that are masked. Where the "
-        "caption is withheld, it sees what the data has for no caption."
+        "The condition is a caption: cross-attention attends to its frozen tokens, without the masked ones. If the "
+        "caption is withheld, it attends to the data's null condition."
     )
     network: ClassVar[str] = "SanaTransformer2DModel"
     pipeline: ClassVar[str] = "SanaPipeline"

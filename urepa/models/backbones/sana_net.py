@@ -14,11 +14,11 @@ from urepa.core.errors import UserError
 from urepa.core.part_names import TEXT
 from urepa.models.backbones.diffusers_transformer_net import DiffusersTransformer, Pass
 
-TIMESTEPS = 1000  # the module's time at t = 1, before its own scale
+TIMESTEPS = 1000  # the module's time at t = 1, before it is multiplied by the module's own scale
 
 
 class SanaNetwork(DiffusersTransformer):
-    """A token is one latent pixel, 32 pixels of the image a side."""
+    """A token is one latent pixel, which covers 32x32 pixels of the image."""
 
     regions: ClassVar[tuple[str, ...]] = ("SanaTransformerBlock",)
     adapter_files: ClassVar[str | None] = "SanaLoraLoaderMixin"

@@ -18,25 +18,25 @@ if TYPE_CHECKING:
 @dataclass
 class SD3(PublishedTransformer):
     """Stable Diffusion 3's transformer (Esser et al. 2024, arXiv 2403.03206), conditioned on the frozen tokens of
-    captions and their pooled vector. 3.5 is another set of sizes."""
+    captions and their pooled vector. SD3.5 has the same architecture with other sizes."""
 
     _target_: str = "urepa.models.backbones.sd3.SD3"
     weights: str = setting('a hub id, a local diffusers folder, or "random"')
     gradient_checkpointing: bool = setting("recompute blocks in the backward pass: less memory, more time")
     num_layers: int = setting("number of blocks", ge=1, le=SIZE)
     num_attention_heads: int = setting("heads of attention in a block", ge=1, le=SIZE)
-    pos_embed_max_size: int = setting("most image tokens of a side that positions are there for", ge=1, le=SIZE)
-    dual_attention_layers: list[int] = setting(
-        "blocks with a second attention, of the image tokens alone", ge=0, le=SIZE
+    pos_embed_max_size: int = setting(
+        "largest number of image tokens along a side: the size of the table of positions", ge=1, le=SIZE
     )
+    dual_attention_layers: list[int] = setting("blocks with a second attention, among image tokens only", ge=0, le=SIZE)
     qk_norm: str | None = setting("normalisation of queries and keys: rms_norm, or null")
     family: ClassVar[str] = "sd3"
     title: ClassVar[str] = "Stable Diffusion 3"
     condition_parts: ClassVar[tuple[str, ...]] = (TEXT, POOLED)
     condition: ClassVar[str] = (
-        "The condition is a caption: its frozen tokens are a second stream beside the image's, of which all count, "
-        "padding too, and its pooled vector is embedded and added to the time embedding. Where the caption is "
-        "withheld, both are what the data has for no caption."
+        "The condition is a caption: its frozen tokens are a second stream beside the image's, padding included, "
+        "and its pooled vector is embedded and added to the time embedding. If the caption is withheld, both are the "
+        "data's null condition."
     )
     network: ClassVar[str] = "SD3Transformer2DModel"
     published: ClassVar[Mapping[str, Any]] = {"attention_head_dim": 64}

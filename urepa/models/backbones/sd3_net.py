@@ -17,7 +17,7 @@ TIMESTEPS = 1000  # the module's time at t = 1
 
 
 class SD3Network(DiffusersTransformer):
-    """Its attention has no mask: all tokens of a text count, padding too, as in its pipeline."""
+    """As in the pipeline, attention has no mask: all text tokens take part in it, padding included."""
 
     regions: ClassVar[tuple[str, ...]] = ("JointTransformerBlock",)
     text_alone: ClassVar[str] = r"\.(?:attn\.to_add_out|ff_context)\."

@@ -1,5 +1,5 @@
-"""Transformers of diffusers whose double-stream blocks return (text, image) and whose single-stream blocks, which come
-after them, one sequence in which the image tokens are last.
+"""Transformers of diffusers with double-stream blocks, which return (text, image), followed by single-stream blocks,
+which return one sequence with the image tokens last.
 
 Shapes: B batch, C channels, H/W latent, h/w = H/2, W/2 grid of image tokens, N = h·w of them, D width.
 """
@@ -13,12 +13,12 @@ from torch import Tensor
 
 from urepa.models.backbones.diffusers_transformer_net import DiffusersTransformer, Pass
 
-SIDE = 2  # latent pixels of a side of an image token
-AXES = 3  # of a position: text's, row, column
+SIDE = 2  # side of an image token, in latent pixels
+AXES = 3  # coordinates of a position: text, row, column
 
 
 class TwoStreams(DiffusersTransformer):
-    """Two lists of blocks, and the layers of attention that adapt both streams."""
+    """The block lists, and the layers of attention in both streams that get adapters."""
 
     lists: ClassVar[tuple[str, ...]] = ("transformer_blocks", "single_transformer_blocks")
     text_alone: ClassVar[str] = r"\.(?:attn\.to_add_out|ff_context)\."
@@ -35,7 +35,7 @@ class TwoStreams(DiffusersTransformer):
 
 
 class PackedTwoStreams(TwoStreams):
-    """The same, whose module takes 2x2 latent pixels as the channels of one token, as Flux.1's does."""
+    """The same for modules whose tokens each have 2x2 latent pixels in their channels, such as Flux.1's."""
 
     adapter_files: ClassVar[str | None] = "FluxLoraLoaderMixin"
 
@@ -51,19 +51,19 @@ class PackedTwoStreams(TwoStreams):
 
 
 def packed(x_BCHW: Tensor) -> Tensor:
-    """Tokens [B,N,4C] of 2x2 latent pixels, row by row, channels first in each."""
+    """Packs latents [B,C,H,W] into tokens [B,N,4C] of 2x2 latent pixels, row by row, channels first in a token."""
     patches = x_BCHW.unflatten(3, (-1, SIDE)).unflatten(2, (-1, SIDE))  # B, C, h, 2, w, 2
     return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
 def unpacked(tokens_BNO: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The same as latents [B,C,H,W]."""
+    """Latents [B,C,H,W] from the tokens of `packed`."""
     patches = tokens_BNO.unflatten(2, (-1, SIDE, SIDE)).unflatten(1, grid)  # B, h, w, C, 2, 2
     return patches.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 
 def positions(grid: tuple[int, int], device: torch.device) -> Tensor:
-    """[N,3]: 0, the row and the column of each image token."""
+    """The positions [N,3] of image tokens: 0, the row and the column."""
     height, width = grid
     ids = torch.zeros(height, width, AXES, device=device)
     ids[..., 1] = torch.arange(height, device=device)[:, None]

@@ -1,6 +1,7 @@
-"""Low-rank adapters of diffusers' transformers as files: for the family's pipeline, or peft's where that loads none.
+"""Files of low-rank adapters of diffusers' transformers: in the layout of the family's pipeline, or in peft's if the
+pipeline loads no LoRA.
 
-In peft's own layout (`PeftModel.from_pretrained(pipe.transformer, FOLDER)`) a name begins with `base_model.model.`.
+In peft's layout (`PeftModel.from_pretrained(pipe.transformer, FOLDER)`) a name begins with `base_model.model.`.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ from urepa.core.errors import UserError
 from urepa.models.backbones.backbone_sizes import LORA, PEFT
 from urepa.models.weight_files import read_safetensors, save_tensors
 
-ADAPTER = "default"  # peft's name of the only one
+ADAPTER = "default"  # peft's name of the only adapter
 OF_PEFT = "base_model.model."
 PREFIX = "transformer."
 
 
 def write_transformer_lora(transformer: Any, folder: Path, loader: str | None) -> None:
-    """The adapters, with α and whether they are rank-stabilised or DoRA's.
+    """Writes the adapters, with α and whether they are rank-stabilised or DoRA.
 
     Args:
-        loader: the pipeline's base in diffusers.loaders, whose `load_lora_weights` reads the file; None: peft's layout.
+        loader: the pipeline's base class in diffusers.loaders, whose `load_lora_weights` reads the file; None: peft's
+            layout.
     """
     from peft.utils import get_peft_model_state_dict
 
@@ -46,8 +48,8 @@ def write_transformer_lora(transformer: Any, folder: Path, loader: str | None) -
 
 
 def load_transformer_lora(transformer: Any, file: Path, loader: str | None) -> None:
-    """A LoRA file on top of a transformer's weights. UserError where it is none, is for more than the transformer, or
-    does not fit it: diffusers would warn at most."""
+    """Loads a LoRA file into a transformer. Raises UserError if the file is not a LoRA, adapts more than the
+    transformer, or does not fit it; diffusers would at most warn."""
     if loader is None:
         _load_of_peft(transformer, file)
     else:
@@ -55,7 +57,7 @@ def load_transformer_lora(transformer: Any, file: Path, loader: str | None) -> N
 
 
 def _load_of_pipeline(transformer: Any, file: Path, loader: str) -> None:
-    """By diffusers' own reading of its formats."""
+    """Loads a file in one of the formats that the pipeline's loader reads."""
     from diffusers import loaders
     from safetensors import SafetensorError
 
@@ -71,7 +73,7 @@ def _load_of_pipeline(transformer: Any, file: Path, loader: str) -> None:
             f"{file} adapts the text encoder too, and the track's texts were embedded without that; give a LoRA of the "
             "transformer alone"
         )
-    if not any(name.startswith(PREFIX) for name in state):  # as a transformer alone writes it
+    if not any(name.startswith(PREFIX) for name in state):  # names as a transformer's own save method writes them
         state = {PREFIX + name: value for name, value in state.items()}
         metadata = None if metadata is None else {PREFIX + key: value for key, value in metadata.items()}
     alphas = {"network_alphas": None} if loader == "FluxLoraLoaderMixin" else {}
@@ -84,7 +86,7 @@ def _load_of_pipeline(transformer: Any, file: Path, loader: str) -> None:
 
 
 def _load_of_peft(transformer: Any, file: Path) -> None:
-    """`file` is the adapters' or their folder's config."""
+    """Loads adapters in peft's layout. `file` is the file of adapters or the config beside it."""
     from peft import LoraConfig, inject_adapter_in_model
     from peft.utils import set_peft_model_state_dict
 

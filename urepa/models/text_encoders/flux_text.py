@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class FluxText(FromFolder):
-    """The last tokens of T5's encoder, and the state of CLIP-L's end-of-text token as the vector. They equal
-    FluxPipeline's prompt embeddings."""
+    """The tokens of the last layer of T5's encoder, and the state of CLIP-L's end-of-text token as the vector. Both
+    equal FluxPipeline's prompt embeddings."""
 
     _target_: str = "urepa.models.text_encoders.flux_text.FluxText"
     model: str = setting(

@@ -30,7 +30,7 @@ BOTH = (1, 2)  # the numbers of the pipeline's text encoders
 
 
 def flux_text(model: str, lengths: tuple[int, int], width: int, pooled_width: int, computed_in: str) -> TextTransformer:
-    """The networks from this folder or hub id. `lengths`: CLIP's and T5's."""
+    """The networks from this folder or hub id. `lengths` are the positions of CLIP and of T5."""
     name, (clip_length, length) = stored_name(model), lengths
 
     def load_clip() -> Loaded:

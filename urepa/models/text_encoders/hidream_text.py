@@ -21,8 +21,8 @@ LLAMA = "data.text_encoder.llama"
 
 @dataclass
 class HiDreamText(FromFolder):
-    """The last tokens of T5's encoder, the tokens of a Llama's layers, stacked, and the projected vectors of CLIP-L and
-    OpenCLIP bigG. They equal HiDreamImagePipeline's prompt embeddings."""
+    """The tokens of the last layer of T5's encoder, the stacked tokens of a Llama's layers, and the projected vectors
+    of CLIP-L and OpenCLIP bigG. They equal HiDreamImagePipeline's prompt embeddings."""
 
     _target_: str = "urepa.models.text_encoders.hidream_text.HiDreamText"
     model: str = setting(

@@ -38,7 +38,7 @@ LLAMA_31_8B = {"vocab_size": 128256, "intermediate_size": 14336, "num_key_value_
 def hidream_text(
     model: str, llama: str, layers: list[int], length: int, widths: tuple[int, int, int], computed_in: str
 ) -> TextTransformer:
-    """The networks from these folders or hub ids. `widths`: of T5's tokens, the Llama's tokens and the vector."""
+    """The networks from these folders or hub ids. `widths`: T5's tokens, the Llama's tokens, the vector."""
     name, (width, layers_width, pooled_width) = stored_name(model), widths
 
     def load_llama() -> Loaded:

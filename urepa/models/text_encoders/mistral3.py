@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class Mistral3(FromFolder):
-    """The tokens of some layers of Mistral 3, concatenated along their width, without a vector. The caption is a user's
-    message after a system message in the tokenizer's chat template. The tokens equal Flux2Pipeline's prompt
+    """The tokens of some layers of Mistral 3, concatenated along their width; there is no vector. The caption is a
+    user's message after a system message in the tokenizer's chat template. The tokens equal Flux2Pipeline's prompt
     embeddings."""
 
     _target_: str = "urepa.models.text_encoders.mistral3.Mistral3"

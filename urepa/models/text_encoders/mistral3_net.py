@@ -1,7 +1,7 @@
 """Mistral Small 3 from a pipeline's folder, called as in Flux2Pipeline. Code in the folder is never run.
 
-Only the tokenizer of the pipeline's processor is loaded: for text without images it does all that the processor does,
-the chat template and the tokens.
+Only the tokenizer of the pipeline's processor is loaded: without images the processor does only what the
+tokenizer does, the chat template and the tokens.
 
 Shapes: B texts, L positions, D width.
 """
@@ -90,7 +90,7 @@ def _messages(text: str) -> list[dict[str, Any]]:
     said = [
         ("system", message()),
         ("user", text.replace("[IMG]", "")),
-    ]  # the placeholder of an image; there are no images
+    ]  # removes the placeholder of an image; there are no images
     return [{"role": role, "content": [{"type": "text", "text": words}]} for role, words in said]
 
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 @dataclass
 class SD3Text(FromFolder):
     """The tokens of the last layer but one of CLIP-L and of OpenCLIP bigG, concatenated along their width and padded
-    with zeros to the width of T5's; after them the last tokens of T5's encoder; and the projected vectors of both
-    CLIPs. They equal StableDiffusion3Pipeline's prompt embeddings."""
+    with zeros to the width of T5's; after them the tokens of the last layer of T5's encoder; and the projected
+    vectors of both CLIPs. They equal StableDiffusion3Pipeline's prompt embeddings."""
 
     _target_: str = "urepa.models.text_encoders.sd3_text.SD3Text"
     model: str = setting(

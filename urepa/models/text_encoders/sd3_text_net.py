@@ -53,7 +53,7 @@ def projected_clip_tower(
 
 
 def sd3_text(model: str, lengths: tuple[int, int], width: int, pooled_width: int, computed_in: str) -> TextTransformer:
-    """The networks from this folder or hub id. `lengths`: the CLIPs' and T5's."""
+    """The networks from this folder or hub id. `lengths` are the positions of the CLIPs and of T5."""
     name, (clip_length, t5_length) = stored_name(model), lengths
     clips = [projected_clip_tower(model, ALL, i, encode_second, clip_length) for i in (1, 2)]
     t5 = t5_tower(model, ALL, 3, computed_in, layer_tokens(-1, all_count, is_masked=False), t5_length)

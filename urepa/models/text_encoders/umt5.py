@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class UMT5(FromFolder):
-    """The last tokens of UMT5's encoder, 0 after a caption's end, without a vector. They equal AuraFlowPipeline's
-    prompt embeddings."""
+    """The tokens of the last layer of UMT5's encoder, 0 after a caption's end; there is no vector. The tokens equal
+    AuraFlowPipeline's prompt embeddings."""
 
     _target_: str = "urepa.models.text_encoders.umt5.UMT5"
     model: str = setting(
