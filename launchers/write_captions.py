@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from urepa.config.command_schemas import WriteCaptions
 from urepa.config.help import HELP, help_text
-from urepa.core import random_draws, safe_output
+from urepa.core import safe_output
 from urepa.core.errors import UserError
 from urepa.core.files import write_whole
 from urepa.core.one_line_errors import one_line_mistakes
@@ -83,6 +83,8 @@ def prompts_of(split: str, name: str) -> list[str]:
 
 def draw_captions(split: str, name: str, file: str) -> list[str]:
     """Different captions for one image. The draw depends on its split, class and file name."""
+    from urepa.core import random_draws  # it imports torch, which --help does not need
+
     prompts = prompts_of(split, name)
     rng = random_draws.generator(random_draws.digest64("captions", split, name, file), "captions")
     return [prompts[int(i)] for i in rng.permutation(len(prompts))[: CAPTIONS[split]]]

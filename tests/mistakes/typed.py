@@ -38,7 +38,7 @@ KEYS = of(
 
 GROUPS = of(
     "urepa.train",
-    ("loss=rapa", "loss has no option 'rapa'; choose one of: none, repa.*did you mean 'repa'"),
+    ("loss=rapa", "loss has no option 'rapa'; choose one of: .*none, repa.*did you mean 'repa'"),
     ("backbone=tiny_unt", "did you mean 'tiny_unet'"),
     ("lora=mid", "lora has no option 'mid'; choose one of"),
     ("teacher=dino", "teacher has no option 'dino'; choose one of"),
@@ -156,7 +156,7 @@ TOGETHER = of(
     ("-m '+ablation=glob([baseline,lamda_*])'", r"lamda_\* matches no option of ablation; .*did you mean .lambda_0."),
     ("-m '+ablation=glob(*,exclude=lamda_*)'", r"lamda_\* matches no option of ablation"),
     ("-m '+ablation=glob(lora*,exclude=*)'", "leaves nothing: every option that it names is excluded"),
-    ("lora.targets=x", "there is no key 'lora.targets' here; it is one of lora=all_attention, mid_attention"),
+    ("lora.targets=x", "there is no key 'lora.targets' here; it is one of lora=all_attention, .*mid_attention"),
     ("-m '+experiment=cifar10' '+ablation=glob(lora_*)'", "\\+ablation=lora_16 is for the backbone sd15"),
     ("-m seed=0,x", "seed=x"),
     ("-m '+ablation=glob(lambda_*)' +experiment=cifar10", "write \\+experiment=... first, then \\+ablation=..."),

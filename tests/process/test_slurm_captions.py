@@ -83,4 +83,4 @@ def test_a_data_set_of_the_hub_from_its_files_to_reports(slurm: Cluster, work: W
     arms = json.loads((work.folder / "all.json").read_text())["arms"]
     assert sorted(arm["label"] for arm in arms) == ["lambda_max=0", "lambda_max=0.5"]
     said = checked(ended(["-m", "urepa.describe", *given], work.folder))
-    assert "Captions, in lower case, are encoded by the T5 of t5, frozen" in said
+    assert "Captions are encoded in lower case by the T5 of t5, frozen" in said

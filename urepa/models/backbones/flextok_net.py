@@ -160,9 +160,8 @@ def load_weights(network: FlexTokNetwork, place: Path) -> None:
     if not isinstance(stored, dict) or not all(isinstance(value, Tensor) for value in stored.values()):
         raise UserError(f"{file} contains no named weights; give an export of a FlexTok run")
     own = network.state_dict()
-    odd = sorted(own.keys() ^ stored.keys()) + [
-        k for k in own.keys() & stored.keys() if own[k].shape != stored[k].shape
-    ]
+    odd = sorted(own.keys() ^ stored.keys())
+    odd += [name for name in own if name in stored and own[name].shape != stored[name].shape]
     if odd:
         raise UserError(
             f"{file} does not fit this backbone: {len(odd)} of its weights differ by name or shape ({odd[0]}); choose "

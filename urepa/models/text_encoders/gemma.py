@@ -56,9 +56,9 @@ class Gemma(FromFolder):
 
     def description(self) -> str:
         which = "last layer, after the final norm" if self.layer == -1 else f"layer {self.layer}, counted from the end"
-        case = ", in lower case" if self.lowercase else ""
+        case = " in lower case" if self.lowercase else ""
         case += "" if self.before is None else f' after "{self.before.strip()}"'
         return (
-            f"Captions{case} are encoded by the Gemma of {self.name}, frozen, in {self.computed_in}: the tokens of its "
+            f"Captions are encoded{case} by the Gemma of {self.name}, frozen, in {self.computed_in}: the tokens of its "
             f"{which}, at most {number(self.length)} of width {number(self.width)}."
         )

@@ -63,8 +63,8 @@ class T5(FromFolder):
         padded = {"attended": ", padding included,", "one_counts": " and the first position after them,"}
         many = f"at most {number(self.length)}" if str(self.padding) != "attended" else number(self.length)
         many += padded.get(str(self.padding), "")
-        case = ", in lower case" if self.lowercase else ""
+        case = " in lower case" if self.lowercase else ""
         return (
-            f"Captions{case} are encoded by the T5 of {self.name}, frozen, in {self.computed_in}: the tokens of its "
+            f"Captions are encoded{case} by the T5 of {self.name}, frozen, in {self.computed_in}: the tokens of its "
             f"last layer, {many} of width {number(self.width)}."
         )
