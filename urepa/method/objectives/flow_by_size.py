@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from urepa.core.comparability import DIFFUSION, MEANS_OVER_TIMES, TOTAL
 from urepa.core.declared_keys import SIZE, TINY, setting
 from urepa.core.descriptions import Formula, number
 from urepa.core.errors import UserError
 from urepa.method.objectives.flow_shifted import MOST, PATH, ShiftedDraw, check_draw, drawn
+from urepa.method.shifted_flow import ShiftedFlow
 
 if TYPE_CHECKING:
     from urepa.method.objectives.flow_shifted_math import SizeShiftedFlowMath
@@ -20,7 +19,7 @@ TIMES = (DIFFUSION, TOTAL, MEANS_OVER_TIMES)
 
 
 @dataclass
-class FlowBySize:
+class FlowBySize(ShiftedFlow):
     """Prediction of the velocity of the straight path from data (t = 0) to noise (t = 1), at times
     t = s·u/(1 + (s − 1)·u), where s = e^μ and μ is linear in the number of image tokens, as in Flux."""
 
@@ -40,15 +39,6 @@ class FlowBySize:
     )
     token_side: int = setting("side of an image token, in latent pixels", ge=1, le=SIZE, alters=TIMES, unpairs=True)
 
-    alters: ClassVar[tuple[str, ...]] = (DIFFUSION, TOTAL)
-    prediction_type: ClassVar[str] = "flow"
-    path: ClassVar[str] = "linear"
-    scheduler: ClassVar[Mapping[str, str]] = {}
-    training_only: ClassVar[tuple[str, ...]] = ("draw", "draw_mean", "draw_std")
-    has_intervals: ClassVar[bool] = True
-    most_steps: ClassVar[float] = math.inf
-    times: ClassVar[str] = "times lie in [0, 1]"
-
     def check(self) -> None:
         check_draw(str(self.draw), self.draw_mean, self.draw_std)
         if self.base_tokens >= self.max_tokens:
@@ -56,12 +46,6 @@ class FlowBySize:
                 f"objective.base_tokens={self.base_tokens} is not below objective.max_tokens={self.max_tokens}; give "
                 "one that is"
             )
-
-    def has_time(self, t: float) -> bool:
-        return 0 <= t <= 1
-
-    def time_at(self, fraction: float) -> float:
-        return float(fraction)
 
     def build(self) -> SizeShiftedFlowMath:
         from urepa.method.objectives.flow_shifted_math import SizeShiftedFlowMath

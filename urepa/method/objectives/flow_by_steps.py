@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from urepa.core.comparability import DIFFUSION, MEANS_OVER_TIMES, NOTHING, TOTAL
 from urepa.core.declared_keys import SIZE, TINY, setting
 from urepa.core.descriptions import Formula, number
 from urepa.core.errors import UserError
 from urepa.method.objectives.flow_shifted import MOST, PATH, ShiftedDraw, check_draw, drawn
+from urepa.method.shifted_flow import ShiftedFlow
 
 if TYPE_CHECKING:
     from urepa.method.objectives.flow_shifted_math import StepShiftedFlowMath
@@ -21,7 +20,7 @@ STEEPEST = 1e-3  # slope of μ, per image token
 
 
 @dataclass
-class FlowBySteps:
+class FlowBySteps(ShiftedFlow):
     """Prediction of the velocity of the straight path from data (t = 0) to noise (t = 1), at times
     t = s·u/(1 + (s − 1)·u), where s = e^μ, as in Flux.2's pipeline. μ is slope·tokens + offset. Sampling in few
     steps and in many steps have different slopes and offsets, and μ is linear in the number of steps between them."""
@@ -47,15 +46,6 @@ class FlowBySteps:
     )
     token_side: int = setting("side of an image token, in latent pixels", ge=1, le=SIZE, alters=TIMES, unpairs=True)
 
-    alters: ClassVar[tuple[str, ...]] = (DIFFUSION, TOTAL)
-    prediction_type: ClassVar[str] = "flow"
-    path: ClassVar[str] = "linear"
-    scheduler: ClassVar[Mapping[str, str]] = {}
-    training_only: ClassVar[tuple[str, ...]] = ("draw", "draw_mean", "draw_std")
-    has_intervals: ClassVar[bool] = True
-    most_steps: ClassVar[float] = math.inf
-    times: ClassVar[str] = "times lie in [0, 1]"
-
     def check(self) -> None:
         check_draw(str(self.draw), self.draw_mean, self.draw_std)
         if self.few_steps >= self.many_steps:
@@ -63,12 +53,6 @@ class FlowBySteps:
                 f"objective.few_steps={self.few_steps} is not below objective.many_steps={self.many_steps}; give one "
                 "that is"
             )
-
-    def has_time(self, t: float) -> bool:
-        return 0 <= t <= 1
-
-    def time_at(self, fraction: float) -> float:
-        return float(fraction)
 
     def build(self) -> StepShiftedFlowMath:
         from urepa.method.objectives.flow_shifted_math import StepShiftedFlowMath

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from urepa.core.comparability import DIFFUSION, MEANS_OVER_TIMES, NOTHING, TOTAL
 from urepa.core.declared_keys import TINY, setting
 from urepa.core.descriptions import Formula, number
 from urepa.core.errors import UserError
+from urepa.method.shifted_flow import ShiftedFlow
 
 if TYPE_CHECKING:
     from urepa.method.objectives.flow_shifted_math import ShiftedFlowMath
@@ -32,7 +31,7 @@ class SamplingGrid(Enum):
 
 
 @dataclass
-class FlowShifted:
+class FlowShifted(ShiftedFlow):
     """Prediction of the velocity of the straight path from data (t = 0) to noise (t = 1), at times
     t = s·u/(1 + (s − 1)·u) (Esser et al. 2024, arXiv 2403.03206, §5.3.2). For s > 1 more of them are near the noise."""
 
@@ -65,23 +64,8 @@ class FlowShifted:
         alters=NOTHING,
     )
 
-    alters: ClassVar[tuple[str, ...]] = (DIFFUSION, TOTAL)
-    prediction_type: ClassVar[str] = "flow"
-    path: ClassVar[str] = "linear"
-    scheduler: ClassVar[Mapping[str, str]] = {}
-    training_only: ClassVar[tuple[str, ...]] = ("draw", "draw_mean", "draw_std")
-    has_intervals: ClassVar[bool] = True
-    most_steps: ClassVar[float] = math.inf
-    times: ClassVar[str] = "times lie in [0, 1]"
-
     def check(self) -> None:
         check_draw(str(self.draw), self.draw_mean, self.draw_std)
-
-    def has_time(self, t: float) -> bool:
-        return 0 <= t <= 1
-
-    def time_at(self, fraction: float) -> float:
-        return float(fraction)
 
     def build(self) -> ShiftedFlowMath:
         from urepa.method.objectives.flow_shifted_math import ShiftedFlowMath
