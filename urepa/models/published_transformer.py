@@ -8,6 +8,7 @@ Another model of the family therefore needs only a file in `conf/backbone`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from urepa.models.backbones.diffusers_transformer_net import DiffusersTransformer
 
 
-class PublishedTransformer:
+class PublishedTransformer(ABC):
     """The base of such a declaration (`urepa.core.backbone_protocols.Backbone`)."""
 
     weights: str  # a setting of the declaration, like the next one
@@ -59,13 +60,13 @@ class PublishedTransformer:
     loads_lora: ClassVar[bool] = True  # whether the pipeline has load_lora_weights
 
     @property
+    @abstractmethod
     def pipeline(self) -> str:
         """The name of the pipeline in diffusers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def adapter(self) -> type[DiffusersTransformer]:
         """The class of the network here. The call imports torch."""
-        raise NotImplementedError
 
     def network_settings(self) -> dict[str, Any]:
         """The network's arguments besides diffusers' module."""
@@ -105,7 +106,7 @@ class PublishedTransformer:
                 f"give images whose sides are multiples of {self.patch * self.vae_factor} pixels"
             )
 
-    def check_latents(self, shapes: Sequence[tuple[int, int, int]]) -> None:
+    def check_latents(self, shapes: Sequence[tuple[int, int, int]]) -> None:  # noqa: B027 (no family needs it)
         """No check of its own: any shapes that `check` accepts are valid together."""
 
     def check_objective(self, objective: Any) -> None:
@@ -136,7 +137,7 @@ class PublishedTransformer:
     def check_adapters(self, targets: str, blocks: str) -> None:
         check_transformer_adapters(targets, blocks)
 
-    def check_files(self) -> None:
+    def check_files(self) -> None:  # noqa: B027 (no family needs it)
         """No check: it needs no files besides its weights."""
 
     # --- files ---

@@ -9,6 +9,7 @@ Shapes: B batch, R rows of it, C channels, H/W latent, p patch, h/w grid of imag
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -46,7 +47,7 @@ class Pass:
         return self.grid[0] * self.grid[1]
 
 
-class DiffusersTransformer(nn.Module):
+class DiffusersTransformer(nn.Module, ABC):
     """A transformer of diffusers. Taps: `block_k`, the image tokens after block k, counted from 0 over its block lists
     one after the other.
 
@@ -75,22 +76,22 @@ class DiffusersTransformer(nn.Module):
     # --- defined by a family ---------------------------------------------------------------------------------------
 
     @staticmethod
+    @abstractmethod
     def widths_of(config: Any) -> dict[str, int]:
         """The widths of a condition's parts, by name, for a module with this config."""
-        raise NotImplementedError
 
     @staticmethod
     def channels_of(config: Any) -> int:
         """C, the latent channels of a module with this config."""
         return int(config.in_channels)
 
+    @abstractmethod
     def arguments(self, x_t: Tensor, t_B: Tensor, condition: Condition) -> dict[str, Any]:
         """The arguments of the module for x_t [B,C,H,W] and the objective's times [B]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def image_tokens(self, index: int, output: Any, current: Pass) -> Tensor:
         """The image tokens [B,N,D] in the output of block `index`."""
-        raise NotImplementedError
 
     def with_tokens(self, index: int, output: Any, tokens_BND: Tensor, current: Pass) -> Any:
         """The output of block `index` with these image tokens, a view of `output`'s. A family overrides this if
