@@ -49,6 +49,7 @@ def test_a_sample_is_denoised_under_itself_and_what_is_kept_is_drawn_by_address(
     torch.testing.assert_close(batch.condition[KEEP].vector_BD[:, 0], torch.tensor(drawn))
 
 
+@pytest.mark.slow
 def test_arms_of_a_seed_share_what_is_kept_and_other_seeds_do_not(train: Build, small_flextok: list[str]) -> None:
     one, other = train("data.cfg_dropout=0"), train("data.cfg_dropout=0", "+ablation=flextok_no_dropout")
     (here,), (there,) = one.reader.read(1), other.reader.read(1)
@@ -114,6 +115,7 @@ def test_alignment_alone_reaches_the_encoder(train: Build) -> None:
     assert all(not p.requires_grad for p in trainer.model.backbone.decoder.final_layer.parameters())
 
 
+@pytest.mark.slow
 def test_a_run_resumes_bit_for_bit(train: Build) -> None:
     whole = train()
     steps(whole, 0, 4)

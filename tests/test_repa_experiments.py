@@ -106,6 +106,7 @@ def test_the_tracks_teacher_is_the_experiments(compose: Compose, family: str) ->
     assert {"vae/config.json", "text_encoder/config.json"} <= set(files[expected.vae])
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize("decays", [False, True])
 @EVERY
 def test_the_pages_example_changes_what_it_names(compose: Compose, tmp_path: Path, family: str, decays: bool) -> None:

@@ -97,6 +97,7 @@ def test_help_of_published_weights_is_their_own(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_mistyped_key_is_found_without_loading_torch(tmp_path: Path) -> None:
     done = run(["urepa.train", "loss.lambdamax=1"], tmp_path, "-X", "importtime")
     assert done.returncode == 1

@@ -23,6 +23,7 @@ def test_descriptions_of_nested_bars_begin_with_the_subject(capsys: pytest.Captu
     assert second.startswith("features:   0%")
 
 
+@pytest.mark.slow
 def test_all_bars_are_made_in_one_place_and_have_a_description() -> None:
     here = Path(CONF).parent
     files = [p for place in ("urepa", "launchers") for p in (here / place).rglob("*.py") if p.name != "progress.py"]

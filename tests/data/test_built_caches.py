@@ -227,6 +227,7 @@ def test_caches_that_did_not_pass_verify_are_not_trained_on(built: Path, build_o
     build.track.open(build.teacher).close()
 
 
+@pytest.mark.slow
 def test_tokens_may_be_in_another_folder_and_are_staged_from_there(
     built: Path, built_with_flips: Path, build_of: Any, tmp_path: Path
 ) -> None:

@@ -71,6 +71,7 @@ def seen_through_the_vae(material: Path, x0: Tensor) -> Tensor:
 # --- tokens -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_cached_tokens_are_the_teachers_of_the_decoded_latents(decoded: Path, build_of: Any, material: Path) -> None:
     """Also for mirror images, whose own latents are decoded; differences are those of fp16."""
     build = build_of(decoded, "data.flip=true", DECODED)

@@ -142,6 +142,7 @@ SHIFTED_FAMILIES = {"flux": flux, "chroma": chroma, "lumina2": lumina2, "hidream
 FAMILIES = SHIFTED_FAMILIES | {"auraflow": auraflow, "pixart": pixart, "sana": sana, "flux2": flux2}
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_x0_is_decoded_as_the_familys_pipeline_decodes_it(family: str, material: Path, tmp_path: Path) -> None:

@@ -139,6 +139,7 @@ def test_threads_that_ask_at_once_get_what_is_asked(place: Path, tmp_path: Path)
     cache.close()
 
 
+@pytest.mark.slow
 def test_a_training_is_that_with_the_store(trainer_of: Callable[..., Any], place: Path, tmp_path: Path) -> None:
     """Losses of its steps, to the rounding of the records."""
     clip_at(place)
@@ -177,6 +178,7 @@ def test_without_captions_it_has_no_effect(place: Path, tmp_path: Path) -> None:
         captioned_track(place / "images", tmp_path, None, **changes).check()
 
 
+@pytest.mark.slow
 def test_a_plan_counts_the_encoder(compose: Callable[..., Any], place: Path, tmp_path: Path) -> None:
     """Its parameters, their memory and what a caption costs, in the place of a cache."""
     encoder = clip_at(place)

@@ -33,6 +33,7 @@ def nearest(x_ND: Tensor) -> np.ndarray:
     return np.argsort(-rows, axis=1)[:, :3]
 
 
+@pytest.mark.slow
 def test_values_are_those_of_the_models_output(make_context: Callable[..., Context]) -> None:
     context = make_context("+loss.taps.dec_first=1.0")
     found = TeacherAlignment(**SETTINGS)(context)

@@ -46,6 +46,7 @@ def test_powers_of_two_end_at_all(most: int, expected: list[int]) -> None:
     assert powers_of_two(most) == expected
 
 
+@pytest.mark.slow
 def test_reconstructions_are_compared_with_their_images(context: Context) -> None:
     found = Reconstruction(images=5, shown=3, steps=2, guidance=1.0)(context)
     names = [f"final/reconstruction_{what}/{k}" for k in (1, 2, 4, 8) for what in ("mse", "psnr")]

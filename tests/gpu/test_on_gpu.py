@@ -41,6 +41,7 @@ def totals(folder: Path, *overrides: str) -> list[float]:
     return [float(value) for value in done.stdout.splitlines()[-1].split()[1:]]
 
 
+@pytest.mark.slow
 def test_a_step_does_not_wait_for_the_device_and_bf16_follows_fp32(tmp_path: Path) -> None:
     exact = totals(tmp_path)
     half = totals(tmp_path, "trainer.precision=bf16", "trainer.frozen=bf16", "trainer.channels_last=true")

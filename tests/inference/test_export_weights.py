@@ -255,6 +255,7 @@ def test_a_card_says_that_metrics_are_damaged(compose: Compose, small_run: list[
     assert "these are the last values up to this step. Some could not be read, so later ones may be missing." in card
 
 
+@pytest.mark.slow
 def test_a_card_lists_the_classes(compose: Compose, small_run: list[str], small_sit: list[str], tmp_path: Path) -> None:
     run = tmp_path / "outputs" / "quickstart" / "seed0"
     run.mkdir(parents=True)

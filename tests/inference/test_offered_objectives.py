@@ -75,6 +75,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compose: Callable[..., 
     conf_options.ADDED.remove(folder)
 
 
+@pytest.mark.slow
 def test_the_objective_of_a_scheduler_is_proposed(own: Callable[..., Any], tmp_path: Path) -> None:
     file = tmp_path / "scheduler_config.json"
     flow = own("objective=flow")["objective"]
@@ -100,6 +101,7 @@ def test_the_objective_of_a_scheduler_is_proposed(own: Callable[..., Any], tmp_p
     check_scheduler(file, own("objective=squared")["objective"])
 
 
+@pytest.mark.slow
 def test_the_objective_of_an_exports_config_is_proposed(own: Callable[..., Any], tmp_path: Path) -> None:
     """Whatever the settings of its training alone are."""
     file = tmp_path / "config.yaml"

@@ -136,6 +136,7 @@ def test_prompts_are_encoded_with_the_text_encoder_of_the_training(run: Path) ->
         opened.prompt_condition(["red"])
 
 
+@pytest.mark.slow
 def test_the_text_encoder_may_have_moved(run: Path, ask: Ask, tmp_path: Path) -> None:
     """For a run that was trained elsewhere; a run without a text encoder has no such path."""
     place = write_clip_text(tmp_path / "moved", seed=0)

@@ -56,6 +56,7 @@ def test_a_flow_is_generated_by_its_own_samplers(run: Path, compose: Compose) ->
             ask(compose, run, f"guidance_interval={interval}")
 
 
+@pytest.mark.slow
 def test_features_are_computed_at_times_of_the_runs_objective(run: Path) -> None:
     opened = urepa.load(run, device="cpu")
     images = torch.rand(2, 1, 16, 16)

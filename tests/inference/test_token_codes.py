@@ -55,6 +55,7 @@ def codes(run: Path, photos: Path, compose: Compose, tmp_path_factory: pytest.Te
     return out
 
 
+@pytest.mark.slow
 def test_a_row_is_the_codes_of_an_image(run: Path, photos: Path, codes: Path) -> None:
     stored = load_file(codes)["codes"]
     assert (stored.dtype, tuple(stored.shape)) == (torch.int32, (3, 8))
@@ -101,6 +102,7 @@ def test_images_of_codes_are_euler_steps_from_addressed_noise(
         assert np.abs(made - expected).max() < 0.6
 
 
+@pytest.mark.slow
 def test_codes_that_are_not_kept_change_nothing(run: Path, codes: Path, compose: Compose, tmp_path: Path) -> None:
     from safetensors import safe_open
 

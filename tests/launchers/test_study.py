@@ -151,6 +151,7 @@ def test_all_arms_that_are_for_the_backbone(capsys: pytest.CaptureFixture[str]) 
         composed("lora_16", rest=[])
 
 
+@pytest.mark.slow
 def test_a_run_is_what_its_command_composes() -> None:
     """Each arm is composed once for all seeds."""
     (baseline,) = composed("baseline", rest=[], gpus=1, seeds=(0,))

@@ -111,6 +111,7 @@ def test_other_folders_are_refused(root: Path) -> None:
         main([])
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_wrote(root: Path) -> None:
     command = [sys.executable, "-m", "launchers.write_captions", str(root)]
     first = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -121,6 +122,7 @@ def test_the_command_says_what_it_wrote(root: Path) -> None:
     assert "Traceback" not in again.stderr
 
 
+@pytest.mark.slow
 def test_no_caption_is_cut_by_the_experiments_text_encoder() -> None:
     """Of 16 tokens, the first and the last of which are no words."""
     declared = MiniLM(layer=-1, length=16)

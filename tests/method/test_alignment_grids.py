@@ -196,6 +196,7 @@ def unet(**sizes: Any) -> Any:
     return tiny_unet([32, 64], [False, True], 1, cross_attention_dim=32, head_dim=32, num_classes=3, **sizes)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 def test_each_tap_is_compared_with_each_teacher_on_its_own_grid(policy: Any) -> None:
     """A rectangular image, two taps with two grids, two teachers with two other grids; heads project first."""

@@ -198,6 +198,7 @@ def test_minor_faults_are_counted_per_step() -> None:
     assert pages <= row["minor_faults_per_step"] < 1.2 * pages
 
 
+@pytest.mark.slow
 def test_without_a_teacher_the_online_loop_is_refused(
     compose: Callable[..., dict[str, Any]], small_run: list[str]
 ) -> None:

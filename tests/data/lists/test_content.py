@@ -85,6 +85,7 @@ def test_content_depends_on_everything_but_place_and_order(built: Path, build_of
     assert {key for key in plain if other_record[key] != plain[key]} == {"latents"}
 
 
+@pytest.mark.slow
 def test_the_content_of_online_encoders_is_that_of_their_images(built: Path, build_of: Any) -> None:
     build = build_of(built, "data.online_latents=true", "data.online_teacher=true")
     cache = build.track.open(build.teacher)

@@ -45,6 +45,7 @@ def check(folder: Path, x0: torch.Tensor, map_SDhw: torch.Tensor) -> list[verify
     return verify.spatial_check(Store(folder / "l"), Store(folder / "t"), samples, (16, 16))
 
 
+@pytest.mark.slow
 def test_caches_of_the_same_view_pass(views: dict[str, Any], tmp_path: Path) -> None:
     findings = check(tmp_path, views["x0"], views["tokens"])
     assert findings[0].name == "as stored"

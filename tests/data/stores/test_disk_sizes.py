@@ -97,6 +97,7 @@ def test_a_folder_of_images_is_counted(make_track: Callable[..., Any], teacher: 
     cache.close()
 
 
+@pytest.mark.slow
 def test_an_existing_track_has_its_own_number_of_samples(
     material: Path, built: Path, compose: Callable[..., dict[str, Any]]
 ) -> None:

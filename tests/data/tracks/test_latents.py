@@ -38,6 +38,7 @@ def overrides(material: Path, tmp_path: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_cifar10_256_needs_no_prompts_and_trains_on_both_flips(
     compose: Callable[..., dict[str, Any]], overrides: list[str], tmp_path: Path
 ) -> None:

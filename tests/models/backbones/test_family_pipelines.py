@@ -131,6 +131,7 @@ def test_adapters_come_back_through_the_pipeline(
         assert len(list(file.keys())) == sum(p.requires_grad for p in backbone.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("sentencepiece") is None, reason="Kolors' tokenizer needs the package sentencepiece")
 def test_adapters_of_kolors_make_the_pipelines_images_of_prompts(tmp_path: Path) -> None:
     """Pixels, for texts of 256 tokens encoded as in its pipeline, with and without the adapters."""

@@ -116,6 +116,7 @@ def layers_of(case: str) -> int:
     return 3 * 2 * 4  # self-attention and cross-attention
 
 
+@pytest.mark.fast(3)
 @every
 def test_adapters_come_back_through_the_pipeline(folders: dict[str, Path], tmp_path: Path, case: str) -> None:
     """With α other than the rank; and into the backbone."""

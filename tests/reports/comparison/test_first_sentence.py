@@ -40,6 +40,7 @@ def study(add: Add, arms: dict[str, dict[str, float]], seeds: tuple[int, ...] = 
         add(name, {"head.depth": 3 + i} | changes, seeds=seeds, values=values(1 + i, **effects))
 
 
+@pytest.mark.slow
 def test_one_arm_that_differs_in_one_metric(add: Add, results: Summarise) -> None:
     add(changes={"loss.lambda_max": 0.0}, seeds=(0, 1), values=values(0), name="a")
     add(changes={"loss.lambda_max": 0.5}, seeds=(0, 1), values=values(1, val_diffusion=-0.1), name="b")
