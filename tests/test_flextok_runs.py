@@ -59,6 +59,7 @@ def test_arms_of_a_seed_share_what_is_kept_and_other_seeds_do_not(train: Build, 
     assert not torch.equal(here.condition[KEEP].value, elsewhere.condition[KEEP].value)
 
 
+@pytest.mark.slow
 def test_validation_keeps_by_the_sample_alone(train: Build) -> None:
     found = []
     for seed in (0, 1):

@@ -75,6 +75,7 @@ def given(family: str, *more: str) -> list[str]:
     return [f"+experiment=repa_{family}", *ELSEWHERE, *more]
 
 
+@pytest.mark.fast(1)
 @EVERY
 def test_the_values_are_simpletuners(compose: Compose, family: str) -> None:
     expected, config = EXPECTED[family], compose(*given(family))
@@ -93,6 +94,7 @@ def test_the_values_are_simpletuners(compose: Compose, family: str) -> None:
     assert (config["backbone"]["weights"], data["vae"]) == (expected.hub, expected.vae)
 
 
+@pytest.mark.fast(1)
 @EVERY
 def test_the_tracks_teacher_is_the_experiments(compose: Compose, family: str) -> None:
     """So the command in its header makes the tokens that the run reads."""

@@ -106,6 +106,7 @@ def steps_of(trainer: Any, count: int) -> list[Any]:
     return updates
 
 
+@pytest.mark.slow
 def test_small_track_a_trains_lora_and_head_and_nothing_else(small: dict[str, Path], tmp_path: Path) -> None:
     trainer = trainer_for(composed(*small_overrides(small)), tmp_path)
     assert_trains_the_right_weights(trainer, lora_tensors=16)

@@ -19,6 +19,7 @@ def of_folder(images: Path) -> list[str]:
     return ["data=folder", f"data.images={images}", "data.image_size=8", "data.unshuffle=2", *held_out, "epochs=1"]
 
 
+@pytest.mark.slow
 def test_the_command_writes_one_file_once(images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "here").mkdir()
     done = edge.run(capfd, COMMAND, of_folder(images), tmp_path / "here")

@@ -49,6 +49,7 @@ def test_equal_content_shares_one_copy(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(list((tmp_path / PLACE).iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_the_copy_composes_as_conf_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compose: Callable[..., Any]
 ) -> None:

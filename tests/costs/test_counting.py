@@ -193,6 +193,7 @@ def test_the_peak_is_what_torch_allocates() -> None:
     assert count.peak == pytest.approx(max(accumulate(sizes)), rel=0.1)
 
 
+@pytest.mark.slow
 def test_the_planned_teachers_are_the_published_ones(compose: Callable[..., Any]) -> None:
     sizes = {"dinov2_s": 22.06e6, "dinov2_b": 86.58e6, "dinov2_g": 1136.48e6, "clip_l": 303.97e6}
     for name, parameters in sizes.items():

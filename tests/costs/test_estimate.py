@@ -364,6 +364,7 @@ def test_a_device_without_a_rate_has_no_floor_but_can_be_measured(
     assert planned.expected_hours == pytest.approx(planned.run_flops / 0.05e12 / 3600)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     ("content", "words"),
     [

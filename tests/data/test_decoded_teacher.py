@@ -211,6 +211,7 @@ def test_keys_that_do_not_go_together_are_refused(compose: Any, tmp_path: Path) 
     assert refused(*without) == "data.teacher_sees has no effect with loss=none, which has no teacher; drop it"
 
 
+@pytest.mark.slow
 def test_autoencoders_that_do_not_fit_are_refused(
     built: Path, build_of: Any, material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -185,6 +185,7 @@ def test_flux2s_latents_are_packed_and_normalised_as_its_pipeline_does(tmp_path:
     assert scaling_of(vae) == known_scaling(str(folder))  # from the file, without the network
 
 
+@pytest.mark.slow
 def test_flux2s_latents_are_stored_and_opened(built: Path, build_of: Any, tmp_path: Path) -> None:
     """And refused where the statistics are others, or the shape is that of latents that are not packed."""
     root = tmp_path / "cache"

@@ -89,6 +89,7 @@ def test_steps_equal_those_with_a_cache_up_to_rounding(
         torch.testing.assert_close(cached.x0, online_batch.x0, rtol=0, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_sample_of_the_posterior_is_drawn_by_its_address(with_moments: Path, material: Path, build_of: Any) -> None:
     """mean + std·ε of the mirrored photograph, as diffusers computes them, with ε drawn by (seed, step, position)."""
     build = build_of(with_moments, "data.flip=true", "data.moments=true", *BOTH)

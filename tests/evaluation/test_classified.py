@@ -109,6 +109,7 @@ def context(place: Path, compose: Callable[..., Any]) -> Iterator[Context]:
 ASKED: dict[str, Any] = {"sampler": "ddim", "steps": 2, "guidance": 3.0, "batch_size": 4}
 
 
+@pytest.mark.slow
 def test_images_are_under_captions_of_test_images(context: Context) -> None:
     """Those that the sampler makes of the same noises under these prompts, and under none."""
     asked = CaptionedImages(count=4, **ASKED)

@@ -75,6 +75,7 @@ def test_the_score_is_transformers_own(folder: Path, context: Context) -> None:
     assert max(scores) - min(scores) > 1
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_said(folder: Path, context: Context, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the CLIP score's model=.*nowhere could not be loaded"):
         ClipScore(images=IMAGES, model=str(tmp_path / "nowhere"), class_names=str(folder / "names.txt"))(context)

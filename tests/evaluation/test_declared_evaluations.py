@@ -148,6 +148,7 @@ NEEDS = {
 }
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("schema", classes("images"))
 def test_images_are_what_the_protocol_says(seen: Context, composed: list[dict[str, Any]], schema: type) -> None:
     images = declaration_of_images(parts(composed, "images")[target_of(schema)] | {"count": 5, "steps": 2})

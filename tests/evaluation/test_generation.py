@@ -135,6 +135,7 @@ def test_existing_images_are_reused_and_other_weights_make_new_ones(
     assert len(list((context.folder / "generated").iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_images_of_steps_that_do_not_divide_the_timesteps_have_folders_of_their_own(context: Context) -> None:
     """Images of earlier versions were different."""
     for steps, named in ((2, "ddim2,n=4"), (3, "ddim3,timesteps=1000,n=4")):

@@ -80,6 +80,7 @@ def test_the_bucket_of_a_request(run: Path, plain: Path, ask: Any) -> None:
         ask(f"run='{plain}'", "bucket=16x16")
 
 
+@pytest.mark.slow
 def test_a_bucket_without_images_does_not_belong_to_the_run(run: Path, ask: Any) -> None:
     file = record_buckets(run, "24x16", "16x24")
     try:
@@ -92,6 +93,7 @@ def test_a_bucket_without_images_does_not_belong_to_the_run(run: Path, ask: Any)
         file.unlink()
 
 
+@pytest.mark.slow
 def test_auto_is_stored_and_read_again(tmp_path: Path, compose: Compose) -> None:
     run = write_run(tmp_path / "auto" / "seed0", compose(*SMALL[:4], *SMALL[5:], "data.buckets=auto"), 1)
     assert require_config(run)["data"]["buckets"] == "auto"

@@ -169,6 +169,7 @@ def test_images_are_guided_away_from_a_negative_prompt(run: Path, ask: Ask, tmp_
             generate(ask(run, "prompt=red", "guidance=3", f"out={tmp_path}/away", *other))
 
 
+@pytest.mark.fast(1)
 def test_a_negative_prompt_has_its_own_folder(run: Path, ask: Ask) -> None:
     names = []
     for given in ([], ["negative=blue"], ["negative=zz"]):

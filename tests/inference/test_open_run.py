@@ -60,6 +60,7 @@ def test_importing_urepa_loads_no_heavy_package() -> None:
         _ = urepa.loaf
 
 
+@pytest.mark.slow
 def test_the_weights_are_the_newest_checkpoints_ema(digits_run: Path, opened: OpenedRun) -> None:
     there = load_file(digits_run / "checkpoints" / "step_00000003" / "ema.safetensors")
     here = dict(opened.model.named_parameters())
@@ -127,6 +128,7 @@ def test_whole_numbers_are_valid_times_of_a_flow(tmp_path: Path, compose: Compos
         flow.features(images, 2)
 
 
+@pytest.mark.slow
 def test_latents_come_from_the_tracks_vae(sd_run: Path, sd_root: Path) -> None:
     from diffusers import AutoencoderKL
 
@@ -184,6 +186,7 @@ def test_unsuitable_inputs_are_reported(opened: OpenedRun, change: dict[str, Any
         opened.features(**({"images": torch.rand(2, 1, 16, 16)} | change))
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_be_opened_is_reported(
     sd_run: Path, digits_run: Path, opened: OpenedRun, tmp_path: Path
 ) -> None:

@@ -73,6 +73,7 @@ def test_a_sit_comes_back_from_its_export_bit_for_bit(
     assert "diffusers" not in card.split("## Config")[0]
 
 
+@pytest.mark.slow
 def test_a_sit_trains_on_from_its_export(
     sit_run: Path, sit_export: Path, compose: Compose, small_sit: list[str]
 ) -> None:
@@ -136,6 +137,7 @@ def test_the_distribution_of_training_times_does_not_matter_to_images(
         find(str(tmp_path), sit_config)
 
 
+@pytest.mark.slow
 def test_a_sits_lora_is_added_to_its_weights(
     folder: Path, sit_export: Path, compose: Compose, small_sit: list[str]
 ) -> None:

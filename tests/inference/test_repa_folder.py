@@ -71,6 +71,7 @@ def test_features_are_computed_at_times_of_the_runs_objective(run: Path) -> None
             opened.features(images, t, tap="block_3")
 
 
+@pytest.mark.slow
 def test_a_unet_on_a_flow_is_not_exported(tmp_path: Path, compose: Compose, small_run: list[str]) -> None:
     from toy_runs import write_run
 

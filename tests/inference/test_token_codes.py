@@ -68,6 +68,7 @@ def test_a_row_is_the_codes_of_an_image(run: Path, photos: Path, codes: Path) ->
         assert torch.equal(opened.model.backbone.encoder.quantiser.vectors(row[None].long()), vectors)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(("keep", "rule", "guidance"), [(8, "cfg", 3.0), (2, "cfg", 1.0), (4, "apg", 5.0)])
 def test_images_of_codes_are_euler_steps_from_addressed_noise(
     run: Path, codes: Path, compose: Compose, tmp_path: Path, keep: int, rule: str, guidance: float
@@ -152,6 +153,7 @@ def test_a_file_that_does_not_fit_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_mistakes_are_said_before_torch_is_needed(run: Path, codes: Path, compose: Compose, tmp_path: Path) -> None:
     def tokenizing(*given: str) -> None:
         tokenize_command.check(compose(*given, root="tokenize"))
@@ -185,6 +187,7 @@ def test_images_of_classes_are_refused(run: Path, compose: Compose) -> None:
         check_run_request(compose(f"run='{run}'", root="generate"))
 
 
+@pytest.mark.slow
 def test_an_export_begins_another_run(run: Path, compose: Compose, small_flextok: list[str], tmp_path: Path) -> None:
     asked = compose(f"run='{run}'", f"out='{tmp_path / 'export'}'", root="export")
     check_export(asked)

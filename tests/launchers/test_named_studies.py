@@ -160,6 +160,7 @@ def test_the_same_run_by_hand_is_the_same_run() -> None:
     assert len({run.name for run in runs}) == len(runs) == 6
 
 
+@pytest.mark.slow
 def test_the_command_overrides_the_study_and_an_arm_overrides_both() -> None:
     table = {"arms": {"base": [], "wide": ["head.hidden=99"]}}
     base, wide = small(table, given=[*GIVEN, "trainer.max_steps=50", "head.hidden=44"])

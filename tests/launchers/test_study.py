@@ -127,6 +127,7 @@ def test_arms_with_equal_caches_share_them() -> None:
     assert len({run.caches for run in composed("baseline", "no_cfg_dropout", "lora_32", "lambda_0")}) == 1
 
 
+@pytest.mark.slow
 def test_stages_by_choice(capsys: pytest.CaptureFixture[str]) -> None:
     runs = composed("baseline")
     assert [s.name for s in stages(runs, "stages=[train]")] == ["train"]

@@ -205,6 +205,7 @@ def test_every_layout_draws_the_same_rows(cache: Any) -> None:
     assert drawn[0] != [rows_of(cache, 0.5, step, seed=1) for step in range(5)]
 
 
+@pytest.mark.slow
 def test_every_position_is_as_likely(cache: Any) -> None:
     counts = torch.zeros(8)
     steps = 400

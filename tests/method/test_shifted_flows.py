@@ -44,6 +44,7 @@ def test_a_shift_is_that_of_the_paper() -> None:
     assert torch.equal(shifted(u, 1.0), u)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     ("flow", "shape", "shift"),
     [
@@ -70,6 +71,7 @@ def test_uniform_draws_are_shifted_too() -> None:
     assert 0 <= t.min() < t.max() <= 1
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("shape", [LARGE, SMALL])
 @pytest.mark.parametrize("draw", ["uniform", "logit_normal"])
 def test_weights_by_time_have_mean_one_at_every_size(draw: str, shape: Any) -> None:

@@ -321,6 +321,7 @@ def test_arms_start_from_the_same_weights(build_trainer: Build) -> None:
     assert not any(torch.equal(base[k], other[k]) for k in random)
 
 
+@pytest.mark.slow
 def test_validation_does_not_depend_on_the_seed(build_trainer: Build) -> None:
     one = build_trainer().validation.reader.read(0)
     other = build_trainer("seed=1").validation.reader.read(0)

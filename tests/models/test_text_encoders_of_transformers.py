@@ -172,6 +172,7 @@ def test_umt5_is_auraflows(declared: Callable[[str], Any]) -> None:
     close(encoded(encoder, [""] * 3).tokens_BLD, empty_BLD)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_hidream_is_its_pipelines(declared: Callable[[str], Any]) -> None:
     """T5's tokens, whose mask includes all positions although T5 was given a mask; the Llama's layers; both projected

@@ -226,6 +226,7 @@ def test_a_changed_key_that_is_not_identity_is_stored(tmp_path: Path, config: di
     assert folder.stored_config() == changed
 
 
+@pytest.mark.slow
 def test_a_key_added_later_gets_the_former_behaviour(tmp_path: Path, config: dict[str, Any]) -> None:
     """Unless the command gives the key; then it is another config."""
     folder, warm = RunFolder(tmp_path), "trainer.ema_warmup"

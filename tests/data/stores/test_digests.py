@@ -213,6 +213,7 @@ def by_hand(*folders: Path) -> np.ndarray:
     return np.array(sorted(rows), dtype="<u8").T
 
 
+@pytest.mark.slow
 def test_a_builds_digests_are_of_its_records(built_with_flips: Path) -> None:
     stores = sorted(built_with_flips.glob("*_lmdb*"))
     assert len(stores) == 4

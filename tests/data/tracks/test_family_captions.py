@@ -40,6 +40,7 @@ def overrides_of(name: str, encoder: Any) -> list[str]:
     return [f"text_encoder@data.text_encoder={name}", *(f"data.text_encoder.{k}={v}" for k, v in given.items())]
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("name", WRITERS)
 def test_the_text_stage_of_a_latent_track(
     name: str, whole: Path, bucket_build: Callable[..., Build], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -146,6 +147,7 @@ TRACKS = {  # latents, the width and length of the text, the other parts, files 
 }
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("family", TRACKS)
 def test_a_familys_track(family: str, compose: Callable[..., dict[str, Any]]) -> None:
     """Its shapes, and what prefetch fetches: VAE and text encoders of one repository, and the teacher."""

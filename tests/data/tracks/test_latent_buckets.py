@@ -78,6 +78,7 @@ def test_every_photograph_is_in_the_bucket_of_its_shape(opened: Any, whole: Path
     assert cache.class_names == ["images"]
 
 
+@pytest.mark.slow
 def test_x0_is_the_vaes_of_pils_crop_and_resize(opened: Any, material: Path, flat_images: Path) -> None:
     _, cache = opened
     vae = AutoencoderKL.from_pretrained(material / "sd", subfolder="vae").eval()

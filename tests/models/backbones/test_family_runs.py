@@ -90,6 +90,7 @@ def test_a_run_trains_its_adapters(
     assert np.isfinite([row["val/diffusion"], row["val/token"]]).all()
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(("backbone", "family"), [("sdxl", "sdxl"), ("sd15_text", "sd15")])
 def test_text_of_another_width_is_refused_before_caches_are_looked_for(
     compose: Callable[..., Any], place: Path, tmp_path: Path, backbone: str, family: str
@@ -123,6 +124,7 @@ def test_adapters_behind_the_tap_are_counted_in_the_warning(
     assert f"reaches 0 of the backbone's {adapters:,} trainable parameters" in str(caught[0].message)
 
 
+@pytest.mark.slow
 def test_an_export_says_its_pipeline(compose: Callable[..., Any], place: Path, tmp_path: Path) -> None:
     config = compose(*of_run(place, tmp_path / "data", "sdxl", "sdxl", "lora.use_dora=true"))
     folder = export(compose(f"run='{write_run(tmp_path / 'run', config, 3)}'", root="export"))

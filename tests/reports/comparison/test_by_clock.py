@@ -104,6 +104,7 @@ def panels_of(results: Results) -> dict[str, Panel]:
     return {panel.name: panel for panel in panels(results) if panel.section == "clock"}
 
 
+@pytest.mark.slow
 def test_minutes_to_the_baselines_end(add: Add, results: Summarise) -> None:
     """Seeds that reach it at different steps: FD 100, 90 and 80 at step 400, from 200 at step 200."""
     study(add, lambda seed: 100.0 - 10 * seed)

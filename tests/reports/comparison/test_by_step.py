@@ -72,6 +72,7 @@ def test_each_seed_is_compared_with_the_baseline_of_that_seed(add: Add, results:
     assert (by_step.headers, by_step.rows[0]) == (("arm", "200", "600"), ("baseline", "0.1000", "0.3000"))
 
 
+@pytest.mark.slow
 def test_seeds_that_never_reach_the_value_are_counted(add: Add, results: Summarise) -> None:
     study(add, (0.30, 0.1, 0.1))
     found = results()

@@ -67,6 +67,7 @@ def test_figures_of_alignment_need_no_aligned_baseline(add: Add, results: Summar
     assert arms_of(found["curve_tap_mid_grad_cosine"]) == ["a", "b", "c"]
 
 
+@pytest.mark.slow
 def test_a_heat_map_shows_why_a_cell_is_empty(add: Add, results: Summarise) -> None:
     """A hole, a diverged cell, and cells that are not comparable."""
     for depth in (1, 2, 3):

@@ -93,6 +93,7 @@ def test_holm_runs_over_the_arms_that_were_compared(add: Add, results: Summarise
     assert [d.mark for d in found] == ["●", "●", "○"]
 
 
+@pytest.mark.slow
 def test_the_mark_of_a_difference_without_holms_correction(add: Add, results: Summarise) -> None:
     """The interval excludes 0 alone, but not as one of many."""
     add(values=lambda seed: {"val/diffusion": BASE[seed]})

@@ -63,6 +63,7 @@ def test_csv_contains_no_formula(hostile: Results) -> None:
     assert not [cell for cell in cells if re.match(r"[=+@]|-[^0-9]", cell)]
 
 
+@pytest.mark.slow
 def test_markdown_is_a_table_whatever_the_names(hostile: Results) -> None:
     text = markdown(replace(hostile, study=replace(hostile.study, why_baseline=f"of {HOSTILE[0]}")))
     assert "<script" not in text
@@ -90,6 +91,7 @@ def test_latex_rows_have_their_columns(hostile: Results) -> None:
     assert all(unescaped(line) == [] for line in names)
 
 
+@pytest.mark.slow
 def test_latex_compiles(hostile: Results, tmp_path: Path) -> None:
     pages(latex(hostile), tmp_path)
 

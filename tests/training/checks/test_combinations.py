@@ -91,6 +91,7 @@ def test_a_probes_time_must_be_one_of_the_objective(compose: Callable[..., dict[
         check_ranges(config)
 
 
+@pytest.mark.slow
 def test_a_sampler_takes_at_most_as_many_steps_as_there_are_timesteps(compose: Callable[..., dict[str, Any]]) -> None:
     steps = "evaluation.samples.sampler_steps"
     check_ranges(compose("objective=flow", f"{steps}=1001"))
