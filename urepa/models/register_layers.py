@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of a transformer: depth, width D, width E of a head, the inner width of an MLP divided by D, and the epsilon
-    of the LayerNorms, which have no weights."""
+    """Sizes of a transformer: depth, width D, width E of a head, inner width of an MLP divided by D, and the epsilon of
+    the LayerNorms, which have no weights."""
 
     depth: int
     width: int

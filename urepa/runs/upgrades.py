@@ -198,12 +198,15 @@ def _to_8(config: dict[str, Any]) -> None:
 
 
 def _to_9(config: dict[str, Any]) -> None:
-    """A FlexTok's MLPs always had four times the width, and all its registers had positions."""
+    """A FlexTok's MLPs always had four times the width, and all its registers had positions. Reconstructions were not
+    compared in features."""
     for part in _parts(config):
         if part["_target_"] == "urepa.models.backbones.flextok.FlexTok":
             part.setdefault("mlp_ratio", 4.0)
             part.setdefault("norm_eps", 1e-6)
             part.setdefault("mask_positions", True)
+        elif part["_target_"] == "urepa.evaluation.measures.reconstruction.Reconstruction":
+            part.setdefault("encoders", {})
 
 
 TRACKS = ("urepa.data.tracks.latent_track.LatentTrack", "urepa.data.tracks.pixel_track.PixelTrack")
