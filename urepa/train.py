@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from urepa.cli import CONF, prepare, run_command
 from urepa.cluster.conf_copy import with_conf_copy
 from urepa.core import ranks
+from urepa.core.memory_errors import memory_errors
 from urepa.core.one_line_errors import one_line_mistakes
 from urepa.runs.run_folder import remove_empty, to_plain
 from urepa.training.checks.combinations import check
@@ -31,7 +32,8 @@ def main(config: DictConfig) -> None:
             check_run_inputs(parts, Path(folder))
             from urepa.training.run_lifecycle import Session
 
-            Session(config, folder, overrides, choices=dict(hydra_config.runtime.choices)).run()
+            with memory_errors():
+                Session(config, folder, overrides, choices=dict(hydra_config.runtime.choices)).run()
         finally:
             remove_empty(Path(folder))  # created by Hydra even if the command is refused
 

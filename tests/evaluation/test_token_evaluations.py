@@ -13,19 +13,23 @@ import pytest
 import torch
 from contexts import context_of
 from PIL import Image
+from scipy.linalg import sqrtm
 from toy_runs import write_run
 
 import urepa
 from urepa.core import random_draws
 from urepa.core.errors import UserError
-from urepa.evaluation.context import Context
+from urepa.evaluation.context import Context, Incomplete
+from urepa.evaluation.encoders.cifar_cnn import CifarCNN
+from urepa.evaluation.encoders.pixels import Pixels
 from urepa.evaluation.features import held_out_samples, subset
 from urepa.evaluation.image_tokens import codes_of, powers_of_two, vectors_of
+from urepa.evaluation.images.generated_images_math import decode_rgb
 from urepa.evaluation.knn_and_linear import linear_scores
 from urepa.evaluation.measures.code_usage import CodeUsage
 from urepa.evaluation.measures.code_usage_math import perplexity
 from urepa.evaluation.measures.reconstruction import Reconstruction
-from urepa.evaluation.measures.reconstruction_math import picture
+from urepa.evaluation.measures.reconstruction_math import _decode, picture
 from urepa.evaluation.measures.token_classes import TokenClasses
 from urepa.evaluation.measures.token_classes_math import silhouette
 
@@ -48,7 +52,7 @@ def test_powers_of_two_end_at_all(most: int, expected: list[int]) -> None:
 
 @pytest.mark.slow
 def test_reconstructions_are_compared_with_their_images(context: Context) -> None:
-    found = Reconstruction(images=5, shown=3, steps=2, guidance=1.0)(context)
+    found = Reconstruction(images=5, shown=3, steps=2, encoders={}, guidance=1.0)(context)
     names = [f"final/reconstruction_{what}/{k}" for k in (1, 2, 4, 8) for what in ("mse", "psnr")]
     assert found.keys() == {*names, "final/reconstruction_mse_other", "final/reconstruction_mse_null"}
     backbone, errors = context.model.backbone, []
@@ -68,6 +72,37 @@ def test_reconstructions_are_compared_with_their_images(context: Context) -> Non
     )
     sheet = Image.open(context.folder / "samples" / "reconstructions_00000010.png")
     assert sheet.size[1] > 3 * 16
+
+
+def test_frechet_distances_are_of_each_number_of_tokens(context: Context) -> None:
+    """Against scipy's matrix root, on averages of a quarter of the image in [-1,1], which numpy computes."""
+    asked = Reconstruction(images=12, shown=1, steps=2, encoders={"coarse": Pixels(grid=2)}, guidance=1.0)
+    found = asked(context)
+    samples = subset(held_out_samples(context), 12)
+    codes = codes_of(context, samples)
+
+    def features(images: torch.Tensor) -> np.ndarray:
+        side = images.shape[-1] // 2
+        averages = (2 * images.double().numpy() - 1).reshape(12, 3, 2, side, 2, side).mean((3, 5))
+        return averages.transpose(0, 2, 3, 1).reshape(12, -1)
+
+    real = features(decode_rgb(context, context.cache.x0(samples)).cpu())
+    for count in (1, 8):
+        made = features(_decode(asked, context, samples, codes, count))
+        a, b = (np.cov(x, rowvar=False) + 1e-12 * np.eye(12) for x in (real, made))
+        expected = np.square(real.mean(0) - made.mean(0)).sum() + np.trace(a + b - 2 * sqrtm(a @ b).real)
+        assert found[f"final/reconstruction_fd/coarse_{count}"] == pytest.approx(expected, rel=1e-2, abs=1e-5)
+    assert "final/circular/coarse_1" not in found
+
+
+def test_encoders_without_weights_are_named_and_the_rest_is_measured(context: Context) -> None:
+    encoders = {"pixels": Pixels(grid=2), "lost": CifarCNN(weights="nowhere.safetensors")}
+    with pytest.raises(Incomplete, match=r"encoders\.lost: .*nowhere") as caught:
+        Reconstruction(images=3, shown=1, steps=1, encoders=encoders, guidance=1.0)(context)
+    names = {key for key in caught.value.metrics if "fd" in key}
+    assert names == {f"final/reconstruction_fd/pixels_{k}" for k in (1, 2, 4, 8)}
+    with pytest.raises(UserError, match="'a/b' is not a valid column name"):
+        Reconstruction(images=3, shown=1, steps=1, encoders={"a/b": 1}, guidance=1.0).check_images(None)
 
 
 def test_the_picture_has_a_row_for_each_image_and_a_column_for_each_number() -> None:

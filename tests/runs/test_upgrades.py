@@ -336,3 +336,13 @@ def test_a_gemmas_captions_had_no_text_before_them() -> None:
     gemma = {"_target_": "urepa.models.text_encoders.gemma.Gemma", "model": "sana", "layer": -1}
     stored = {"schema": 7, "data": {"_target_": "urepa.data.tracks.latent_track.LatentTrack", "text_encoder": gemma}}
     assert upgrade(stored)["data"]["text_encoder"] == gemma | {"before": None}
+
+
+def test_an_earlier_flextok_keeps_its_function() -> None:
+    target = "urepa.models.backbones.flextok.FlexTok"
+    earlier = {"mlp_ratio": 4.0, "norm_eps": 1e-6, "mask_positions": True}
+    assert upgrade({KEY: 8, "backbone": {"_target_": target, "registers": 8}}) == {
+        "backbone": {"_target_": target, "registers": 8} | earlier
+    }
+    present = {"_target_": target, "mlp_ratio": 2.6667, "norm_eps": 1e-5, "mask_positions": False}
+    assert upgrade({KEY: 8, "backbone": present}) == {"backbone": present}

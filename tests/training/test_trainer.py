@@ -105,3 +105,34 @@ def test_a_non_finite_checkpoint_of_an_earlier_version_is_named(build_trainer: B
     checkpoint.save(trainer.folder / "checkpoints", 3, tensors, state, "")
     with pytest.raises(UserError, match=f"step_00000003 holds .* not finite .1, the first weights/{first}.; delete it"):
         trainer.restore(checkpoint.newest(trainer.folder / "checkpoints"), None)
+
+
+def test_an_alignment_that_does_not_improve_is_remarked_once(
+    build_trainer: Build, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = build_trainer("optimizer.lr.head=3e-4")
+    for step, cosine in ((1, 0.10), (400, 0.115), (499, 0.11), (520, 0.118)):
+        trainer.metrics.append({"step": step, "train/cosine": cosine})
+        trainer.judge_alignment(step)
+    trainer.metrics.append({"step": 540, "train/cosine": 0.118})
+    trainer.judge_alignment(540)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("step 520: the cosine of projected and teacher tokens rose by 0.018 in 500 updates")
+    assert "loss.taps: mid" in line
+    assert "optimizer.lr.head=0.0003 at this step" in line
+    resumed = build_trainer()
+    resumed.metrics = trainer.metrics
+    resumed.metrics.append({"step": 560, "train/cosine": 0.118})
+    resumed.judge_alignment(560)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("override", "last"), [("loss.lambda_max=0", 0.1), ("loss.lambda_max=0.5", 0.13)])
+def test_other_runs_are_not_remarked(
+    build_trainer: Build, capsys: pytest.CaptureFixture[str], override: str, last: float
+) -> None:
+    trainer = build_trainer(override)
+    for step, cosine in ((1, 0.1), (500, last)):
+        trainer.metrics.append({"step": step, "train/cosine": cosine})
+    trainer.judge_alignment(500)
+    assert capsys.readouterr().out == ""

@@ -145,6 +145,11 @@ class Describe(Plan):
 
 
 @dataclass
+class OneBatch(Train):
+    pass
+
+
+@dataclass
 class BenchReading:
     folder: str = setting("a folder on the disk to measure; the stores take half a megabyte a sample", ".")
     # far more than the description's loader prefetches (2 batches per worker)

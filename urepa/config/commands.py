@@ -192,6 +192,17 @@ COMMANDS = {
             ("+experiment=track_a measured=bench.json", "expected hours, from a measurement"),
         ),
     ),
+    "one_batch": Command(
+        "urepa.one_batch",
+        "makes one update of an experiment and prints shapes, devices, trainable parameters and losses; writes no run",
+        command_schemas.OneBatch,
+        (RUN,),
+        (
+            ("", "the quickstart's first update"),
+            ("+experiment=flextok_smoke loss=flextok_first", "another tap: its shapes and gradients"),
+        ),
+        ("Needs the caches, as training does; a small track makes them.",),
+    ),
     "bench": Command(
         "urepa.bench",
         "measures how long a training step of an experiment takes, over random data",

@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 
 from urepa.config.parts import SCHEMAS
 from urepa.core.errors import UserError
+from urepa.core.memory_errors import is_out_of_memory
 
 # exceptions that constructors raise for settings that do not fit together; assertions are not among them
 UNFIT = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError)
@@ -32,7 +33,8 @@ def declaration_of(part: Any) -> Any:
 
 @contextlib.contextmanager
 def build_errors(config: dict[str, Any]) -> Iterator[None]:
-    """Within the block, errors that libraries raise for settings become a UserError that names the settings."""
+    """Within the block, errors that libraries raise for settings become a UserError that names the settings; a lack of
+    memory is none of these."""
     try:
         yield
     except InstantiationException as error:
@@ -40,7 +42,7 @@ def build_errors(config: dict[str, Any]) -> Iterator[None]:
             raise error.__cause__ from None
         raise UserError(_build_error_text(config, error.__cause__ or error)) from error
     except UNFIT as error:
-        if isinstance(error, UserError):
+        if isinstance(error, UserError) or is_out_of_memory(error):
             raise
         raise UserError(_build_error_text(config, error)) from error
 

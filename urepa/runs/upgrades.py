@@ -197,6 +197,18 @@ def _to_8(config: dict[str, Any]) -> None:
             part.setdefault("before", None)
 
 
+def _to_9(config: dict[str, Any]) -> None:
+    """A FlexTok's MLPs always had four times the width, and all its registers had positions. Reconstructions were not
+    compared in features."""
+    for part in _parts(config):
+        if part["_target_"] == "urepa.models.backbones.flextok.FlexTok":
+            part.setdefault("mlp_ratio", 4.0)
+            part.setdefault("norm_eps", 1e-6)
+            part.setdefault("mask_positions", True)
+        elif part["_target_"] == "urepa.evaluation.measures.reconstruction.Reconstruction":
+            part.setdefault("encoders", {})
+
+
 TRACKS = ("urepa.data.tracks.latent_track.LatentTrack", "urepa.data.tracks.pixel_track.PixelTrack")
 
 
@@ -209,7 +221,7 @@ def _earlier_positions(vit: dict[str, Any]) -> str | None:
     return "meta" if native else "transformers"
 
 
-STEPS: tuple[Callable[[dict[str, Any]], None], ...] = (_to_1, _to_2, _to_3, _to_4, _to_5, _to_6, _to_7, _to_8)
+STEPS: tuple[Callable[[dict[str, Any]], None], ...] = (_to_1, _to_2, _to_3, _to_4, _to_5, _to_6, _to_7, _to_8, _to_9)
 SCHEMA = len(STEPS)
 
 

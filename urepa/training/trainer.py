@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from urepa.core import ema_initial_weights, progress
+from urepa.core import alignment_progress, ema_initial_weights, progress
 from urepa.core.collectives import all_objects, gather_with_gradient, mean_over_ranks, on_main, sum_over_ranks
 from urepa.core.errors import UserError
 from urepa.core.random_draws import digest64
@@ -31,7 +31,7 @@ from urepa.evaluation.validation_loss import Validation
 from urepa.method.training_step import Aligned, AlignedModel, Terms, step_terms, tap_gradients
 from urepa.models.weight_files import trainable
 from urepa.runs import checkpoint
-from urepa.runs.metrics import MetricsLog
+from urepa.runs.metrics import MetricsLog, Rows, number
 from urepa.training.ema import EMA
 from urepa.training.gpu_sensors import GpuSensors
 from urepa.training.non_finite_guard import Guard, non_finite, some_of
@@ -101,6 +101,7 @@ class Trainer:
     seconds: float = 0.0  # spent in the loop, over all processes that trained this run
     waited: float = 0.0  # seconds waiting for data since the last logging step
     logged: tuple[int, float] = (0, 0.0)  # the last logging step and its time
+    judged: bool = False  # whether this process has judged the alignment's progress
 
     # --- the loop ---------------------------------------------------------------------------------------
 
@@ -129,6 +130,7 @@ class Trainer:
                     if row and self.accelerator.is_main_process:
                         self.metrics.append({"step": step} | row)
                         self.shipper.wake()
+                        self.judge_alignment(step)
                     bar.update(1)
                     stop = signals.received_on_any_rank()
                     if improved or stop or step % s.checkpoint_every == 0 or step == s.max_steps:
@@ -214,6 +216,25 @@ class Trainer:
                 f"predicting zero ({row['floor/zero_predictor']:.3f}); {advice}"
             )
         return row
+
+    def judge_alignment(self, step: int) -> None:
+        """Prints a remark, once in a run, if the alignment did not improve at its beginning."""
+        if self.judged or step < alignment_progress.STEPS or self.loss.lambda_max == 0:
+            return
+        self.judged = True
+        rows = list(Rows(self.metrics.path))
+        if any(alignment_progress.STEPS <= row["step"] < step for row in rows):
+            return  # an earlier process has judged it
+        points = ([(row["step"], number(row[key])) for row in rows if key in row] for key in alignment_progress.KEYS)
+        rates = [group["lr"] for group in self.optimizer.param_groups if group["name"] == "head"]
+        text = alignment_progress.slow_sentence(
+            map(alignment_progress.early_gain, points),
+            list(self.loss.taps),
+            self.loss.lambda_max,
+            f"{rates[0]:.3g} at this step" if rates else "none",
+        )
+        if text:
+            self.accelerator.print(f"step {step}: {text}")
 
     def require_defined(self, step: int, row: dict[str, Any]) -> None:
         """Raises UserError if a validation value is not finite. Its row stays in the file until the run resumes."""

@@ -191,14 +191,14 @@ def test_recomputed_blocks_give_the_same_gradients() -> None:
 def test_counts_at_full_size_are_the_formulas() -> None:
     """Width 1152, depth 18, 256 registers, 2x2 patches of 16 channels, 6 numbers a code."""
     d, depth, registers, patch, numbers = 1152, 18, 256, 16 * 4, 6
-    block = 4 * d * d + 3 * 4 * d * d  # queries, keys, values and output; gate, up and down four times as wide
+    block = 4 * d * d + 3 * 3072 * d  # queries, keys, values and output; gate, up and down of width 2/3 * 4 * d
     embed = patch * d + d
     encoder = embed + registers * d + depth * block + (d * numbers + numbers)
     time = (256 * d + d) + (d * d + d)
     modulations = 2 * (6 * d * d + 6 * d)
     head = (2 * d * d + 2 * d) + (d * patch + patch)
     decoder = embed + time + (numbers * d + d) + 2 * d + registers * d + depth * (block + modulations) + head
-    published = FlexTok(**(SMALL | {"registers": registers, "head_dim": 64}), **{})
+    published = FlexTok(**(SMALL | {"registers": registers, "head_dim": 64, "mlp_ratio": 2.6667}))
     published.encoder_width = published.decoder_width = d
     published.encoder_depth = published.decoder_depth = depth
     with torch.device("meta"):

@@ -19,5 +19,8 @@ SMALL: dict[str, Any] = {
     "decoder_depth": DEPTH,
     "decoder_width": 24,
     "head_dim": 8,
+    "mlp_ratio": 4.0,
+    "norm_eps": 1e-6,
+    "mask_positions": True,
     "gradient_checkpointing": False,
 }

@@ -317,6 +317,19 @@ def test_worse_than_zero_may_be_a_lag(add: Add, results: Summarise) -> None:
     assert remark.endswith("; the EMA weights lag")
 
 
+def test_an_alignment_that_does_not_improve_at_first_is_remarked(add: Add, results: Summarise) -> None:
+    rising, flat = ({1: {"val/cosine": 0.1}, 500: {"val/cosine": last}} for last in (0.2, 0.11))
+    add(course=lambda seed: rising, values=lambda seed: {"val/cosine": 0.3})
+    add("arm", {"loss.lambda_max": 0.25}, course=lambda seed: rising if seed == 1 else flat)
+    add("off", {"loss.lambda_max": 0.0}, course=lambda seed: flat)
+    (remark,) = other_remarks(results())
+    assert remark.startswith(
+        "arm (seeds 0, 2): the cosine of projected and teacher tokens rose by 0.010 in 500 updates"
+    )
+    assert "(loss.taps: mid), its weight (loss.lambda_max=0.25)" in remark
+    assert "(optimizer.lr.head=0.001)" in remark
+
+
 def test_a_run_that_ends_in_its_warm_up_has_no_value_after_it(add: Add, results: Summarise) -> None:
     add(changes={"loss.warmup_steps": 601})
     table = {what: measured for what, _, measured, _ in reported_rows(results().study.baseline)}

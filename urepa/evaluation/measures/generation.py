@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,6 +27,13 @@ def _distance(kind: str, title: str, better: str, *more: Reference) -> Metric:
     held_out = Reference(f"floor/{kind}/{{}}", label=f"{title}({{}}) of held-out images")
     key, label = f"final/{kind}/{{}}", f"{title}({{}})"
     return Metric(key, label, better, place=100, beside=(held_out, *more), circular=CIRCULAR)
+
+
+def check_names(encoders: Iterable[str]) -> None:
+    """Raises UserError if names of encoders are not valid in column names."""
+    for name in encoders:
+        if NAME.fullmatch(name) is None:
+            raise UserError(f"encoders: '{name}' is not a valid column name; use letters, digits, '.', '_' and '-'")
 
 
 @dataclass
@@ -62,9 +70,7 @@ class Generation:
 
     def check_images(self, there: ImageCounts, place: str = "") -> None:
         """Checks the numbers of images, and that encoder names are valid in column names."""
-        for name in self.encoders:
-            if NAME.fullmatch(name) is None:
-                raise UserError(f"encoders: '{name}' is not a valid column name; use letters, digits, '.', '_' and '-'")
+        check_names(self.encoders)
         count = self.images.count
         fitting: dict[str, int | None] = {}
         reference = there.train if self.reference_images is None else min(self.reference_images, there.train)

@@ -5,7 +5,8 @@ Shapes: N images, B images of a chunk, K tokens of an image, CHW latent, S side 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -17,10 +18,12 @@ from urepa.core.errors import UserError
 from urepa.core.files import write_whole
 from urepa.core.png import labelled_grid, to_pixels
 from urepa.data.lists.samples import Sample
-from urepa.evaluation.context import Context
+from urepa.evaluation.context import Context, Incomplete
 from urepa.evaluation.features import held_out_samples, subset
+from urepa.evaluation.frechet_and_kid import Moments, frechet_distance
 from urepa.evaluation.image_tokens import codes_of, powers_of_two, tokenizer_of
 from urepa.evaluation.images.generated_images_math import decode_rgb
+from urepa.evaluation.measures.image_distances_math import encode_images, is_circular
 from urepa.evaluation.measures.reconstruction import Reconstruction
 from urepa.method.flow_sampling import sample
 from urepa.method.guidance import scales_of
@@ -31,7 +34,9 @@ ALWAYS = (0.0, 1.0)
 
 
 def reconstruct(asked: Reconstruction, context: Context) -> dict[str, float]:
-    """The errors by number of tokens. It also writes the picture."""
+    """The errors by number of tokens. It also writes the picture. Raises `Incomplete` if an encoder is not
+    available."""
+    encoders, lacking = _available(asked.encoders)
     backbone = tokenizer_of(context)
     samples = subset(held_out_samples(context), asked.images)
     if len(samples) < 2:
@@ -41,6 +46,7 @@ def reconstruct(asked: Reconstruction, context: Context) -> dict[str, float]:
         )
     codes_NK = codes_of(context, samples)
     real_N3SS = decode_rgb(context, context.cache.x0(samples)).cpu()
+    real = {name: moments_of(context, encoder, real_N3SS) for name, encoder in encoders.items()}
     counts = powers_of_two(backbone.registers)
     metrics, columns = {}, []
     for count in counts:
@@ -49,6 +55,11 @@ def reconstruct(asked: Reconstruction, context: Context) -> dict[str, float]:
         mse_N = _errors(made_N3SS, real_N3SS)
         metrics[f"final/reconstruction_mse/{count}"] = float(mse_N.mean())
         metrics[f"final/reconstruction_psnr/{count}"] = float((-10 * mse_N.clamp(min=1e-10).log10()).mean())
+        for name, encoder in encoders.items():
+            made = moments_of(context, encoder, made_N3SS)
+            metrics[f"final/reconstruction_fd/{name}_{count}"] = frechet_distance(real[name], made)
+            if is_circular(context, encoder):
+                metrics[f"final/circular/{name}_{count}"] = 1.0
     others_N3SS = _decode(asked, context, samples, codes_NK.roll(1, dims=0), backbone.registers)
     metrics["final/reconstruction_mse_other"] = float(_errors(others_N3SS, real_N3SS).mean())
     nothing_N3SS = _decode(asked, context, samples, codes_NK, 0)
@@ -57,7 +68,30 @@ def reconstruct(asked: Reconstruction, context: Context) -> dict[str, float]:
     folder.mkdir(exist_ok=True)
     file = folder / f"reconstructions_{context.step:08d}.png"
     write_whole(file, picture([*columns, real_N3SS[: asked.shown]], [s.sample_id for s in samples]))
+    if lacking:
+        raise Incomplete(metrics, lacking)
     return metrics
+
+
+def _available(declared: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The encoders whose weights are there, and the reasons why the others are not."""
+    encoders = {name: encoder.build() for name, encoder in declared.items()}
+    lacking: dict[str, str] = {}
+    for name, encoder in encoders.items():
+        try:
+            encoder.weights_sha256()
+        except UserError as error:
+            lacking[f"encoders.{name}"] = str(error)
+    return {name: e for name, e in encoders.items() if f"encoders.{name}" not in lacking}, lacking
+
+
+def moments_of(context: Context, encoder: Any, rgb_N3SS: Tensor) -> Moments:
+    """Mean and covariance of the features of images."""
+    features = [encode_images(context, encoder, part) for part in rgb_N3SS.split(CHUNK)]
+    moments = Moments(features[0].shape[1])
+    for feature_BD in features:
+        moments.add(feature_BD)
+    return moments
 
 
 def _decode(asked: Reconstruction, context: Context, samples: Sequence[Sample], codes_NK: Tensor, count: int) -> Tensor:

@@ -47,7 +47,9 @@ class FlexTok:
     (Bachmann et al. 2025, arXiv 2502.13967)."""
 
     _target_: str = "urepa.models.backbones.flextok.FlexTok"
-    weights: str = setting('"random", or a local file or folder of an export')
+    weights: str = setting(
+        '"random", a local file or folder of an export, or a local file in the layout of apple/ml-flextok'
+    )
     patch: int = setting("side of a patch, in latent pixels", ge=1, le=SIZE)
     registers: int = setting("registers of an image, which become its codes", ge=1, le=SIZE)
     levels: list[int] = setting(
@@ -63,6 +65,11 @@ class FlexTok:
     decoder_depth: int = setting("number of the decoder's blocks", ge=1, le=SIZE)
     decoder_width: int = setting("width of the decoder's tokens and of the taps", ge=1, le=SIZE)
     head_dim: int = setting("width of a head of attention", ge=1, le=SIZE)
+    mlp_ratio: float = setting("inner width of an MLP divided by its width, rounded down", ge=1, le=SIZE)
+    norm_eps: float = setting("epsilon of the LayerNorms", ge=0, le=1)
+    mask_positions: bool = setting(
+        "whether registers that are not kept, or whose image is withheld, have a position too"
+    )
     gradient_checkpointing: bool = setting("recompute the blocks in the backward pass: less memory, more time")
     family: ClassVar[str] = "flextok"
     noun: ClassVar[str] = "tokenizer"
@@ -138,6 +145,7 @@ class FlexTok:
         self, *, latent_shape: tuple[int, int, int], num_classes: int, widths: Mapping[str, int] | None = None
     ) -> FlexTokNetwork:
         from urepa.models.backbones.flextok_net import FlexTokNetwork
+        from urepa.models.register_layers import Sizes
 
         assert widths is not None, "the condition is the image"
         assert widths[IMAGE] == latent_shape[0], "an image's tokens are the latent's pixels"
@@ -146,16 +154,18 @@ class FlexTok:
             latent_shape,
             self.patch,
             self.registers,
-            (self.encoder_depth, self.encoder_width, self.head_dim),
-            (self.decoder_depth, self.decoder_width, self.head_dim),
+            Sizes(self.encoder_depth, self.encoder_width, self.head_dim, self.mlp_ratio, self.norm_eps),
+            Sizes(self.decoder_depth, self.decoder_width, self.head_dim, self.mlp_ratio, self.norm_eps),
             self.levels,
             str(self.nested_dropout),
+            self.mask_positions,
             self.gradient_checkpointing,
         )
 
     def description(self, facts: BackboneFacts) -> list[str | Formula]:
         dropout = DROPOUTS[str(self.nested_dropout)].format(registers=number(self.registers))
         masked = "" if str(self.nested_dropout) == "none" else "; the others become a learned mask token"
+        places = "all registers" if self.mask_positions else "the registers that are kept"
         recomputed = " The blocks are computed again in the backward pass." if self.gradient_checkpointing else ""
         return [
             f"The backbone is a FlexTok tokenizer{facts.initial_weights(self.base)}, over {self.patch}×{self.patch} "
@@ -165,8 +175,9 @@ class FlexTok:
             f"{number(self.codes)} codes (FSQ with {', '.join(map(str, self.levels))} levels). Its decoder, "
             f"{self.decoder_depth} blocks of width {self.decoder_width} with separate adaLN-Zero modulations for "
             f"patches and registers, denoises the patches joined with the registers. Attention heads are "
-            f"{self.head_dim} wide. "
-            f"{dropout}{masked}. If the image is withheld, all registers are a learned null token.{recomputed}"
+            f"{self.head_dim} wide, MLPs {self.mlp_ratio:g} times as wide as their tokens, and the epsilon of the "
+            f"LayerNorms is {number(self.norm_eps)}. {dropout}{masked}. If the image is withheld, all registers are a "
+            f"learned null token. A learned position is added to {places}.{recomputed}"
         ]
 
     def model_card(self, facts: CardFacts) -> str:

@@ -13,7 +13,7 @@ from urepa.core.conditions import Part
 from urepa.core.types import Denoised, Tokens
 from urepa.models.backbones.sit_net import FinalLayer, PatchEmbedder, TimeEmbedder, modulate, modulation, sine_cosine
 from urepa.models.layers import linear
-from urepa.models.register_layers import Attention, GatedMLP, norm, run_block
+from urepa.models.register_layers import Attention, GatedMLP, Sizes, norm, run_block
 from urepa.models.time_embedding import sinusoid
 
 SPREAD = 0.02  # standard deviation of the learned tokens' initial values
@@ -31,11 +31,11 @@ class DecoderBlock(nn.Module):
     """Joint attention over patches and registers, and an MLP. The time sets the shift and scale of the LayerNorm before
     each and the gate after it, with separate modulations for patches and registers. Initialised as the identity."""
 
-    def __init__(self, width: int, head_dim: int, patches: int) -> None:
+    def __init__(self, sizes: Sizes, patches: int) -> None:
         super().__init__()
-        self.patches = patches
-        self.attn, self.mlp = Attention(width, head_dim), GatedMLP(width)
-        self.patch_modulation, self.register_modulation = modulation(width, 6), modulation(width, 6)
+        self.patches, self.eps = patches, sizes.eps
+        self.attn, self.mlp = Attention(sizes), GatedMLP(sizes)
+        self.patch_modulation, self.register_modulation = (modulation(sizes.width, 6) for _ in range(2))
 
     def forward(self, x_BSD: Tensor, c_BD: Tensor) -> Tensor:
         by_kind = (self.patch_modulation(c_BD).chunk(6, dim=1), self.register_modulation(c_BD).chunk(6, dim=1))
@@ -43,7 +43,7 @@ class DecoderBlock(nn.Module):
         return x_BSD + self._gated(self.mlp(self._modulated(x_BSD, by_kind, 3)), by_kind, 5)
 
     def _modulated(self, x_BSD: Tensor, by_kind: tuple[tuple[Tensor, ...], ...], first: int) -> Tensor:
-        parts = self._split(norm(x_BSD))
+        parts = self._split(norm(x_BSD, self.eps))
         return torch.cat([modulate(x, own[first], own[first + 1]) for x, own in zip(parts, by_kind, strict=True)], 1)
 
     def _gated(self, x_BSD: Tensor, by_kind: tuple[tuple[Tensor, ...], ...], gate: int) -> Tensor:
@@ -58,12 +58,13 @@ class Decoder(nn.Module):
     """A transformer over noised patches and registers. The prediction and the taps contain the patches alone.
 
     A register that is not kept is replaced by a learned mask token, and all registers of a withheld image by a learned
-    null token. A learned embedding of the position is added to each register.
+    null token. A learned embedding of the position is added to each register, or only to those that are kept.
 
     Args:
         latent_shape: C, H, W. patch: p, which divides H and W. registers: K.
-        depth, width, head_dim: the number of blocks, D, and the width of a head, which divides D.
+        sizes: those of its blocks.
         code_width: d.
+        mask_positions: whether mask and null tokens have a position too.
     """
 
     def __init__(
@@ -71,13 +72,13 @@ class Decoder(nn.Module):
         latent_shape: tuple[int, int, int],
         patch: int,
         registers: int,
-        depth: int,
-        width: int,
-        head_dim: int,
+        sizes: Sizes,
         code_width: int,
+        mask_positions: bool,
     ) -> None:
         super().__init__()
         channels, height, columns = latent_shape
+        width, self.mask_positions = sizes.width, mask_positions
         self.patch, self.grid = patch, (height // patch, columns // patch)
         self.patches = self.grid[0] * self.grid[1]
         self.x_embedder = PatchEmbedder(channels, patch, width)
@@ -86,8 +87,9 @@ class Decoder(nn.Module):
         self.mask_token = nn.Parameter(SPREAD * torch.randn(width))
         self.null_token = nn.Parameter(SPREAD * torch.randn(width))
         self.register_embed = nn.Parameter(SPREAD * torch.randn(registers, width))
-        self.blocks = nn.ModuleList(DecoderBlock(width, head_dim, self.patches) for _ in range(depth))
+        self.blocks = nn.ModuleList(DecoderBlock(sizes, self.patches) for _ in range(sizes.depth))
         self.final_layer = FinalLayer(width, channels * patch**2)
+        self.final_layer.norm_final.eps = sizes.eps
         self.pos_embed: Tensor
         self.register_buffer("pos_embed", sine_cosine(self.grid, width), persistent=False)  # [1,N,D]
 
@@ -98,8 +100,12 @@ class Decoder(nn.Module):
             kept_BK: True where a register is kept.
             image: the part of the condition that determines which samples have an image.
         """
-        registers_BKD = torch.where(kept_BK[..., None], self.from_codes(codes_BKd), self.mask_token)
-        return image.where_given(registers_BKD, self.null_token) + self.register_embed
+        registers_BKD, place_KD = self.from_codes(codes_BKd), self.register_embed
+        if not self.mask_positions:
+            registers_BKD = registers_BKD + place_KD
+        registers_BKD = torch.where(kept_BK[..., None], registers_BKD, self.mask_token)
+        registers_BKD = image.where_given(registers_BKD, self.null_token)
+        return registers_BKD + place_KD if self.mask_positions else registers_BKD
 
     def forward(
         self,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from urepa.models.backbones.sit_net import PatchEmbedder, sine_cosine
 from urepa.models.fsq import FSQ
 from urepa.models.layers import linear
-from urepa.models.register_layers import Attention, GatedMLP, causal_last_mask, norm, run_block
+from urepa.models.register_layers import Attention, GatedMLP, Sizes, causal_last_mask, norm, run_block
 
 SPREAD = 0.02  # standard deviation of the learned tokens' initial values
 
@@ -22,13 +22,13 @@ SPREAD = 0.02  # standard deviation of the learned tokens' initial values
 class EncoderBlock(nn.Module):
     """Masked attention and an MLP, each preceded by a LayerNorm."""
 
-    def __init__(self, width: int, head_dim: int) -> None:
+    def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        self.attn, self.mlp = Attention(width, head_dim), GatedMLP(width)
+        self.attn, self.mlp, self.eps = Attention(sizes), GatedMLP(sizes), sizes.eps
 
     def forward(self, x_BSD: Tensor, mask_SS: Tensor) -> Tensor:
-        x_BSD = x_BSD + self.attn(norm(x_BSD), mask_SS)
-        return x_BSD + self.mlp(norm(x_BSD))
+        x_BSD = x_BSD + self.attn(norm(x_BSD, self.eps), mask_SS)
+        return x_BSD + self.mlp(norm(x_BSD, self.eps))
 
 
 class Encoder(nn.Module):
@@ -36,7 +36,7 @@ class Encoder(nn.Module):
 
     Args:
         latent_shape: C, H, W. patch: p, which divides H and W. registers: K.
-        depth, width, head_dim: the number of blocks, D, and the width of a head, which divides D.
+        sizes: those of its blocks.
         levels: the quantiser's d levels.
     """
 
@@ -45,18 +45,17 @@ class Encoder(nn.Module):
         latent_shape: tuple[int, int, int],
         patch: int,
         registers: int,
-        depth: int,
-        width: int,
-        head_dim: int,
+        sizes: Sizes,
         levels: Sequence[int],
     ) -> None:
         super().__init__()
         channels, *sides = latent_shape
+        width, self.eps = sizes.width, sizes.eps
         grid = sides[0] // patch, sides[1] // patch
         self.patches = grid[0] * grid[1]
         self.x_embedder = PatchEmbedder(channels, patch, width)
         self.registers = nn.Parameter(SPREAD * torch.randn(registers, width))
-        self.blocks = nn.ModuleList(EncoderBlock(width, head_dim) for _ in range(depth))
+        self.blocks = nn.ModuleList(EncoderBlock(sizes) for _ in range(sizes.depth))
         self.to_codes = linear(width, len(levels))
         self.quantiser = FSQ(levels)
         self.pos_embed: Tensor
@@ -71,4 +70,4 @@ class Encoder(nn.Module):
         x_BSD = torch.cat([patches_BND, self.registers.to(patches_BND.dtype).expand(len(x0), -1, -1)], dim=1)
         for block in self.blocks:
             x_BSD = run_block(block, recompute, x_BSD, self.mask_SS)
-        return self.quantiser(self.to_codes(norm(x_BSD[:, self.patches :])))
+        return self.quantiser(self.to_codes(norm(x_BSD[:, self.patches :], self.eps)))

@@ -9,7 +9,7 @@ For decoding it is the codes, `codes`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from urepa.core.types import Denoised
 from urepa.models.backbones.backbone_sizes import EXPORTED
 from urepa.models.backbones.flextok_decoder_net import Decoder
 from urepa.models.backbones.flextok_encoder_net import Encoder
+from urepa.models.backbones.flextok_published_net import POSITIONS, check_positions, from_published, is_published
 from urepa.models.backbones.flextok_sizes import NO_ADAPTERS, decoder_block
+from urepa.models.register_layers import Sizes
 from urepa.models.weight_files import read_safetensors, read_torch, save_tensors
 
 
@@ -45,7 +47,8 @@ class FlexTokNetwork(nn.Module):
 
     Args:
         latent_shape: C, H, W.
-        encoder, decoder: the depth, width and head width of each.
+        encoder, decoder: the sizes of each.
+        mask_positions: whether registers that are not kept, or withheld, have a position too.
         nested_dropout: as in `kept_counts`.
         recompute: the blocks are computed again in the backward pass.
     """
@@ -58,17 +61,18 @@ class FlexTokNetwork(nn.Module):
         latent_shape: tuple[int, int, int],
         patch: int,
         registers: int,
-        encoder: tuple[int, int, int],
-        decoder: tuple[int, int, int],
+        encoder: Sizes,
+        decoder: Sizes,
         levels: Sequence[int],
         nested_dropout: str,
+        mask_positions: bool,
         recompute: bool,
     ) -> None:
         super().__init__()
         self.latent_shape, self.registers, self.nested_dropout = tuple(latent_shape), registers, nested_dropout
-        self.width, self.recompute = decoder[1], recompute
-        self.encoder = Encoder(latent_shape, patch, registers, *encoder, levels)
-        self.decoder = Decoder(latent_shape, patch, registers, *decoder, len(levels))
+        self.width, self.recompute = decoder.width, recompute
+        self.encoder = Encoder(latent_shape, patch, registers, encoder, levels)
+        self.decoder = Decoder(latent_shape, patch, registers, decoder, len(levels), mask_positions)
 
     # --- codes ------------------------------------------------------------------------------------------
 
@@ -149,8 +153,8 @@ class FlexTokNetwork(nn.Module):
 
 
 def load_weights(network: FlexTokNetwork, place: Path) -> None:
-    """Copies weights into the network from a file in the layout of its exports, or from the folder of an export. Raises
-    UserError if weights are missing, superfluous or of another shape."""
+    """Copies weights into the network from a file in the layout of its exports or in that of apple/ml-flextok, or from
+    the folder of an export. Raises UserError if weights are missing, superfluous or of another shape."""
     file = place / EXPORTED if place.is_dir() else place
     if not file.is_file():
         raise UserError(
@@ -159,12 +163,45 @@ def load_weights(network: FlexTokNetwork, place: Path) -> None:
     stored = read_safetensors(file) if file.suffix == ".safetensors" else read_torch(file)
     if not isinstance(stored, dict) or not all(isinstance(value, Tensor) for value in stored.values()):
         raise UserError(f"{file} contains no named weights; give an export of a FlexTok run")
+    if is_published(stored):
+        places = (network.encoder.pos_embed, network.decoder.pos_embed)
+        published, stored = stored, from_published(stored, network.decoder.patch)
+        check_sizes(network, stored, file)
+        check_positions(published, dict(zip(POSITIONS, places, strict=True)))
+    else:
+        check_sizes(network, stored, file)
+    network.load_state_dict(stored)
+
+
+def check_sizes(network: FlexTokNetwork, stored: dict[str, Tensor], file: Path) -> None:
+    """Raises UserError if weights do not have the network's names and shapes; it names the sizes that differ."""
     own = network.state_dict()
     odd = sorted(own.keys() ^ stored.keys())
     odd += [name for name in own if name in stored and own[name].shape != stored[name].shape]
-    if odd:
-        raise UserError(
-            f"{file} does not fit this backbone: {len(odd)} of its weights differ by name or shape ({odd[0]}); choose "
-            "the sizes (backbone.*) and the data with which it was trained"
-        )
-    network.load_state_dict(stored)
+    if not odd:
+        return
+    here, there = sizes_of(own), sizes_of(stored)
+    differ = [
+        f"backbone.{key}={there[key]} (here {here[key]})" for key in here if key in there and here[key] != there[key]
+    ]
+    advice = (
+        f"give {', '.join(differ)}"
+        if differ
+        else "choose the sizes (backbone.*) and the data with which it was trained"
+    )
+    raise UserError(
+        f"{file} does not fit this backbone: {len(odd)} of its weights differ by name or shape ({odd[0]}); {advice}"
+    )
+
+
+def sizes_of(weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """The sizes that names and shapes of weights tell, by their keys in conf/backbone."""
+    sizes: dict[str, int] = {}
+    for part in ("encoder", "decoder"):
+        begin = f"{part}.blocks."
+        sizes[f"{part}_depth"] = len({name.split(".")[2] for name in weights if name.startswith(begin)})
+        if f"{part}.x_embedder.proj.bias" in weights:
+            sizes[f"{part}_width"] = len(weights[f"{part}.x_embedder.proj.bias"])
+    if "encoder.registers" in weights:
+        sizes["registers"] = len(weights["encoder.registers"])
+    return sizes

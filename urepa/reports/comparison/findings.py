@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import isfinite
 
+from urepa.core.alignment_progress import KEYS, early_gain, slow_sentence
 from urepa.core.ema_initial_weights import LAGGING, SHARE, initial_share, lag_sentence
 from urepa.reports.comparison.arms import Arm
 from urepa.reports.comparison.by_clock import unlike_machines
@@ -178,6 +179,7 @@ def other_remarks(results: Results) -> list[str]:
                 f"{row.arm.label}: the diffusion loss {number(loss.mean)} is worse than predicting zero "
                 f"({number(floor_.mean)}); {advice}"
             )
+    remarks += slow_alignments(results)
     remarks += [
         f"{difference}: their costs and times cannot be compared" for difference in unlike_machines(results.study)
     ]
@@ -186,6 +188,28 @@ def other_remarks(results: Results) -> list[str]:
     if len(torches) > 1:
         remarks.append(f"runs were made with several versions of torch: {', '.join(torches)}")
     return remarks
+
+
+def slow_alignments(results: Results) -> list[str]:
+    """A sentence for each arm with runs whose alignment did not improve at their beginning."""
+    remarks = []
+    for row in results.rows:
+        texts = {seed: text for seed, run in row.arm.runs.items() if (text := _slow_alignment(run))}
+        if texts:
+            seeds = f" (seed{'s' * (len(texts) > 1)} {', '.join(map(str, texts))})"
+            remarks.append(f"{row.arm.label}{seeds}: {next(iter(texts.values()))}")
+    return remarks
+
+
+def _slow_alignment(run: Run) -> str:
+    """The remark on one run; "" if there is none."""
+    weight = float(run.config.get("loss.lambda_max", 0))
+    if weight == 0:
+        return ""
+    curves = (run.curves[key] for key in KEYS if key in run.curves)
+    gains = [early_gain(zip(curve.steps.tolist(), curve.values.tolist(), strict=True)) for curve in curves]
+    taps = [key.removeprefix("loss.taps.") for key in run.config if key.startswith("loss.taps.")]
+    return slow_sentence(gains, taps, weight, run.config.get("optimizer.lr.head", "none"))
 
 
 def encoders_weights(runs: list[Run]) -> list[str]:
