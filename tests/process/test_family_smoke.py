@@ -37,8 +37,8 @@ def test_one_sweep_trains_every_family_and_one_report_compares_them(work: Worksp
 
 
 def check_cells(cells: dict[str, dict[str, Any]]) -> None:
-    """Every family has an error at given noise. Their means over their own times are compared only where these are drawn
-    alike: the first of the names is the baseline."""
+    """Every family has an error at given noise. Means over a family's own times are compared only where these are drawn
+    alike; the first family is the baseline."""
     assert len(cells) == 10
     for own in cells.values():
         assert own["final/x0_error"]["n"] == 1
