@@ -41,7 +41,7 @@ class Flux2(PublishedTransformer):
     block_counts: ClassVar[tuple[str, ...]] = ("num_layers", "num_single_layers")
     patch: ClassVar[int] = 1
     vae_factor: ClassVar[int] = 16
-    usual_tap: ClassVar[str] = "block_8"
+    usual_tap: ClassVar[str] = "block_18"  # a third of the depth: no published one was found
 
     @property
     def pipeline(self) -> str:
