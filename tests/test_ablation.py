@@ -77,6 +77,19 @@ OTHERWISE = {
     ("track_b", "teacher_224"): "it would change backbone.prompts, data.root, data.train",
 }
 OTHERWISE |= {
+    ("family_smoke", arm): words
+    for arm, words in {
+        "equal_decay": "besides optimizer.weight_decay.lora it would change optimizer.final_ratio",
+        "repa_block_4": "besides loss.taps.block_4, loss.taps.block_8 it would change loss.taps.block_1",
+        "repa_block_12": "besides loss.taps.block_12, loss.taps.block_8 it would change loss.taps.block_1",
+        "repa_lora_16": "besides lora.rank it would change lora._target_",
+        "repa_lora_64": "besides lora.rank it would change lora._target_",
+        "repa_stop_5k": "schedule.stop_step=5000 has no effect in a run of 300 steps",
+        "urepa_teacher_images": "",
+        **{f"urepa_teacher_{size}_224": "" for size in "sblg"},
+    }.items()
+}
+OTHERWISE |= {
     ("flextok_imagenet", "flextok_teacher_224"): "does not change teacher.grid, teacher.image_size here",
     ("flextok_smoke", "flextok_teacher_224"): "",
 }
