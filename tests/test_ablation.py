@@ -28,6 +28,12 @@ FAMILIES = {
     "repa_flux": "flux",
     "repa_sana": "sana",
     "repa_pixart": "pixart",
+    "repa_chroma": "chroma",
+    "repa_auraflow": "auraflow",
+    "repa_flux2": "flux2",
+    "repa_lumina2": "lumina2",
+    "repa_hidream": "hidream",
+    "family": "sd3",
     "repa": "sit",
     "urepa_sd15": "sd15",
     "urepa_sdxl": "sdxl",
@@ -38,8 +44,18 @@ EXPERIMENTS = {"": "tiny_unet"} | {
     p.stem: next(family for words, family in FAMILIES.items() if f"{p.stem}_".startswith(f"{words}_"))
     for p in (Path(CONF) / "experiment").glob("*.yaml")
 }
-TRANSFORMERS = ("repa_sd3", "repa_flux", "repa_sana", "repa_pixart")
-CAPTIONED = ("captions_smoke", "urepa_sd15_captions", "urepa_sdxl", "urepa_kolors", *TRANSFORMERS)
+TRANSFORMERS = (
+    "repa_sd3",
+    "repa_flux",
+    "repa_sana",
+    "repa_pixart",
+    "repa_chroma",
+    "repa_auraflow",
+    "repa_flux2",
+    "repa_lumina2",
+    "repa_hidream",
+)
+CAPTIONED = ("captions_smoke", "family_smoke", "urepa_sd15_captions", "urepa_sdxl", "urepa_kolors", *TRANSFORMERS)
 BESIDE = {name: ["data.images=DIR", "data.num_classes=2"] for name in CAPTIONED}  # of a folder that is not here
 BESIDE["captions_cifar10"] = ["data.images=DIR"]
 BESIDE["flextok_celebahq"] = ["backbone.weights=FILE"]  # whose rates are those of fine-tuning
@@ -59,6 +75,19 @@ OTHERWISE = {
     ("track_b", "full_data"): "does not change data.name",
     ("track_b", "samples_100k"): "it would change backbone.prompts, data.root",
     ("track_b", "teacher_224"): "it would change backbone.prompts, data.root, data.train",
+}
+OTHERWISE |= {
+    ("family_smoke", arm): words
+    for arm, words in {
+        "equal_decay": "besides optimizer.weight_decay.lora it would change optimizer.final_ratio",
+        "repa_block_4": "besides loss.taps.block_4, loss.taps.block_8 it would change loss.taps.block_1",
+        "repa_block_12": "besides loss.taps.block_12, loss.taps.block_8 it would change loss.taps.block_1",
+        "repa_lora_16": "besides lora.rank it would change lora._target_",
+        "repa_lora_64": "besides lora.rank it would change lora._target_",
+        "repa_stop_5k": "schedule.stop_step=5000 has no effect in a run of 300 steps",
+        "urepa_teacher_images": "",
+        **{f"urepa_teacher_{size}_224": "" for size in "sblg"},
+    }.items()
 }
 OTHERWISE |= {
     ("flextok_imagenet", "flextok_teacher_224"): "does not change teacher.grid, teacher.image_size here",

@@ -64,8 +64,18 @@ def test_every_root_composes(compose: Compose, root: str) -> None:
 COUNTED = ["data.num_classes=2"]  # of a folder that is not here
 BESIDE = {("backbone", "sd15"): ["data=track_a"], ("data", "folder"): COUNTED}
 BESIDE |= {("data", name): COUNTED for name in options("data") if name.endswith("captions")}
-TRANSFORMERS = ("repa_sd3", "repa_flux", "repa_sana", "repa_pixart")
-CAPTIONED = ("captions_smoke", "urepa_sd15_captions", "urepa_sdxl", "urepa_kolors", *TRANSFORMERS)
+TRANSFORMERS = (
+    "repa_sd3",
+    "repa_flux",
+    "repa_sana",
+    "repa_pixart",
+    "repa_chroma",
+    "repa_auraflow",
+    "repa_flux2",
+    "repa_lumina2",
+    "repa_hidream",
+)
+CAPTIONED = ("captions_smoke", "family_smoke", "urepa_sd15_captions", "urepa_sdxl", "urepa_kolors", *TRANSFORMERS)
 BESIDE |= {("experiment", name): COUNTED for name in CAPTIONED}
 
 

@@ -94,12 +94,14 @@ class SavedBytes:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Inside, measures the most bytes that newly made tensors occupy at once."""
+    """Inside, measures the most bytes that newly made tensors occupy at once, without the model's parameters and
+    buffers. An operation may return a view of one: a Linear transposes its weight."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+        held = (tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers()))
+        self._known: weakref.WeakSet[Any] = weakref.WeakSet(held)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -190,7 +192,7 @@ def count_step(model: nn.Module, part_of: Callable[[str], str], step: Callable[[
         flops[direction][at_work.part] += total - seen
         seen = total
 
-    live = LiveBytes()
+    live = LiveBytes(model)
     with counter, live, ActivePart(model, part_of, note) as at_work:
         with SavedBytes(model, lambda: at_work.part) as saved:
             loss = step()

@@ -60,14 +60,14 @@ def online_costs(view: Any, teacher: Any | None, kind: str) -> dict[str, OnlineC
             dtype = torch.bfloat16 if kind == "cuda" else torch.float32
             vae = vae_without_weights(view.vae, view.latent_shape[0])
             nn.Module.to(vae, dtype)  # diffusers' own `to` would print a needless warning
-            with torch.no_grad(), flop_counter() as counter, LiveBytes() as live:
+            with torch.no_grad(), flop_counter() as counter, LiveBytes(vae) as live:
                 vae.encode(torch.empty(AT_ONCE, 3, height, width, dtype=dtype))
             asked[VAE] = OnlineCost.of(vae, counter.get_total_flops() // AT_ONCE, live.peak)
         decoder = decoder_without_weights(view) if TEACHER in asked else None
         if decoder is not None:
             dtype = torch.bfloat16 if kind == "cuda" else torch.float32
             nn.Module.to(decoder, dtype)
-            with torch.no_grad(), flop_counter() as counter, LiveBytes() as live:
+            with torch.no_grad(), flop_counter() as counter, LiveBytes(decoder) as live:
                 decoder.decode(torch.empty(DECODED_AT_ONCE, *shape_of_z(decoder, view.latent_shape), dtype=dtype))
             again = asked[VAE].flops if VAE in asked else 0  # images are encoded once more for the decoder
             asked[DECODER] = OnlineCost.of(decoder, counter.get_total_flops() // DECODED_AT_ONCE + again, live.peak)

@@ -3,7 +3,8 @@ type in which they are held."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from urepa.core.files import read_json
 from urepa.core.hub_names import PREFETCH, download_failure, resolve
 from urepa.models.diffusers_files import WEIGHTS, hub_files
 from urepa.models.speed_switches import IN_THEIR_INPUTS_TYPE
+
+MAPPED = 32 * 2**20  # bytes of a file that are read before it is opened again
 
 
 @dataclass(frozen=True)
@@ -121,21 +124,19 @@ def _without_values(kind: ModuleKind, config: dict[str, Any], folder: Path) -> A
 def _read(folder: Path, kind: ModuleKind, config: dict[str, Any], files: list[Path], dtype: torch.dtype) -> Any:
     """The module of a config with the weights of files. Each tensor is cast to `dtype` as it is read, so that the whole
     module is never held in another type. Raises UserError if weights are missing, superfluous or of another shape."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     module = _without_values(kind, config, folder)
     missing: dict[str, Tensor] = dict(module.state_dict(keep_vars=True))
     odd = []
     try:
         for file in files:
-            with safe_open(file, "pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 (not a mapping)
-                    value = tensors.get_tensor(name)
-                    if name not in missing or missing[name].shape != value.shape:
-                        odd.append(name)
-                        continue
-                    del missing[name]
-                    _put(module, name, value, dtype)
+            for name, value in _tensors(file):
+                if name not in missing or missing[name].shape != value.shape:
+                    odd.append(name)
+                    continue
+                del missing[name]
+                _put(module, name, value, dtype)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{folder} cannot be read ({str(error).splitlines()[0]}); copy it again") from error
     if wrong := [*missing, *(name for name in odd if name not in missing)]:
@@ -144,6 +145,27 @@ def _read(folder: Path, kind: ModuleKind, config: dict[str, Any], files: list[Pa
         )
     assert not any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
     return module.eval()
+
+
+def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a file by name, one after the other.
+
+    What was read of a mapped file stays in memory until the file is closed. It is therefore opened again each time
+    `MAPPED` bytes were read; otherwise a file of all weights would need its size twice.
+    """
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as tensors:
+        names = deque(tensors.keys())
+    while names:
+        read = 0
+        with safe_open(file, "pt") as tensors:
+            while names and read < MAPPED:
+                name = names.popleft()
+                value = tensors.get_tensor(name)
+                read += value.nbytes
+                yield name, value
+        del value  # it holds the mapping
 
 
 def _put(module: nn.Module, name: str, value: Tensor, dtype: torch.dtype) -> None:

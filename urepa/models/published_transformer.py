@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from urepa.core.backbone_protocols import FoundWeights, WeightsKind
 from urepa.core.descriptions import BackboneFacts, CardFacts, Formula
 from urepa.core.errors import UserError
+from urepa.core.files import read_json
 from urepa.core.hub_names import is_hub_id
+from urepa.core.part_names import LAYERS, POOLED, TEXT
 from urepa.models.backbones.backbone_sizes import (
     LORA,
     PEFT,
@@ -48,9 +50,13 @@ class PublishedTransformer(ABC):
     title: ClassVar[str]  # the name in sentences, such as "Stable Diffusion 3"
     condition: ClassVar[str]  # how the network uses a caption, in sentences
     condition_parts: ClassVar[tuple[str, ...]]
+    unused_parts: ClassVar[tuple[str, ...]] = (POOLED, LAYERS)  # parts that a condition may have besides
     network: ClassVar[str]  # the class in diffusers
     # fields of config.json in which all published models of the family differ from the class's defaults
     published: ClassVar[Mapping[str, Any]] = {}
+    # the fields with numbers of channels, each with the number of them per channel of x0
+    channel_fields: ClassVar[Mapping[str, int]] = {"in_channels": 1, "out_channels": 1}
+    text_fields: ClassVar[Mapping[str, str]]  # the fields with widths of the condition's parts, each with its part
     own_settings: ClassVar[tuple[str, ...]] = ()  # settings besides weights and checkpointing not in config.json
     block_counts: ClassVar[tuple[str, ...]] = ("num_layers",)  # the settings with the number of blocks in each list
     patch: ClassVar[int] = 2  # side of an image token, in latent pixels
@@ -87,6 +93,18 @@ class PublishedTransformer(ABC):
         """The fields of config.json that differ from the class's defaults."""
         return {**self.published, **self.variant()}
 
+    def of_data(self, channels: int, widths: Mapping[str, int]) -> dict[str, Any]:
+        """The fields of config.json that random weights take from the data: x0's channels and the widths of the
+        condition's parts, by name."""
+        own = self.variant()
+        of_channels = {name: times * channels for name, times in self.channel_fields.items()}
+        of_text = {name: widths[part] for name, part in self.text_fields.items() if name not in own}
+        return of_channels | of_text
+
+    def text_widths(self, config: Mapping[str, Any]) -> dict[str, int]:
+        """The widths of the condition's parts that a network with this config.json takes, by name."""
+        return {part: int(config[name]) for name, part in self.text_fields.items() if name in config}
+
     @property
     def blocks(self) -> int:
         """The number of blocks in all lists."""
@@ -108,6 +126,34 @@ class PublishedTransformer(ABC):
 
     def check_latents(self, shapes: Sequence[tuple[int, int, int]]) -> None:  # noqa: B027 (no family needs it)
         """No check of its own: any shapes that `check` accepts are valid together."""
+
+    def check_widths(self, widths: Mapping[str, int]) -> None:
+        """Raises UserError if the config.json of a local folder is that of another class or takes text of other widths.
+        Random weights take those of the data, and what a hub id takes is known when it is fetched."""
+        places = [Path(self.weights) / place / "config.json" for place in ("transformer", ".")]
+        for file in [file for file in places if file.is_file()][:1]:
+            config = read_json(file)
+            self.check_class(config, self.weights)
+            self.compare_widths(config, widths)
+
+    def check_class(self, config: Mapping[str, Any], where: str) -> None:
+        """Raises UserError if a config.json is that of another class."""
+        found = config.get("_class_name")
+        if found != self.network:
+            raise UserError(
+                f"{where} holds a {found}, not a {self.network}, which {self.title} is; choose the backbone that these "
+                "weights are of"
+            )
+
+    def compare_widths(self, config: Mapping[str, Any], widths: Mapping[str, int]) -> None:
+        """Raises UserError if a network with this config.json takes text of other widths than `widths`, by name."""
+        for part, width in self.text_widths(config).items():
+            if widths[part] != width:
+                what = "text" if part == TEXT else f"{part}, a part of the condition,"
+                raise UserError(
+                    f"the transformer of {self.weights} takes {what} of width {width}; data.text_encoder gives "
+                    f"{widths[part]}: choose the text encoder that {self.title} was trained with"
+                )
 
     def check_objective(self, objective: Any) -> None:
         """Raises UserError if the objective's times or target differ from those of the weights' training."""
@@ -180,7 +226,7 @@ class PublishedTransformer(ABC):
         from urepa.models.transformer_weights import load_transformer, network_of
 
         assert widths is not None, "the condition of its track is text"
-        return network_of(self, load_transformer(self, dtype), latent_shape, widths)
+        return network_of(self, load_transformer(self, dtype, latent_shape[0], widths), latent_shape, widths)
 
     def build_without_weights(
         self, *, latent_shape: tuple[int, int, int], num_classes: int, widths: Mapping[str, int] | None = None
@@ -190,7 +236,7 @@ class PublishedTransformer(ABC):
         from urepa.models.transformer_weights import network_of, transformer_without_weights
 
         assert widths is not None, "the condition of its track is text"
-        return network_of(self, transformer_without_weights(self), latent_shape, widths)
+        return network_of(self, transformer_without_weights(self, latent_shape[0], widths), latent_shape, widths)
 
     # --- texts ---
 

@@ -11,7 +11,6 @@ import torch
 
 from urepa.core.errors import UserError
 from urepa.core.files import read_json
-from urepa.core.part_names import TEXT
 from urepa.models.backbones.backbone_sizes import RANDOM
 from urepa.models.backbones.diffusers_transformer_net import DiffusersTransformer
 from urepa.models.diffusers_weights import ModuleKind, module_folder, read_folder, read_hub
@@ -31,12 +30,7 @@ def kind_of(declared: PublishedTransformer) -> ModuleKind:
 
 def check_config(declared: PublishedTransformer, config: Mapping[str, Any], where: str) -> None:
     """Raises UserError if a config.json is that of another class, or differs from the settings."""
-    found = config.get("_class_name")
-    if found != declared.network:
-        raise UserError(
-            f"{where} holds a {found}, not a {declared.network}, which {declared.title} is; choose the backbone that "
-            "these weights are of"
-        )
+    declared.check_class(config, where)
     known = inspect.signature(ModuleKind(declared.network, "", "", lambda *_: None).cls.__init__).parameters
     for name, here in declared.variant().items():
         there = config.get(name, known[name].default)
@@ -49,21 +43,29 @@ def check_config(declared: PublishedTransformer, config: Mapping[str, Any], wher
             )
 
 
-def load_transformer(declared: PublishedTransformer, dtype: torch.dtype) -> Any:
+def load_transformer(
+    declared: PublishedTransformer, dtype: torch.dtype, channels: int, widths: Mapping[str, int]
+) -> Any:
     """diffusers' module. Weights that are read are held in `dtype`, except those of norms; random weights are drawn in
-    fp32. Raises UserError if the files are not those of such a transformer."""
+    fp32. Raises UserError if the files are not those of such a transformer.
+
+    Args:
+        channels, widths: of x0 and of the condition's parts by name, which random weights take.
+    """
     kind = kind_of(declared)
     if declared.weights == RANDOM:
-        return kind.cls(**declared.architecture())
+        return kind.cls(**declared.architecture() | declared.of_data(channels, widths))
     if Path(declared.weights).is_dir():
         return read_folder(module_folder(Path(declared.weights), FOLDER), kind, dtype)
     return read_hub(declared.weights, kind, dtype)
 
 
-def transformer_without_weights(declared: PublishedTransformer) -> Any:
+def transformer_without_weights(declared: PublishedTransformer, channels: int, widths: Mapping[str, int]) -> Any:
     """The same with random weights, also on the meta device; no weights are read or fetched. The architecture is that
     of a local folder's config.json, or else of the settings."""
     kind, architecture = kind_of(declared), declared.architecture()
+    if declared.weights == RANDOM:
+        architecture |= declared.of_data(channels, widths)
     if Path(declared.weights).is_dir():
         architecture = read_json(module_folder(Path(declared.weights), FOLDER) / "config.json")
         kind.check(architecture, declared.weights)
@@ -81,13 +83,7 @@ def network_of(
             f"the transformer of {declared.weights} takes {adapter.channels_of(config)} latent channels; the track has "
             f"{latent_shape[0]}"
         )
-    for part, width in adapter.widths_of(config).items():
-        if widths[part] != width:
-            what = "text" if part == TEXT else f"{part}, a part of the condition,"
-            raise UserError(
-                f"the transformer of {declared.weights} takes {what} of width {width}; data.text_encoder gives "
-                f"{widths[part]}: choose the text encoder that {declared.title} was trained with"
-            )
+    declared.compare_widths(config, widths)
     if declared.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     return adapter(transformer, **declared.network_settings())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -37,6 +38,7 @@ class AuraFlow(PublishedTransformer):
         "The condition is a caption: its frozen tokens are a second stream beside the image's; masked tokens "
         "are 0 and take part in attention. If the caption is withheld, they are the data's null condition."
     )
+    text_fields: ClassVar[Mapping[str, str]] = {"joint_attention_dim": TEXT}
     network: ClassVar[str] = "AuraFlowTransformer2DModel"
     block_counts: ClassVar[tuple[str, ...]] = ("num_mmdit_layers", "num_single_dit_layers")
     pipeline: ClassVar[str] = "AuraFlowPipeline"

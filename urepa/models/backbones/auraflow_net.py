@@ -22,10 +22,6 @@ class AuraFlowNetwork(TwoStreams):
     lists: ClassVar[tuple[str, ...]] = ("joint_transformer_blocks", "single_transformer_blocks")
     adapter_files: ClassVar[str | None] = "AuraFlowLoraLoaderMixin"
 
-    @staticmethod
-    def widths_of(config: Any) -> dict[str, int]:
-        return {TEXT: config.joint_attention_dim}
-
     def arguments(self, x_t: Tensor, t_B: Tensor, condition: Condition) -> dict[str, Any]:
         text = condition[TEXT]
         assert text.mask_BL is not None, "tokens have a mask"

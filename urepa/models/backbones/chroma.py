@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -33,6 +34,8 @@ class Chroma(PublishedTransformer):
         "The condition is a caption: its frozen tokens, without the masked ones, are a second stream beside the "
         "image's. If the caption is withheld, they are the data's null condition."
     )
+    text_fields: ClassVar[Mapping[str, str]] = {"joint_attention_dim": TEXT}
+    channel_fields: ClassVar[Mapping[str, int]] = {"in_channels": 4}  # 2x2 latent pixels
     network: ClassVar[str] = "ChromaTransformer2DModel"
     block_counts: ClassVar[tuple[str, ...]] = ("num_layers", "num_single_layers")
     pipeline: ClassVar[str] = "ChromaPipeline"

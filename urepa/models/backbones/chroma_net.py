@@ -28,10 +28,6 @@ class ChromaNetwork(PackedTwoStreams):
                 transformer._gradient_checkpointing_func
             )
 
-    @staticmethod
-    def widths_of(config: Any) -> dict[str, int]:
-        return {TEXT: config.joint_attention_dim}
-
     def arguments(self, x_t: Tensor, t_B: Tensor, condition: Condition) -> dict[str, Any]:
         text = condition[TEXT]
         grid = self.grid_of(x_t)

@@ -76,11 +76,6 @@ class DiffusersTransformer(nn.Module, ABC):
     # --- defined by a family ---------------------------------------------------------------------------------------
 
     @staticmethod
-    @abstractmethod
-    def widths_of(config: Any) -> dict[str, int]:
-        """The widths of a condition's parts, by name, for a module with this config."""
-
-    @staticmethod
     def channels_of(config: Any) -> int:
         """C, the latent channels of a module with this config."""
         return int(config.in_channels)

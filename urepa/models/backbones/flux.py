@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -33,6 +34,8 @@ class Flux(PublishedTransformer):
     family: ClassVar[str] = "flux"
     title: ClassVar[str] = "Flux.1"
     condition_parts: ClassVar[tuple[str, ...]] = (TEXT, POOLED)
+    text_fields: ClassVar[Mapping[str, str]] = {"joint_attention_dim": TEXT, "pooled_projection_dim": POOLED}
+    channel_fields: ClassVar[Mapping[str, int]] = {"in_channels": 4}  # 2x2 latent pixels
     network: ClassVar[str] = "FluxTransformer2DModel"
     own_settings: ClassVar[tuple[str, ...]] = ("guidance",)
     block_counts: ClassVar[tuple[str, ...]] = ("num_layers", "num_single_layers")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -33,12 +34,14 @@ class Flux2(PublishedTransformer):
     family: ClassVar[str] = "flux2"
     title: ClassVar[str] = "Flux.2"
     condition_parts: ClassVar[tuple[str, ...]] = (TEXT,)
+    text_fields: ClassVar[Mapping[str, str]] = {"joint_attention_dim": TEXT}
+    channel_fields: ClassVar[Mapping[str, int]] = {"in_channels": 1}
     network: ClassVar[str] = "Flux2Transformer2DModel"
     own_settings: ClassVar[tuple[str, ...]] = ("guidance",)
     block_counts: ClassVar[tuple[str, ...]] = ("num_layers", "num_single_layers")
     patch: ClassVar[int] = 1
     vae_factor: ClassVar[int] = 16
-    usual_tap: ClassVar[str] = "block_8"
+    usual_tap: ClassVar[str] = "block_18"  # a third of the depth: no published one was found
 
     @property
     def pipeline(self) -> str:

@@ -33,10 +33,6 @@ class Flux2Network(TwoStreams):
         super().__init__(transformer)
         self.guidance = guidance
 
-    @staticmethod
-    def widths_of(config: Any) -> dict[str, int]:
-        return {TEXT: config.joint_attention_dim}
-
     def lora_modules(self, targets: str, blocks: str) -> str:
         """In single-stream blocks, attention and MLP share one input layer and one output layer; both are adapted."""
         single = r"single_transformer_blocks\.\d+\.attn\.(?:to_qkv_mlp_proj|to_out)"

@@ -28,10 +28,6 @@ class FluxNetwork(PackedTwoStreams):
         super().__init__(transformer)
         self.guidance = guidance
 
-    @staticmethod
-    def widths_of(config: Any) -> dict[str, int]:
-        return {TEXT: config.joint_attention_dim, POOLED: config.pooled_projection_dim}
-
     def arguments(self, x_t: Tensor, t_B: Tensor, condition: Condition) -> dict[str, Any]:
         text_BLD = condition[TEXT].tokens_BLD
         guidance_B = None if self.guidance is None else torch.full((len(x_t),), self.guidance, device=x_t.device)

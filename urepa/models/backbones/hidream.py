@@ -38,6 +38,7 @@ class HiDream(PublishedTransformer):
         "each block also attends to those of a layer of a language model, padding included. Its pooled vector is "
         "embedded and added to the time embedding. If the caption is withheld, all are the data's null condition."
     )
+    text_fields: ClassVar[Mapping[str, str]] = {"text_emb_dim": POOLED}
     network: ClassVar[str] = "HiDreamImageTransformer2DModel"
     published: ClassVar[Mapping[str, Any]] = {
         **{"patch_size": 2, "in_channels": 16, "out_channels": 16, "axes_dims_rope": (64, 32, 32)},
@@ -51,6 +52,13 @@ class HiDream(PublishedTransformer):
         from urepa.models.backbones.hidream_net import HiDreamNetwork
 
         return HiDreamNetwork
+
+    def of_data(self, channels: int, widths: Mapping[str, int]) -> dict[str, Any]:
+        return super().of_data(channels, widths) | {"caption_channels": (widths[TEXT], widths[LAYERS])}
+
+    def text_widths(self, config: Mapping[str, Any]) -> dict[str, int]:
+        both = config.get("caption_channels", ())
+        return dict(zip((TEXT, LAYERS), both, strict=False)) | super().text_widths(config)
 
     def check(self, latent_shape: tuple[int, int, int]) -> None:
         super().check(latent_shape)

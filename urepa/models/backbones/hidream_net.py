@@ -44,11 +44,6 @@ class HiDreamNetwork(DiffusersTransformer):
                 "gradients; write false there"
             )
 
-    @staticmethod
-    def widths_of(config: Any) -> dict[str, int]:
-        text, layers = config.caption_channels
-        return {TEXT: text, LAYERS: layers, POOLED: config.text_emb_dim}
-
     def arguments(self, x_t: Tensor, t_B: Tensor, condition: Condition) -> dict[str, Any]:
         layers_BSLD = condition[LAYERS].layers_BSLD
         most = max(self.transformer.config.llama_layers)

@@ -39,6 +39,8 @@ class Lumina2(PublishedTransformer):
         "The condition is a caption: its frozen tokens, without the masked ones, come before the image's in one "
         "sequence. If the caption is withheld, they are the data's null condition."
     )
+    text_fields: ClassVar[Mapping[str, str]] = {"cap_feat_dim": TEXT}
+    channel_fields: ClassVar[Mapping[str, int]] = {"in_channels": 1}
     network: ClassVar[str] = "Lumina2Transformer2DModel"
     published: ClassVar[Mapping[str, Any]] = {"cap_feat_dim": 2304}
     block_counts: ClassVar[tuple[str, ...]] = ("num_refiner_layers", "num_layers")

@@ -35,10 +35,6 @@ class Lumina2Network(DiffusersTransformer):
         super().__init__(transformer)
         self._all_count = False  # see fix_shapes
 
-    @staticmethod
-    def widths_of(config: Any) -> dict[str, int]:
-        return {TEXT: config.cap_feat_dim}
-
     @property
     def width(self) -> int:
         return int(self.transformer.config.hidden_size)

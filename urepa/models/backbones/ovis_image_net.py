@@ -26,10 +26,6 @@ class OvisImageNetwork(FluxNetwork):
     def __init__(self, transformer: Any) -> None:
         super().__init__(transformer, guidance=None)
 
-    @staticmethod
-    def widths_of(config: Any) -> dict[str, int]:
-        return {TEXT: config.joint_attention_dim}
-
     def arguments(self, x_t: Tensor, t_B: Tensor, condition: Condition) -> dict[str, Any]:
         text_BLD = condition[TEXT].tokens_BLD
         ids = torch.zeros(text_BLD.shape[1], AXES, device=x_t.device)

@@ -34,6 +34,8 @@ class PixArt(PublishedTransformer):
     family: ClassVar[str] = "pixart"
     title: ClassVar[str] = "PixArt"
     condition_parts: ClassVar[tuple[str, ...]] = (TEXT,)
+    text_fields: ClassVar[Mapping[str, str]] = {"caption_channels": TEXT}
+    channel_fields: ClassVar[Mapping[str, int]] = {"in_channels": 1, "out_channels": 2}  # and a variance
     network: ClassVar[str] = "PixArtTransformer2DModel"
     published: ClassVar[Mapping[str, Any]] = {"caption_channels": 4096}
     usual_tap: ClassVar[str] = "block_10"

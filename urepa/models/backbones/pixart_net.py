@@ -23,10 +23,6 @@ class PixArtNetwork(DiffusersTransformer):
     regions: ClassVar[tuple[str, ...]] = ("BasicTransformerBlock",)
     adapter_files: ClassVar[str | None] = None
 
-    @staticmethod
-    def widths_of(config: Any) -> dict[str, int]:
-        return {TEXT: config.caption_channels}
-
     def arguments(self, x_t: Tensor, t_B: Tensor, condition: Condition) -> dict[str, Any]:
         text = condition[TEXT]
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -37,6 +38,7 @@ class Sana(PublishedTransformer):
         "The condition is a caption: cross-attention attends to its frozen tokens, without the masked ones. If the "
         "caption is withheld, it attends to the data's null condition."
     )
+    text_fields: ClassVar[Mapping[str, str]] = {"caption_channels": TEXT}
     network: ClassVar[str] = "SanaTransformer2DModel"
     pipeline: ClassVar[str] = "SanaPipeline"
     patch: ClassVar[int] = 1

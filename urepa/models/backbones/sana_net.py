@@ -30,10 +30,6 @@ class SanaNetwork(DiffusersTransformer):
                 "these weights are of Sana-Sprint, which is distilled to few steps; give backbone.weights of a Sana"
             )
 
-    @staticmethod
-    def widths_of(config: Any) -> dict[str, int]:
-        return {TEXT: config.caption_channels}
-
     def arguments(self, x_t: Tensor, t_B: Tensor, condition: Condition) -> dict[str, Any]:
         text = condition[TEXT]
         return {

