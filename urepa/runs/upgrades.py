@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from urepa.core.declared_keys import MOVED
 from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten
 
@@ -197,6 +198,13 @@ def _to_8(config: dict[str, Any]) -> None:
             part.setdefault("before", None)
 
 
+def _to_9(config: dict[str, Any]) -> None:
+    """A warm start was a run's folder, all of whose weights were taken."""
+    if "warm_start" in config and not isinstance(config["warm_start"], dict):
+        lists: dict[str, Any] = {key: [] for key in ("allow_missing", "allow_shape", "allow_unused")}
+        config["warm_start"] = {"checkpoint": config["warm_start"]} | lists
+
+
 TRACKS = ("urepa.data.tracks.latent_track.LatentTrack", "urepa.data.tracks.pixel_track.PixelTrack")
 
 
@@ -209,7 +217,7 @@ def _earlier_positions(vit: dict[str, Any]) -> str | None:
     return "meta" if native else "transformers"
 
 
-STEPS: tuple[Callable[[dict[str, Any]], None], ...] = (_to_1, _to_2, _to_3, _to_4, _to_5, _to_6, _to_7, _to_8)
+STEPS: tuple[Callable[[dict[str, Any]], None], ...] = (_to_1, _to_2, _to_3, _to_4, _to_5, _to_6, _to_7, _to_8, _to_9)
 SCHEMA = len(STEPS)
 
 
@@ -240,6 +248,8 @@ def upgrade_flat(parameters: dict[str, str], number: int) -> dict[str, str]:
     version that wrote them. Parameters written before remain unchanged in MLflow, so all steps are applied."""
     nested: dict[str, Any] = {KEY: number}
     for key, value in parameters.items():
+        if MOVED.get(key, "").startswith(f"{key}.") and MOVED[key] in parameters:
+            continue  # a run of an earlier version that was resumed has both, since MLflow only adds parameters
         *groups, name = key.split(".")
         place = nested
         for group in groups:
