@@ -54,7 +54,7 @@ class Train:
     data: Any = part("the track: images and their caches")
     optimizer: Any = part("learning rates, weight decay and their schedule")
     trainer: Trainer = part("steps, batch, precision, validation, checkpoints")
-    tracking: Any = part("the MLflow store that gets a copy of the metrics")
+    tracking: Any = part("where copies of the metrics go: MLflow, W&B, TensorBoard, a CSV file, or several")
     evaluation: dict[str, Any] = part("the evaluations after training: NAME or [NAME,...]")
 
 
@@ -72,7 +72,7 @@ class Moved:
 class Evaluate:
     run: str | None = setting("a finished run's folder; with -m also glob(PATTERN), several of them", None)
     evaluation: dict[str, Any] | None = part("the evaluations: NAME or [NAME,...]; null: those of the run", None)
-    tracking: Any = part("the MLflow store; null: the run's own", None)
+    tracking: Any = part("where copies of the metrics go; null: as in training", None)
     data: Moved = field(default_factory=Moved)
 
 
