@@ -57,11 +57,11 @@ ODD = (
 @pytest.mark.fast(2)
 @pytest.mark.parametrize("value", ODD)
 def test_a_path_is_used_as_typed(compose: Callable[..., dict[str, Any]], value: str) -> None:
-    arguments = [quote_argument(f"{key}={value}") for key in ("data.root", "data.images", "warm_start")]
+    arguments = [quote_argument(f"{key}={value}") for key in ("data.root", "data.images", "warm_start.checkpoint")]
     check_arguments(arguments, "train")
     config = compose(*arguments)
-    assert [config["data"]["root"], config["data"]["images"], config["warm_start"]] == [value] * 3
-    assert parse_overrides(arguments) == dict.fromkeys(("data.root", "data.images", "warm_start"), value)
+    assert [config["data"]["root"], config["data"]["images"], config["warm_start"]["checkpoint"]] == [value] * 3
+    assert parse_overrides(arguments) == dict.fromkeys(("data.root", "data.images", "warm_start.checkpoint"), value)
     export = compose(*(quote_argument(f"{key}={value}") for key in ("run", "out")), root="export")
     assert [export["run"], export["out"]] == [value] * 2
     assert compose(quote_argument(f"report={value}"), root="compare")["report"] == value

@@ -83,7 +83,7 @@ TRAIN = [
             "data_batch_1.bin is truncated",
             write("data_batch_1.bin", b"x" * 4000),
         ),
-        ("warm_start=outputs", "outputs has no valid checkpoint", write("outputs/x", "")),
+        ("warm_start.checkpoint=outputs", "outputs has no valid checkpoint", write("outputs/x", "")),
     ),
     *in_content(
         tiny(

@@ -17,7 +17,7 @@ KEYS = of(
     ("evaluation.samples.perclass=3", "did you mean 'evaluation.samples.per_class'"),
     ("evaluation.knn.k=3", "no key 'evaluation.knn.k'"),
     ("tracking.url=x", "did you mean 'tracking.uri'"),
-    ("warmstart=x", "did you mean 'warm_start'"),
+    ("warmstart.checkpoint=x", "did you mean 'warm_start"),
     ("Seed=1", "did you mean 'seed'"),
     ("batch_size=3", "no key 'batch_size'.*trainer.batch_size"),
     ("+loss.gamma=1", "no key 'loss.gamma'"),
@@ -44,7 +44,7 @@ GROUPS = of(
     ("teacher=dino", "teacher has no option 'dino'; choose one of"),
     ("objective=ddpm", "did you mean 'ddpm_"),
     ("data=digit", "did you mean 'digits'"),
-    ("tracking=wandb", "tracking has no option 'wandb'; choose one of: mlflow, none"),
+    ("tracking=wandbb", "tracking has no option 'wandbb'; choose one of: csv, mlflow, none.*did you mean 'wandb'"),
     ("+experiment=cifar", "experiment has no option 'cifar'.*did you mean 'cifar10'"),
     ("+ablation=lamda_0", "ablation has no option 'lamda_0'.*did you mean 'lambda_0'"),
     ("hydra/launcher=slurm", "hydra/launcher has no option 'slurm'.*did you mean 'slurm_h200'"),
@@ -172,8 +172,12 @@ TOGETHER = of(
     ("resume=nowhere", "resume=nowhere does not exist; give the folder of a run"),
     ("resume=", "resume="),
     ("resume=file", "resume=file is not a run's folder", "", write("file", "x")),
-    ("warm_start=nowhere", "warm_start=nowhere|nowhere has no valid checkpoint"),
-    ("warm_start=", "warm_start="),
+    ("warm_start.checkpoint=nowhere", "warm_start.checkpoint=nowhere|nowhere has no valid checkpoint"),
+    ("warm_start.checkpoint=", "warm_start.checkpoint="),
+    ("warm_start=x", "warm_start is called warm_start.checkpoint now: write warm_start.checkpoint=x"),
+    ("'warm_start.allow_missing=[heads.*]'", "warm_start.allow_missing has no effect without warm_start.checkpoint"),
+    ("'warm_start.allow_shape=[heads.*]'", "warm_start.allow_shape has no effect without warm_start.checkpoint"),
+    ("'warm_start.allow_unused=[heads.*]'", "warm_start.allow_unused has no effect without warm_start.checkpoint"),
 )
 
 BUILT = tiny(

@@ -140,36 +140,43 @@ def test_resume_accepts_only_a_later_end(copied: Workspace) -> None:
 
 def test_warm_start_begins_from_the_ema_and_records_its_source(copied: Workspace) -> None:
     source = copied.run
-    overrides = (f"warm_start={source}", "seed=7", "optimizer.lr.backbone=0", "optimizer.lr.head=0")
+    overrides = (f"warm_start.checkpoint={source}", "seed=7", "optimizer.lr.backbone=0", "optimizer.lr.head=0")
     copied.train(*overrides)
     (new,) = set(copied.runs()) - {source}
     summary = json.loads((new / "summary.json").read_text())
-    assert summary["warm_start"] == {"folder": str(source), "step": 12}
+    begun = hashlib.sha256((last_checkpoint(source) / "ema.safetensors").read_bytes()).hexdigest()
+    assert summary["warm_start"]["sha256"] == begun
+    assert [summary["warm_start"][key] for key in ("folder", "step")] == [str(source), 12]
+    assert json.loads((new / "provenance.json").read_text())["warm_start"] == summary["warm_start"]
     theirs = load_file(last_checkpoint(source) / "ema.safetensors")
     ours = load_file(last_checkpoint(new) / "weights.safetensors")
     assert theirs.keys() == ours.keys()
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
     run_id = assert_tracked_once(copied.db, new)
     tags = dict(query(copied.db, "select key, value from tags where run_uuid = ?", run_id))
-    assert tags["warm_start"] == f"{source} at step 12"
+    assert tags["warm_start"] == f"{source} at step 12, sha256 {begun[:10]}"
 
 
 def test_a_warm_started_run_does_not_need_its_source_again(copied: Workspace) -> None:
     """The source continues and is then deleted; the run resumes, and its record still names the source."""
     source = copied.run
-    overrides = (f"warm_start={source}", "seed=7", "tracking=none")
+    overrides = (f"warm_start.checkpoint={source}", "seed=7", "tracking=none")
     copied.train(*overrides, arranged=("--kill", "after_backward:5"), code=-signal.SIGKILL)
     shutil.rmtree(source)
     copied.train(*overrides)
     summary = json.loads((copied.run / "summary.json").read_text())
-    assert summary["warm_start"] == {"folder": str(source), "step": 12}
+    assert [summary["warm_start"][key] for key in ("folder", "step")] == [str(source), 12]
 
 
 def test_an_unsuitable_warm_start_is_refused(copied: Workspace) -> None:
-    said = one_line_error(copied.train(f"warm_start={copied.run}", "head.depth=2", "tracking=none", code=1))
+    said = one_line_error(copied.train(f"warm_start.checkpoint={copied.run}", "head.depth=2", "tracking=none", code=1))
     assert "do not fit this run" in said
     assert "heads.mid" in said
-    said = one_line_error(copied.train("warm_start=outputs/nowhere", "tracking=none", code=1))
+    allowed = "warm_start.allow_missing=[heads.*.4.*]"
+    said = one_line_error(copied.train(f"warm_start.checkpoint={copied.run}", allowed, "tracking=none", code=1))
+    assert "warm_start.allow_missing: heads.*.4.* matches no parameter that is missing there" in said
+    assert len(copied.runs()) == 1, "a refused run leaves no folder"
+    said = one_line_error(copied.train("warm_start.checkpoint=outputs/nowhere", "tracking=none", code=1))
     assert "outputs/nowhere has no valid checkpoint" in said
 
 

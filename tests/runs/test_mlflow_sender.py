@@ -13,7 +13,8 @@ import pytest
 from urepa.core import json_lines
 from urepa.core.errors import UserError
 from urepa.runs.metrics import MetricsLog, read_rows
-from urepa.runs.trackers.mlflow_sender import MLflowShipper, positions
+from urepa.runs.trackers.following_sender import positions
+from urepa.runs.trackers.mlflow_sender import MLflowShipper
 
 ROWS: list[dict[str, Any]] = [
     {"step": 5, "train/total": 2.0},

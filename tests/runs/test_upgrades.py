@@ -346,3 +346,23 @@ def test_an_earlier_flextok_keeps_its_function() -> None:
     }
     present = {"_target_": target, "mlp_ratio": 2.6667, "norm_eps": 1e-5, "mask_positions": False}
     assert upgrade({KEY: 8, "backbone": present}) == {"backbone": present}
+
+
+def test_a_warm_start_of_before_took_all_weights_of_a_run():
+    lists = {"allow_missing": [], "allow_shape": [], "allow_unused": []}
+    assert upgrade({"schema": 8, "warm_start": "outputs/a/seed0"})["warm_start"] == {
+        "checkpoint": "outputs/a/seed0",
+        **lists,
+    }
+    assert upgrade({"schema": 8, "warm_start": None})["warm_start"] == {"checkpoint": None, **lists}
+    now = {"warm_start": {"checkpoint": "a", **lists, "allow_shape": ["x"]}}
+    assert upgrade({"schema": SCHEMA} | now) == now
+
+
+@pytest.mark.parametrize("source", ["None", "outputs/a/seed0"])
+def test_a_warm_start_in_mlflow_may_be_stored_in_both_forms(source):
+    """MLflow keeps parameters of before beside those that a resumed run adds."""
+    now = {f"warm_start.{key}": "[]" for key in ("allow_missing", "allow_shape", "allow_unused")}
+    now["warm_start.checkpoint"] = source
+    assert upgrade_flat({"warm_start": source}, 8) == now
+    assert upgrade_flat({"warm_start": source, **now}, SCHEMA) == now

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from urepa.cluster import conf_copy
 from urepa.cluster.slurm_and_local import LocalQueue, Outcome, SlurmQueue, print_outcome
 from urepa.cluster.slurm_job import Job
-from urepa.config.launcher_schemas import Local, Slurm
+from urepa.config.launcher_schemas import Local, OptunaSearch, Slurm
 from urepa.core.errors import UserError
 from urepa.core.one_line_errors import one_line_mistakes
 from urepa.runs.run_folder import to_plain
@@ -131,7 +131,9 @@ class LocalLauncher(JobLauncher, Local):
 
 
 def register() -> None:
-    """Stores the schemas of the launchers' settings. Hydra finds the launchers themselves in `hydra_plugins/`."""
+    """Stores the schemas of the launchers' and the sweeper's settings. Hydra finds these themselves in
+    `hydra_plugins/`."""
     store = ConfigStore.instance()
     store.store(group="schema", name="slurm_launcher", node=Slurm)
     store.store(group="schema", name="local_launcher", node=Local)
+    store.store(group="schema", name="optuna_sweeper", node=OptunaSearch)

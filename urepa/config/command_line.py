@@ -17,10 +17,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from urepa.config.conf_options import compose_anew, is_group, options_of
 from urepa.config.mistyped_keys import unknown_key_message, unknown_option_message, unmatched_pattern_message
+from urepa.core.declared_keys import MOVED
 from urepa.core.errors import UserError
 
 PATHS = {  # keys whose values are paths, names on the hub or URIs: taken as they are typed
-    *("resume", "warm_start", "run", "checkpoint", "runs", "out", "store", "report", "folder", "measured", "scripts"),
+    *("resume", "warm_start.checkpoint", "run", "checkpoint", "runs", "out", "store", "report", "folder"),
+    *("measured", "scripts"),
     *("data.root", "data.images", "data.vae", "data.text", "data.class_names", "data.prompts", "data.stage_to"),
     *("backbone.weights", "backbone.prompts", "bench.folder", "tracking.uri"),
 }
@@ -108,6 +110,8 @@ def _check_override(argument: str) -> Override:
         raise UserError(f"{name}= is empty: give a path, or leave it out")
     if name.partition(".")[0] == "arm":
         raise UserError("arm is what ablation files say of themselves: give +ablation=NAME on the command line")
+    if name in MOVED:
+        raise UserError(f"{name} is called {MOVED[name]} now: write {MOVED[name]}={value or '...'}")
     override = parse_override(argument)
     if override is not None:
         return override

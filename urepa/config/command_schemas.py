@@ -21,12 +21,28 @@ class Arm:
 
 
 @dataclass
+class WarmStart:
+    checkpoint: str | None = setting(
+        "starts a new run from the weights of another: a run's folder (the EMA weights of its newest checkpoint), or a "
+        "file of tensors by parameter name, .safetensors or torch's",
+        None,
+    )
+    allow_missing: list[str] = setting(
+        "patterns of parameters that the checkpoint may lack; they keep their initial values", []
+    )
+    allow_shape: list[str] = setting(
+        "patterns of parameters whose shape may differ; they keep their initial values", []
+    )
+    allow_unused: list[str] = setting("patterns of the checkpoint's weights that this run may not have", [])
+
+
+@dataclass
 class Train:
     seed: int = setting(
         "seed of random numbers: the order of the data, noise, times, initial weights", 0, ge=0, le=LAST_SEED
     )
     resume: str | None = setting("a finished run's folder: continues it to the given trainer.max_steps", None)
-    warm_start: str | None = setting("a run's folder: starts a new run from its EMA weights", None)
+    warm_start: WarmStart = field(default_factory=WarmStart)
     arm: Arm | None = part("metadata in a file of conf/ablation; not for the command line", None)
     backbone: Any = part("the denoiser")
     lora: Any = part("which of the backbone's weights train: adapters, or all (none)")
@@ -38,7 +54,7 @@ class Train:
     data: Any = part("the track: images and their caches")
     optimizer: Any = part("learning rates, weight decay and their schedule")
     trainer: Trainer = part("steps, batch, precision, validation, checkpoints")
-    tracking: Any = part("the MLflow store that gets a copy of the metrics")
+    tracking: Any = part("where copies of the metrics go: MLflow, W&B, TensorBoard, a CSV file, or several")
     evaluation: dict[str, Any] = part("the evaluations after training: NAME or [NAME,...]")
 
 
@@ -56,7 +72,7 @@ class Moved:
 class Evaluate:
     run: str | None = setting("a finished run's folder; with -m also glob(PATTERN), several of them", None)
     evaluation: dict[str, Any] | None = part("the evaluations: NAME or [NAME,...]; null: those of the run", None)
-    tracking: Any = part("the MLflow store; null: the run's own", None)
+    tracking: Any = part("where copies of the metrics go; null: as in training", None)
     data: Moved = field(default_factory=Moved)
 
 

@@ -1,16 +1,19 @@
-"""The settings of Hydra's launchers: `hydra.launcher.KEY` of a sweep and `cluster.KEY` of a study. Those for SLURM are
+"""The settings of Hydra's launchers: `hydra.launcher.KEY` of a sweep and `cluster.KEY` of a study; and those of the
+sweeper that searches, `hydra.sweeper.KEY`. Those for SLURM are
 the fields of hydra-submitit-launcher, with the meanings that submitit gives them (submitit/slurm/slurm.py)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
-from urepa.core.declared_keys import SIZE, WORKERS, Key, keys_of, setting
+from urepa.core.declared_keys import LAST_SEED, SIZE, WORKERS, Key, keys_of, setting
 
 PLUGINS = "hydra_plugins.urepa_launchers"  # Hydra only accepts launchers of this namespace
-PLACES = (("cluster",), ("hydra", "launcher"))  # where a config has the settings
+SEARCH = "hydra_plugins.urepa_sweepers.OptunaSweeper"
+PLACES = (("cluster",), ("hydra", "launcher"), ("hydra", "sweeper"))  # where a config has the settings
 
 
 @dataclass
@@ -56,7 +59,37 @@ class Local:
     folder: str = setting("the folder of logs")
 
 
-LAUNCHERS = {f"{PLUGINS}.SlurmLauncher": Slurm, f"{PLUGINS}.LocalLauncher": Local}
+class Direction(Enum):
+    minimize = "minimize"
+    maximize = "maximize"
+
+
+class Algorithm(Enum):
+    tpe = "tpe"
+    grid = "grid"
+
+
+@dataclass
+class OptunaSearch:
+    """A search with Optuna."""
+
+    _target_: str = SEARCH
+    metric: str = setting("the metric that is searched for, as final/... or val/... in summary.json")
+    direction: Direction = setting("which of its values are better")
+    algorithm: Algorithm = setting("tpe: proposals from earlier trials; grid: all combinations of the values")
+    trials: int | None = setting("trials in all, with those of earlier starts; null: all of a grid", ge=1, le=SIZE)
+    at_once: int = setting("trials that are proposed and started together", ge=1, le=WORKERS)
+    seed: int = setting("of the proposals", 0, ge=0, le=LAST_SEED)
+    storage: str = setting("Optuna's database: sqlite:///FILE or another URL of SQLAlchemy")
+    study: str | None = setting("a name of the search there; null: from the command", None)
+    params: dict[str, str] | None = setting("what is searched, besides the command's own: KEY: interval(0,1)", None)
+
+
+LAUNCHERS: dict[str, type] = {
+    f"{PLUGINS}.SlurmLauncher": Slurm,
+    f"{PLUGINS}.LocalLauncher": Local,
+    SEARCH: OptunaSearch,
+}
 
 
 def launcher_keys(key: str) -> list[str]:

@@ -25,7 +25,8 @@ LAST_SEED = 2**63 - 1
 # number of its sampler's steps, and an interval of two times in ascending order
 TAP, TIME, SAMPLER_STEPS, INTERVAL = "tap", "time", "sampler steps", "interval"
 
-MOVED = {"loss.stop_step": "schedule.stop_step"}  # keys of earlier versions, and their current names
+# keys of earlier versions, and their current names
+MOVED = {"loss.stop_step": "schedule.stop_step", "warm_start": "warm_start.checkpoint"}
 
 
 def setting(meaning: str, default: Any = MISSING, **limits: Any) -> Any:

@@ -184,7 +184,9 @@ def differences(known: dict[str, Any], current: dict[str, Any]) -> list[str]:
 def facts_of(summary: dict[str, Any]) -> dict[str, Any]:
     """The facts in a summary, in the current format. Older or unfinished runs lack some."""
     facts = upgrade_facts({key: summary[key] for key in FACTS if key in summary})
-    return facts | ({"content": content_of(summary["data"])} if "data" in summary else {})
+    source = summary.get("warm_start") or {}  # earlier versions recorded no digest
+    started = {"warm_start": source["sha256"][:10]} if "sha256" in source else {}
+    return facts | ({"content": content_of(summary["data"]) | started} if "data" in summary else {})
 
 
 def content_of(fingerprint: dict[str, Any]) -> dict[str, str]:

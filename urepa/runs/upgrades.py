@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from urepa.core.declared_keys import MOVED
 from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten
 
@@ -199,7 +200,7 @@ def _to_8(config: dict[str, Any]) -> None:
 
 def _to_9(config: dict[str, Any]) -> None:
     """A FlexTok's MLPs always had four times the width, and all its registers had positions. Reconstructions were not
-    compared in features."""
+    compared in features. A warm start was a run's folder, all of whose weights were taken."""
     for part in _parts(config):
         if part["_target_"] == "urepa.models.backbones.flextok.FlexTok":
             part.setdefault("mlp_ratio", 4.0)
@@ -207,6 +208,9 @@ def _to_9(config: dict[str, Any]) -> None:
             part.setdefault("mask_positions", True)
         elif part["_target_"] == "urepa.evaluation.measures.reconstruction.Reconstruction":
             part.setdefault("encoders", {})
+    if "warm_start" in config and not isinstance(config["warm_start"], dict):
+        lists: dict[str, Any] = {key: [] for key in ("allow_missing", "allow_shape", "allow_unused")}
+        config["warm_start"] = {"checkpoint": config["warm_start"]} | lists
 
 
 TRACKS = ("urepa.data.tracks.latent_track.LatentTrack", "urepa.data.tracks.pixel_track.PixelTrack")
@@ -252,6 +256,8 @@ def upgrade_flat(parameters: dict[str, str], number: int) -> dict[str, str]:
     version that wrote them. Parameters written before remain unchanged in MLflow, so all steps are applied."""
     nested: dict[str, Any] = {KEY: number}
     for key, value in parameters.items():
+        if MOVED.get(key, "").startswith(f"{key}.") and MOVED[key] in parameters:
+            continue  # a run of an earlier version that was resumed has both, since MLflow only adds parameters
         *groups, name = key.split(".")
         place = nested
         for group in groups:

@@ -40,6 +40,7 @@ from urepa.models.weight_files import trainable
 from urepa.runs import checkpoint
 from urepa.runs.metrics import MetricsLog
 from urepa.runs.run_folder import stored_yaml
+from urepa.training import warm_start
 from urepa.training.checks.inputs import check_opened_images
 from urepa.training.checks.sizes import as_shape
 from urepa.training.ema import EMA
@@ -261,9 +262,8 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
     model, backbone_group = build_model(config, track, teacher, loss, build_backbone_to_train)
     with torch.autocast("cpu", torch.bfloat16, enabled=settings.frozen == "bf16"):
         grids = compared_grids(config, model, cache, objective)
-    if config["warm_start"] is not None and checkpoint.newest(folder / "checkpoints") is None:
-        source = checkpoint.require(Path(config["warm_start"]))
-        checkpoint.load_named(trainable(model), source.tensors("ema"), str(source.folder))
+    if config["warm_start"]["checkpoint"] is not None and checkpoint.newest(folder / "checkpoints") is None:
+        accelerator.print(warm_start.load(trainable(model), config["warm_start"], folder))
     declared_optimizer: Optimizer = declaration_of(config["optimizer"])
     reader = TrainingReader(cache, objective, layout, config["seed"], loss.diffusion_fraction, loss.schedule)
     validation_reader = ValidationReader(cache, objective, settings.validation_group)

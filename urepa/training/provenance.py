@@ -2,7 +2,8 @@
 
 FOLDER/provenance.json: {"data": digests and numbers of the samples, also by bucket if there are several, their
 location and the names of the classes, "code": [{"from_step", "git_commit", "code_state", "code_digest", "numerics"},
-...]}. It is written before the first step, and compared before a run continues.
+...], "warm_start": the weights from which it started (`urepa.training.warm_start`), if any}. It is written before the
+first step, and compared before a run continues.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from urepa.core.files import read_json, write_whole
 from urepa.data.sources.source_changes import refuse_changes
 from urepa.runs.run_folder import RunFolder, content_of
 from urepa.runs.summary import read_summary
+from urepa.training.warm_start import read_note
 
 FILE = "provenance.json"
 UNCHECKED = "data not checked: the version that began this run did not record its samples"
@@ -166,7 +168,9 @@ def record(folder: Path, here: dict[str, Any], code: dict[str, Any], step: int) 
     before = code_until(folder, step)
     changed = bool(before) and not same_code(code_of(before[-1]), code_of(code))
     stretches = [*before, {"from_step": step} | code] if changed or not before else before
-    write_whole(folder / FILE, json.dumps({"data": here, "code": stretches}, indent=1))
+    source = read_note(folder)
+    started = {} if source is None else {"warm_start": source}
+    write_whole(folder / FILE, json.dumps({"data": here, "code": stretches} | started, indent=1))
     if not changed:
         return None
     numerics = f"{before[-1].get('numerics', UNKNOWN)} and {code['numerics']}"

@@ -25,7 +25,7 @@ from urepa.config.declared import declaration_of
 from urepa.core.code_version import code_of, code_state
 from urepa.core.collectives import on_main
 from urepa.core.errors import NotEvaluated, UserError
-from urepa.core.files import read_json, write_whole
+from urepa.core.files import write_whole
 from urepa.core.nested_dicts import flatten
 from urepa.core.run_protocols import Optimizer, Tracker
 from urepa.core.track_protocols import Track
@@ -53,7 +53,7 @@ from urepa.runs.run_folder import (
 from urepa.runs.summary import FILE as SUMMARY
 from urepa.runs.summary import read_summary
 from urepa.runs.upgrades import SCHEMA, SCHEMA_TAG
-from urepa.training import provenance
+from urepa.training import provenance, warm_start
 from urepa.training.assembly import build, build_part, evaluate_ema, load_modules
 from urepa.training.checks.inputs import check_opened_images
 from urepa.training.first_lines import parameters_by_part, start_lines
@@ -135,7 +135,9 @@ class Session:
             self._extend()
         if self._finished_step() != self.config["trainer"]["max_steps"]:
             self.extended_from = self._finished_step()
-            self._note_lineage()
+            source = self.config["warm_start"]["checkpoint"]
+            if source is not None and checkpoint.newest(self.folder.path / "checkpoints") is None:
+                warm_start.note(self.folder.path, source)
             checkpoint.remove_unfinished(self.folder.path / "checkpoints")  # no later save will do it
             return False, self.config
         checked = self._has_same_data()
@@ -170,7 +172,7 @@ class Session:
             if key != "trainer.max_steps" and is_identity(key):
                 raise UserError(
                     f"resume={self.config['resume']} continues that run unchanged and takes trainer.max_steps=N "
-                    f"alone; {key} would change it: start a new run, with warm_start=FOLDER if you like"
+                    f"alone; {key} would change it: start a new run, with warm_start.checkpoint=FOLDER if you like"
                 )
             OmegaConf.update(config, key, OmegaConf.select(OmegaConf.create(self.config), key), merge=False)
         if not any(key == "tracking" or key.startswith("tracking.") for key in self.given):
@@ -314,7 +316,7 @@ class Session:
             "seed": self.config["seed"],
             "step": trainer.settings.max_steps,
             "extended_from": self.extended_from,
-            "warm_start": self._lineage(),
+            "warm_start": warm_start.read_note(self.folder.path),
             "batch_size": trainer.settings.batch_size,
             "best": trainer.best,
             "metrics": last,
@@ -345,18 +347,6 @@ class Session:
 
     # --- records ----------------------------------------------------------------------------------------
 
-    def _note_lineage(self) -> None:
-        """Records, before the first step, the run whose weights initialise this run, since it may change later."""
-        source = self.config["warm_start"]
-        if source is not None and checkpoint.newest(self.folder.path / "checkpoints") is None:
-            lineage = {"folder": source, "step": checkpoint.require(Path(source)).step}
-            write_whole(self.folder.path / "warm_start.json", json.dumps(lineage))
-
-    def _lineage(self) -> dict[str, Any] | None:
-        """The recorded run whose weights initialised this run; None if there is none."""
-        note = self.folder.path / "warm_start.json"
-        return read_json(note) if note.exists() else None
-
     def _artifacts(self) -> list[Path]:
         """The files that are sent to MLflow."""
         path = self.folder.path  # without generated/*/*.png, which may be thousands
@@ -367,9 +357,8 @@ class Session:
         path = self.folder.path
         tags = tags_of(self.names, self.config) | {"folder": str(path), SCHEMA_TAG: str(SCHEMA)}
         tags |= {key: str(value) for key, value in code.items()}
-        lineage = self._lineage()
-        if lineage is not None:
-            tags["warm_start"] = f"{lineage['folder']} at step {lineage['step']}"
+        if (source := warm_start.read_note(path)) is not None:
+            tags["warm_start"] = warm_start.in_words(source)
         known = {"name": self.names.title(self.config["seed"]), "params": flatten(self.config)}
         return build_part(self.config["tracking"], folder=path, run_tags=tags, **known)
 

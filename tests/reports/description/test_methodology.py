@@ -217,17 +217,24 @@ def test_the_cost_of_an_update_after_the_stop(small: Compose) -> None:
 def test_a_warm_start_in_words(small: Compose, tmp_path: Path) -> None:
     assert "with random initial weights, on x0 of" in (text := prose(texts(small())[0]))
     assert "EMA weights" not in text
-    config = small(f"warm_start={tmp_path / 'run'}")
+    config = small(f"warm_start.checkpoint={tmp_path / 'run'}")
     text = prose(texts(config)[0])
     assert "random initial" not in text
     assert f"begins at the EMA weights of the run {tmp_path / 'run'}: all that trains" in text
     (tmp_path / "run").mkdir()
     save(tmp_path / "run" / "checkpoints", 1200, {"weights": {}, "ema": {}, "optimizer": {}}, {}, "")
     assert f"of the run {tmp_path / 'run'}, at step 1,200: all that" in prose(texts(config)[0])
+    config = small(f"warm_start.checkpoint={tmp_path / 'run'}", "warm_start.allow_missing=[heads.mid.*]")
+    assert "take their values, except heads.mid.*, which keep" in prose(texts(config)[0]).replace("takes", "take")
 
 
 def test_adapters_that_start_warm_leave_the_base_as_it_is(compose: Compose) -> None:
-    overrides = ("+experiment=repa_cifar10_pixels", "lora=all_attention", "optimizer=adamw_lora", "warm_start=there")
+    overrides = (
+        "+experiment=repa_cifar10_pixels",
+        "lora=all_attention",
+        "optimizer=adamw_lora",
+        "warm_start.checkpoint=there",
+    )
     config: Any = compose(*overrides)
     whole: Any = None  # what is counted of it has no part in this
     subject = Subject(config, whole, whole, whole, build_part(config["data"]), None)

@@ -29,7 +29,10 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (FOLDER, "data.images=nowhere is not a folder here"),
         ((*FOLDER, "data.build_on_first_use=false"), "there is no cache at data/folder/folder-"),
-        (("warm_start=nowhere",), "nowhere has no valid checkpoint; give the folder of a run that has saved one"),
+        (
+            ("warm_start.checkpoint=nowhere",),
+            "nowhere has no valid checkpoint; give the folder of a run that has saved one",
+        ),
         (("data.limit=5", "trainer.batch_size=6"), "trainer.batch_size=6 is more than the 5 training samples"),
         (("+experiment=track_a",), "there is no cache at data/track_a/train_200k.csv; make it with"),
     ],
@@ -45,7 +48,7 @@ def test_a_run_that_goes_on_or_is_finished_may_have_lost_its_images(compose: Com
     file = Path("run") / mark
     file.parent.mkdir(parents=True)
     file.write_text("{}")
-    check_run_inputs(compose(*FOLDER, "warm_start=nowhere"), Path("run"))
+    check_run_inputs(compose(*FOLDER, "warm_start.checkpoint=nowhere"), Path("run"))
 
 
 def test_finished_caches_need_no_images(compose: Compose) -> None:

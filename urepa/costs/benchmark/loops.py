@@ -122,7 +122,8 @@ class BenchLoops:
         self.track.write(teacher)
         compares = teacher is not None and (settings["against"] == "documented" or settings["parts"])
         self.items = self._description_items(teacher, batch_size, settings["workers"]) if compares else iter(())
-        self.config = config | {"data": data | {"_target_": TRACK}, "evaluation": {}, "warm_start": None}
+        without = {"evaluation": {}, "warm_start": {"checkpoint": None}}
+        self.config = config | {"data": data | {"_target_": TRACK}} | without
         backbone: Backbone = declaration_of(config["backbone"])
         self.config["backbone"] = config["backbone"] | backbone.write_stand_ins(place, real.num_classes)
         shipper = NoShipper()

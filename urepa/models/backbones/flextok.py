@@ -110,7 +110,8 @@ class FlexTok:
         if self.weights == RANDOM and rate <= FINE_TUNING:
             raise UserError(
                 f"optimizer.lr.backbone={rate} is a rate for fine-tuning trained weights, and random weights would "
-                "hardly change: give backbone.weights=FILE or warm_start=RUN, or optimizer=adamw_flextok_scratch"
+                "hardly change: give backbone.weights=FILE, warm_start.checkpoint=RUN or "
+                "optimizer=adamw_flextok_scratch"
             )
 
     def check_files(self) -> None:

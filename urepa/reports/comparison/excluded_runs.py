@@ -44,13 +44,14 @@ CONTENTS = (  # a fact, the settings that usually determine it, and the setting 
     ("latents", "data.", "data.content.latents"),
     ("latents.held_out", "data.", "data.content.held_out_latents"),
     ("teacher", "teacher.", "teacher.content"),
+    ("warm_start", "warm_start.", "warm_start.content"),
 )
 
 
 def add_digests(runs: list[Run]) -> list[Run]:
-    """The runs, with digests of their data and their teacher's weights added as settings if runs with the same config
-    have different digests. `data.images` and `data.root` do not distinguish runs, but the contents of the folders
-    do."""
+    """The runs, with digests of their data, their teacher's weights and those they started from added as settings if
+    runs with the same config have different digests. `data.images`, `data.root` and a folder with other runs' weights
+    do not distinguish runs, but their contents do."""
     for fact, prefix, key in CONTENTS:
         there: dict[Hashable, set[str]] = {}
         of = {run.id: run.facts.get("content", {}).get(fact) for run in runs}

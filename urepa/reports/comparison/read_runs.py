@@ -135,7 +135,9 @@ def _run_from_folder(folder: Path) -> Run | None:
     if not _has_own_parts(config):
         return None
     names = stored_names(folder)
-    given = {str(k): str(v) for k, v in (config["tracking"].get("tags") or {}).items()}
+    tracking = config["tracking"]
+    trackers = [tracking, *(tracking.get("trackers") or {}).values()]  # tracking=several has others below it
+    given = {str(k): str(v) for one in trackers for k, v in (one.get("tags") or {}).items()}
     return Run(
         id=str(folder),
         name=printable_path(f"{folder.parent.name}/{folder.name}"),

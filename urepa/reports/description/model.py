@@ -22,18 +22,23 @@ from urepa.runs.checkpoint import newest
 
 def warm_start(s: Subject) -> list[Block]:
     """The run whose weights initialise training, and their step if that run can be read."""
-    folder = s.config["warm_start"]
-    if folder is None:
+    settings = s.config["warm_start"]
+    source = settings["checkpoint"]
+    if source is None:
         return []
-    found = newest(Path(folder) / "checkpoints")
+    found = newest(Path(source) / "checkpoints")
     step = "" if found is None else f", at step {number(found.step)}"
-    return [f"Training begins at the EMA weights of the run {folder}{step}: all that trains takes their values."]
+    kept = [*settings["allow_missing"], *settings["allow_shape"]]
+    initial = f", except {', '.join(kept)}, which keep their initial values" if kept else ""
+    unused = f" Its {', '.join(settings['allow_unused'])} are left out." if settings["allow_unused"] else ""
+    whose = "the weights in" if Path(source).is_file() else "the EMA weights of the run"
+    return [f"Training begins at {whose} {source}{step}: all that trains takes their values{initial}.{unused}"]
 
 
 def backbone(s: Subject, part: dict[str, Any]) -> list[Block]:
     """A backbone's own description. A warm start replaces all weights if the backbone itself trains."""
     declared, lora = declaration_of(part), declaration_of(s.config["lora"])
-    are_replaced = s.config["warm_start"] is not None and not lora.has_adapters
+    are_replaced = s.config["warm_start"]["checkpoint"] is not None and not lora.has_adapters
     facts = BackboneFacts(s.track.latent_shape, s.track.num_classes, are_replaced, s.latent_shapes())
     return list(declared.description(facts))
 

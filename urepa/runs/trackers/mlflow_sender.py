@@ -6,46 +6,21 @@ command runs again. A missing run, experiment or database is restored or created
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
-import threading
 import time
 import uuid
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from urepa.core.errors import UserError
 from urepa.core.files import read_json, write_whole
-from urepa.core.json_lines import BEGINNING, Line
 from urepa.runs import mlflow_run, mlflow_store
-from urepa.runs.metrics import is_final, row_lines
+from urepa.runs.trackers.following_sender import START, End, Follower, Position, positions
 
 METRICS_A_BATCH = 900  # MLflow accepts 1,000 per transaction
-RETRY_SECONDS = 5.0
-
-End = tuple[str, list[Path], dict[str, str]]  # a run's status, its artifacts, its last tags
 
 
-class Position(NamedTuple):
-    """A line of metrics.jsonl and its place in the order of rows: the step, and within a step the training row before
-    the evaluations' rows. The place uses steps, so that another trainer.log_every sends no row twice."""
-
-    line: Line
-    step: int
-    evaluations: int
-
-    @property
-    def place(self) -> list[int]:
-        return [self.step, self.evaluations]
-
-
-START = Position(BEGINNING, -1, 0)
-
-
-class MLflowShipper:
+class MLflowShipper(Follower):
     """Sends a run's rows to the store `uri`. The fields after the star belong to the run; the others are config."""
 
     def __init__(
@@ -60,20 +35,13 @@ class MLflowShipper:
         params: dict[str, Any],
         run_tags: dict[str, str],
     ) -> None:
-        self.uri, self.experiment_name, self.patience = uri, experiment_name, patience
-        self.metrics_file, self.cursor_file = folder / "metrics.jsonl", folder / "mlflow.json"
-        self.folder, self.name, self.params = folder, name, params
+        super().__init__(folder, "MLflow", f"MLflow ({uri})", patience)
+        self.uri, self.experiment_name = uri, experiment_name
+        self.cursor_file = folder / "mlflow.json"
+        self.name, self.params = name, params
         self.tags = run_tags | tags | mlflow_run.page_tags(run_tags)
-        self._data: dict[str, Any] = {}
-        self._final: End | None = None
-        self._wake = threading.Event()
-        self._done = threading.Event()
-        self._imported = threading.Event()
-        self._warned: set[str] = set()
-        self._handled = START  # rows up to here are sent or cannot be sent; this process need not read them again
         self._client: Any = None
         self._store: tuple[int, int] | None = None  # identity of the store that the client has open
-        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
 
     @property
     def where(self) -> str:
@@ -81,17 +49,6 @@ class MLflowShipper:
         known = self._cursor()["experiment"]
         page = f" ({mlflow_run.page(self.uri, known)})" if known else ""
         return f"{self.experiment_name} at {self.uri}{page}"
-
-    def start(self, data: dict[str, Any]) -> None:
-        """Starts sending in the background. `data`: the fingerprint of the data set. Raises UserError if mlflow.json is
-        damaged."""
-        self._data = data
-        self._save(self._cursor() | {"finished": False})
-        self._thread.start()
-
-    def wake(self) -> None:
-        """Tells the thread that there are new rows."""
-        self._wake.set()
 
     def has_all(self) -> bool:
         """Whether the run is finished, everything was sent, and the store still has it."""
@@ -103,43 +60,15 @@ class MLflowShipper:
             and mlflow_store.has_run(self.uri, cursor["run_id"])
         )
 
-    def close(self, status: str, artifacts: list[Path], tags: dict[str, str]) -> None:
-        """Sends the rest within at most `patience` seconds, and prints a message if rows remain. The time to import the
-        mlflow package does not count, because a short run on a busy machine may end before the import does."""
-        self._final = (status, artifacts, tags)
-        self._wake.set()
-        self._imported.wait()
-        if not self._done.wait(self.patience):
-            unsent = sum(1 for _ in self._unsent_rows(self._cursor()))
-            warnings.warn(
-                f"MLflow ({self.uri}) did not take {unsent} rows in time; they are in {self.metrics_file} "
-                "and are sent when the same command runs again"
-                if unsent
-                else f"MLflow ({self.uri}) did not take the end of {self.folder} in time (its status, tags and files); "
-                "it is sent when the same command runs again",
-                stacklevel=2,
-            )
-            self._done.set()  # the next run of a sweep does not wait for this thread
-
     # --- the thread -------------------------------------------------------------------------------------
 
-    def _work(self) -> None:
-        with contextlib.suppress(ImportError):  # reported below, like any failure
-            importlib.import_module("mlflow")
-        self._imported.set()
-        while not self._done.is_set():
-            self._wake.wait(RETRY_SECONDS)
-            self._wake.clear()
-            final = self._final
-            try:
-                self._try_twice(final)
-            except Exception as error:  # noqa: BLE001  no exception of MLflow may stop training
-                self._client = None
-                self._warn_of_failure(error)
-                if final is not None and not self._done.wait(1.0):
-                    self._wake.set()
+    def _import(self) -> None:
+        importlib.import_module("mlflow")
 
-    def _try_twice(self, final: End | None) -> None:
+    def _reset(self) -> None:
+        self._client = None
+
+    def _send_new_rows(self, final: End | None) -> None:
         """Sends, and after a failure opens everything again and sends once more: the database or the run may have been
         removed in the meantime. Opening them again prints a message."""
         if self._client is not None and mlflow_store.identity(self.uri) == self._store:
@@ -150,19 +79,6 @@ class MLflowShipper:
                 self._client = None
         self._client, self._store = self._open(), mlflow_store.identity(self.uri)
         self._send_all(final)
-
-    def _warn_once(self, sentence: str) -> None:
-        """Prints a warning the first time that it occurs."""
-        if sentence not in self._warned:
-            self._warned.add(sentence)
-            warnings.warn(f"{self.folder}: {sentence}", stacklevel=2)
-
-    def _warn_of_failure(self, error: Exception) -> None:
-        if isinstance(error, UserError):
-            self._warn_once(f"MLflow gets nothing for now: {error}. All rows are in {self.metrics_file}")
-        elif "failure" not in self._warned:
-            self._warned.add("failure")
-            warnings.warn(f"MLflow ({self.uri}) is not answering, will try again: {error}", stacklevel=2)
 
     # --- the cursor -------------------------------------------------------------------------------------
 
@@ -177,12 +93,6 @@ class MLflowShipper:
     def _save(self, cursor: dict[str, Any]) -> None:
         cursors = read_json(self.cursor_file) if self.cursor_file.exists() else {}
         write_whole(self.cursor_file, json.dumps(cursors | {self.uri: cursor}, indent=1))
-
-    def _unsent_rows(self, cursor: dict[str, Any]) -> Iterator[Position]:
-        """The rows after the cursor, one at a time. Damaged lines are skipped."""
-        for position in positions(self.metrics_file, self._handled):
-            if not position.line.damage and position.place > cursor["sent"]:
-                yield position
 
     def _original_folder(self, cursor: dict[str, Any], noted: str | None = None) -> Path | None:
         """The folder of which this one is a copy, if it still exists and has the same MLflow run; both would write to
@@ -298,12 +208,6 @@ class MLflowShipper:
         self._save(cursor)
         self._handled = upto
 
-    def _warn_of_damage(self, line: Line) -> None:
-        self._warn_once(
-            f"line {line.number} of {self.metrics_file} {line.damage}: it is not in MLflow ({self.uri}) unless it was "
-            "sent before"
-        )
-
     def _finish(self, run_id: str, status: str, artifacts: list[Path], tags: dict[str, str]) -> None:
         mlflow_run.set_tags(self._client, run_id, tags, self._warn_once)
         for path in artifacts:
@@ -324,17 +228,3 @@ def _is_there(client: Any, run_id: str, mark: dict[str, Any]) -> bool:
     """Whether the run has this metric at this step and time."""
     history = client.get_metric_history(run_id, mark["metric"])
     return any([point.step, point.timestamp] == mark["at"] for point in history)
-
-
-def positions(metrics_file: Path, after: Position = START) -> Iterator[Position]:
-    """The lines of metrics.jsonl after a position. A damaged line counts as an evaluation at the previous step: if it
-    was one, the lines after it keep their places; if not, nothing depends on it."""
-    step, evaluations = after.step, after.evaluations
-    for line in row_lines(metrics_file, after.line):
-        if line.damage:
-            evaluations += 1
-        elif line.value["step"] != step:
-            step, evaluations = line.value["step"], int(is_final(line.value))
-        else:
-            evaluations += is_final(line.value)
-        yield Position(line, step, evaluations)

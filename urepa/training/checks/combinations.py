@@ -48,6 +48,7 @@ def check(config: dict[str, Any], overrides: list[str]) -> None:
     check_online(config, given)
     check_lora(config)
     check_rate(config)
+    check_warm_start(config["warm_start"])
     check_ranges(config)
     check_grid(config)
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -247,8 +248,15 @@ def check_rate(config: dict[str, Any]) -> None:
     lora: LoRA = declaration_of(config["lora"])
     rates = config["optimizer"].get("lr")
     rate = rates.get(lora.group) if isinstance(rates, dict) else None
-    if hasattr(declared, "check_rate") and config["warm_start"] is None and rate is not None:
+    if hasattr(declared, "check_rate") and config["warm_start"]["checkpoint"] is None and rate is not None:
         declared.check_rate(rate)
+
+
+def check_warm_start(settings: dict[str, Any]) -> None:
+    """Raises UserError for an allow-list without a checkpoint."""
+    for key, value in settings.items():
+        if key != "checkpoint" and value and settings["checkpoint"] is None:
+            raise UserError(f"warm_start.{key} has no effect without warm_start.checkpoint; give that, or drop it")
 
 
 def check_grid(config: dict[str, Any]) -> None:

@@ -29,8 +29,8 @@ def check_run_inputs(config: dict[str, Any], folder: Path) -> None:
     checked: its images, caches or warm start may have been removed."""
     if config["resume"] is not None or steps(folder / "checkpoints") or (folder / SUMMARY).exists():
         return
-    source = config["warm_start"]
-    if source is not None and not steps(Path(source) / "checkpoints"):
+    source = config["warm_start"]["checkpoint"]
+    if source is not None and not Path(source).is_file() and not steps(Path(source) / "checkpoints"):
         raise no_checkpoint(Path(source))
     track: Track = declaration_of(config["data"])
     track.check_inputs(config["trainer"]["batch_size"])
