@@ -66,6 +66,7 @@ class Stage(Enum):
     images = "images"
     latents = "latents"
     tokens = "tokens"
+    image_tokens = "image_tokens"
     prompts = "prompts"
     text = "text"
     verify = "verify"

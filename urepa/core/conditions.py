@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +57,8 @@ class Part:
         if self.null_mask_L is not None:
             assert (self.null_mask_L.dtype, tuple(self.null_mask_L.shape)) == (torch.bool, shape[-2:-1])
         if self.grid is not None:
-            assert len(shape) == 3 and shape[1] == self.grid[0] * self.grid[1], f"{shape} do not fill {self.grid}"
+            assert len(shape) == 3, "only tokens have a grid"
+            assert shape[1] == self.grid[0] * self.grid[1], f"{shape[1]} tokens do not fill the grid {self.grid}"
 
     @staticmethod
     def of(
@@ -73,7 +75,9 @@ class Part:
     @staticmethod
     def of_image(tokens_BLD: Tensor, grid: tuple[int, int]) -> Part:
         """The tokens of images, of which every sample has one and all count."""
-        return Part.of(tokens_BLD, torch.ones(tokens_BLD.shape[:2], dtype=torch.bool, device=tokens_BLD.device), grid=grid)
+        return Part.of(
+            tokens_BLD, torch.ones(tokens_BLD.shape[:2], dtype=torch.bool, device=tokens_BLD.device), grid=grid
+        )
 
     @property
     def ids_B(self) -> Tensor:
@@ -118,11 +122,13 @@ class Part:
 
     def rows(self, rows_R: Tensor) -> Part:
         """The same of some samples, by index."""
-        return replace(self, **{name: tensor[rows_R] for name, tensor in self._tensors() if name not in OF_NULL})
+        found: dict[str, Any] = {name: tensor[rows_R] for name, tensor in self._tensors() if name not in OF_NULL}
+        return replace(self, **found)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Part:
         """The same change of every tensor, that of the null too."""
-        return replace(self, **{name: change(tensor) for name, tensor in self._tensors()})
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in self._tensors()}
+        return replace(self, **changed)
 
     def _tensors(self) -> list[tuple[str, Tensor]]:
         """Those that it has, by their fields' names."""

@@ -197,6 +197,16 @@ def _to_8(config: dict[str, Any]) -> None:
             part.setdefault("before", None)
 
 
+def _to_9(config: dict[str, Any]) -> None:
+    """Conditions had no image tokens."""
+    for part in _parts(config):
+        if part["_target_"] in TRACKS:
+            for key in ("image_encoder", "dropout"):
+                part.setdefault(key, None)
+            part.setdefault("patch_statistics", "cls")
+            part.setdefault("shuffle_patches", False)
+
+
 TRACKS = ("urepa.data.tracks.latent_track.LatentTrack", "urepa.data.tracks.pixel_track.PixelTrack")
 
 
@@ -209,7 +219,7 @@ def _earlier_positions(vit: dict[str, Any]) -> str | None:
     return "meta" if native else "transformers"
 
 
-STEPS: tuple[Callable[[dict[str, Any]], None], ...] = (_to_1, _to_2, _to_3, _to_4, _to_5, _to_6, _to_7, _to_8)
+STEPS: tuple[Callable[[dict[str, Any]], None], ...] = (_to_1, _to_2, _to_3, _to_4, _to_5, _to_6, _to_7, _to_8, _to_9)
 SCHEMA = len(STEPS)
 
 
