@@ -21,7 +21,9 @@ def write_captioned_photos(root: Path, each: int) -> Path:
         (root / name).mkdir(parents=True)
         for shape, (rows, columns) in SHAPES.items():
             for i in range(each):
-                top, left = (int(rng.integers(0, n - 2 * side)) for n, side in zip(photo.shape, (rows, columns)))
+                top, left = (
+                    int(rng.integers(0, n - 2 * side)) for n, side in zip(photo.shape[:2], (rows, columns), strict=True)
+                )
                 crop = photo[top : top + 2 * rows, left : left + 2 * columns]
                 where = "left" if left < photo.shape[1] // 3 else "right"
                 Image.fromarray(crop).save(root / name / f"{shape}_{i:02d}.png", compress_level=1)

@@ -233,6 +233,11 @@ class TextEncoderPlaces:
 
 
 @dataclass
+class ImageEncoderPlaces:
+    model: str | None = setting("the same for the image encoder of conditions", None)
+
+
+@dataclass
 class DataPlaces:
     root: str | None = setting(
         "where the track's files are now; null: where they were in training",
@@ -241,6 +246,7 @@ class DataPlaces:
     )
     vae: str | None = setting("the same for the VAE", None)
     text_encoder: TextEncoderPlaces = field(default_factory=TextEncoderPlaces)
+    image_encoder: ImageEncoderPlaces = field(default_factory=ImageEncoderPlaces)
 
 
 @dataclass
@@ -286,6 +292,10 @@ class Images:
     negative: str | None = setting(
         "with prompts and guidance: what the images are guided away from, in place of the null condition", None
     )
+    image: str | None = setting(
+        "an image file, for a run whose conditions have an image: the images are made under its tokens; null: without",
+        None,
+    )
     bucket: str | None = setting("shape of the images for a model with several shapes, as 48x80; null: the first", None)
     size: str | None = setting(
         "rows and columns of the images in pixels, as 512x768, where the backbone takes other shapes than those it was "
@@ -299,6 +309,12 @@ class Images:
     steps: int = setting("of the sampler", 50, ge=1, le=SIZE)
     guidance: float = setting(
         "classifier-free guidance; 1: none. 4 to 8 for SD-1.5, less for a short run", 1.0, ge=0, le=LARGEST
+    )
+    guidance_by_part: dict[str, float] | None = setting(
+        "in place of guidance, for conditions of several parts: a scale of each, as {text: 3, image: 2}",
+        None,
+        ge=0,
+        le=LARGEST,
     )
     guidance_interval: list[float] = setting(
         "[LOW,HIGH], interval of a flow's times with guidance, in 0 to 1; 1 is noise", [0.0, 1.0]

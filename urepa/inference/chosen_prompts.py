@@ -7,7 +7,7 @@ from typing import Any
 
 from urepa.config.declared import declaration_of
 from urepa.core.errors import UserError
-from urepa.core.part_names import IMAGE, TEXT
+from urepa.core.part_names import CLS, IMAGE, TEXT
 from urepa.core.track_protocols import condition_widths
 from urepa.data.sources.caption_files import read_lines
 
@@ -35,6 +35,8 @@ def choose_prompts(asked: dict[str, Any], config: dict[str, Any], whose: str) ->
         return None
     if asked["classes"] is not None:
         raise UserError(f"classes has no effect on {whose}, whose conditions are captions; give {HOW}")
+    if CLS in parts and not given:
+        return [""]  # without a text
     if len(given) != 1:
         raise UserError(f"the conditions of {whose} are captions; give one of {HOW}")
     if asked["prompt"] is not None:
@@ -53,9 +55,28 @@ def check_negative(asked: dict[str, Any], whose: str) -> str | None:
         return None
     if asked["prompts"] is None:
         raise UserError(f"negative has no effect on {whose}, whose conditions are classes; drop it")
-    if asked["guidance"] == 1:
+    if asked["guidance"] == 1 and asked["guidance_by_part"] is None:
         raise UserError("negative has no effect with guidance=1, which is no guidance; give guidance=4 or drop it")
     negative = str(asked["negative"]).strip()
     if not negative:
         raise UserError("negative is empty; drop it: without it images are guided away from the null condition")
     return negative
+
+
+def check_image(asked: dict[str, Any], config: dict[str, Any], whose: str) -> None:
+    """Raises UserError if the request's image would have no effect or cannot be read, or if its guidance is given
+    twice."""
+    has_images = CLS in condition_widths(declaration_of(config["data"]))
+    if asked["image"] is not None:
+        if not has_images:
+            raise UserError(f"image has no effect on {whose}, whose conditions have no image; drop it")
+        if not Path(asked["image"]).is_file():
+            raise UserError(f"image={asked['image']} is not a file; give an image")
+    if asked["guidance_by_part"] is None:
+        return
+    if asked["guidance"] != 1:
+        raise UserError("guidance and guidance_by_part are two scales; give one of them")
+    parts = ["text", "image"] if has_images else list(condition_widths(declaration_of(config["data"])))
+    unknown = [name for name in asked["guidance_by_part"] if not any(p.partition(".")[0] == name for p in parts)]
+    if unknown:
+        raise UserError(f"guidance_by_part: {whose} has no part '{unknown[0]}'; it has {', '.join(parts)}")
