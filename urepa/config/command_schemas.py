@@ -310,12 +310,13 @@ class Images:
     guidance: float = setting(
         "classifier-free guidance; 1: none. 4 to 8 for SD-1.5, less for a short run", 1.0, ge=0, le=LARGEST
     )
-    guidance_by_part: dict[str, float] | None = setting(
-        "in place of guidance, for conditions of several parts: a scale of each, as {text: 3, image: 2}",
+    guidance_text: float | None = setting(
+        "for conditions of a text and an image, in place of guidance: the scale of the text; null: not guided",
         None,
         ge=0,
         le=LARGEST,
     )
+    guidance_image: float | None = setting("the same of the image", None, ge=0, le=LARGEST)
     guidance_interval: list[float] = setting(
         "[LOW,HIGH], interval of a flow's times with guidance, in 0 to 1; 1 is noise", [0.0, 1.0]
     )

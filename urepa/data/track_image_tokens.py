@@ -25,7 +25,7 @@ class ImageTokenSettings:
     """Base class for declarations of tracks that have these keys."""
 
     image_encoder: Any  # `urepa.core.protocols.OneTeacher`; None where conditions have no image
-    dropout: Mapping[str, float] | None
+    dropout: Mapping[str, float]
     patch_statistics: Any  # a `PatchStatistics`
     shuffle_patches: bool
     captions: Any
@@ -36,7 +36,7 @@ class ImageTokenSettings:
     def check_image_tokens(self) -> None:
         """Raises UserError if the keys are inconsistent."""
         if self.image_encoder is None:
-            idle = {"dropout": self.dropout is not None, "shuffle_patches": self.shuffle_patches}
+            idle = {"dropout": bool(self.dropout), "shuffle_patches": self.shuffle_patches}
             idle["patch_statistics"] = str(self.patch_statistics) != PatchStatistics.cls.value
             for key in (key for key, is_set in idle.items() if is_set):
                 raise UserError(
@@ -49,7 +49,7 @@ class ImageTokenSettings:
             raise UserError("data.image_encoder is for conditions of a caption and an image; give data.captions too")
         if self.flip:
             raise UserError("data.flip=true has no image tokens of mirrored images; give data.flip=false")
-        if self.dropout is None:
+        if not self.dropout:
             raise UserError(f"data.image_encoder needs data.dropout, as data.dropout='{EXAMPLE}'")
         self.image_encoder.check()
 
@@ -80,7 +80,7 @@ class ImageTokenSettings:
             return ""
         by = "their own" if str(self.patch_statistics) == PatchStatistics.patches.value else "the vectors'"
         order = " Each sample's patches are in a random order, drawn anew at each update." * self.shuffle_patches
-        drops = ", ".join(f"{name} {number(p)}" for name, p in (self.dropout or {}).items())
+        drops = ", ".join(f"{name} {number(p)}" for name, p in self.dropout.items())
         return (
             " The condition's image is the whole cut image as another network sees it: a vector and patch tokens, "
             f"standardised over the training set, patches by {by} mean and deviation.{order} In training one draw a "

@@ -27,6 +27,7 @@ from urepa.core.files import clear_leftovers, read_json, write_whole
 from urepa.core.hashing import digest64, file_sha256
 from urepa.core.png import labelled_grid, to_pixels, to_png
 from urepa.core.track_protocols import Track
+from urepa.inference.chosen_prompts import scales_by_part
 from urepa.inference.load_weights import Origin, config_of, find_origin
 from urepa.inference.open_run import OpenedRun
 from urepa.method.ddpm_sampling import choose_sampler, sample_images, uneven_timesteps
@@ -118,8 +119,8 @@ class ImageSet:
         names = {part: None if name is None else Path(name).name for part, name in parts.items()}
         request = self.origin.weights | names | {key: self.asked[key] for key in keys}
         interval = self.asked["guidance_interval"]
-        optional = ("bucket", "negative", "size", "guidance_by_part")
-        request |= {key: self.asked[key] for key in optional if self.asked[key] is not None}
+        request |= {key: self.asked[key] for key in ("bucket", "negative", "size") if self.asked[key] is not None}
+        request |= {f"guidance_{part}": scale for part, scale in scales_by_part(self.asked).items()}
         if self.asked["image"] is not None:
             request["image"] = file_sha256(Path(self.asked["image"]))
         return request | self.undivided | ({} if interval == EVERYWHERE else {"guidance_interval": interval})
@@ -134,8 +135,7 @@ class ImageSet:
         low, high = asked["guidance_interval"]
         name += [] if [low, high] == EVERYWHERE else [f"within={low:g}-{high:g}"]
         name += [f"{key}={asked[key]}" for key in ("bucket", "size") if asked[key] is not None]
-        by_part = asked["guidance_by_part"] or {}
-        name += [f"{part}={scale:g}" for part, scale in by_part.items()]
+        name += [f"{part}={scale:g}" for part, scale in scales_by_part(asked).items()]
         name += [f"image={self.request['image'][:16]}"] if asked["image"] is not None else []
         name += [asked["precision"]] if asked["precision"] != "fp32" else []
         if asked["prompts"] is not None:
@@ -205,8 +205,8 @@ class ImageSet:
 
     def _sample(self, opened: OpenedRun, batch: list[Image]) -> torch.Tensor:
         how = {key: self.asked[key] for key in ("sampler", "steps", "guidance", "seed")}
-        if self.asked["guidance_by_part"] is not None:
-            how["guidance"] = self.asked["guidance_by_part"]
+        if by_part := scales_by_part(self.asked):
+            how["guidance"] = by_part
         how["interval"] = tuple(self.asked["guidance_interval"])
         images = [(image.class_id, image.index) for image in batch]
         backbone, shape = opened.model.backbone, opened.track_of(self.asked["bucket"]).latent_shape

@@ -201,8 +201,8 @@ def _to_9(config: dict[str, Any]) -> None:
     """Conditions had no image tokens."""
     for part in _parts(config):
         if part["_target_"] in TRACKS:
-            for key in ("image_encoder", "dropout"):
-                part.setdefault(key, None)
+            part.setdefault("image_encoder", None)
+            part.setdefault("dropout", {})
             part.setdefault("patch_statistics", "cls")
             part.setdefault("shuffle_patches", False)
 

@@ -73,7 +73,6 @@ def text_and_image_conditions(
     Args:
         folders: gives the stores of image tokens of all buckets with images.
     """
-    assert settings.dropout is not None, "checked by the settings' `check`"
     return TextAndImageConditions(
         text,
         dict(settings.dropout),

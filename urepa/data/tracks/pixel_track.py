@@ -95,10 +95,10 @@ class PixelTrack(CaptionSettings, TrackDefaults):
     image_encoder: Any = part(
         "encodes the images as conditions besides their captions: teacher@data.image_encoder=NAME; null: without", None
     )
-    dropout: dict[str, float] | None = setting(
+    dropout: dict[str, float] = setting(
         "with data.image_encoder, in place of cfg_dropout: the parts of its condition that a training sample loses "
         "together, with the probability, as {text+image: 0.1, image: 0.3, text: 0.05}",
-        None,
+        {},
         ge=0,
         le=1,
         alters=NOTHING,
