@@ -135,7 +135,7 @@ class ImageSet:
         low, high = asked["guidance_interval"]
         name += [] if [low, high] == EVERYWHERE else [f"within={low:g}-{high:g}"]
         name += [f"{key}={asked[key]}" for key in ("bucket", "size") if asked[key] is not None]
-        name += [f"{part}={scale:g}" for part, scale in scales_by_part(asked).items()]
+        name += [f"guidance_{part}={scale:g}" for part, scale in scales_by_part(asked).items()]
         name += [f"image={self.request['image'][:16]}"] if asked["image"] is not None else []
         name += [asked["precision"]] if asked["precision"] != "fp32" else []
         if asked["prompts"] is not None:
