@@ -40,7 +40,15 @@ EXPERIMENTS = {"": "tiny_unet"} | {
     for p in (Path(CONF) / "experiment").glob("*.yaml")
 }
 TRANSFORMERS = ("repa_sd3", "repa_flux", "repa_sana", "repa_pixart")
-CAPTIONED = ("captions_smoke", "nanodit", "nanodit_smoke", "urepa_sd15_captions", "urepa_sdxl", "urepa_kolors", *TRANSFORMERS)
+CAPTIONED = (
+    "captions_smoke",
+    "nanodit",
+    "nanodit_smoke",
+    "urepa_sd15_captions",
+    "urepa_sdxl",
+    "urepa_kolors",
+    *TRANSFORMERS,
+)
 BESIDE = {name: ["data.images=DIR", "data.num_classes=2"] for name in CAPTIONED}  # of a folder that is not here
 BESIDE["captions_cifar10"] = ["data.images=DIR"]
 BESIDE["flextok_celebahq"] = ["backbone.weights=FILE"]  # whose rates are those of fine-tuning

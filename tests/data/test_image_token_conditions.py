@@ -22,6 +22,7 @@ from urepa.method.objectives.flow_clamped_math import ClampedFlowMath
 from urepa.models.teachers.efficientnet_lite0 import EfficientNetLite0
 from urepa.models.teachers.vit import ViT
 
+pytestmark = pytest.mark.slow
 DROPOUT = {"text+image": 0.1, "image": 0.3, "text": 0.05}
 GRIDS = {"64x64": (8, 8), "48x80": (6, 10), "80x48": (10, 6)}
 
@@ -198,7 +199,7 @@ def test_settings_that_do_not_go_together_are_refused(tmp_path: Path, changes: d
 
 def test_a_dropout_of_an_unknown_part_is_refused_before_the_first_step(place: Path) -> None:
     cache = settings(place, dropout={"images": 0.1}).build().open(None)
-    with pytest.raises(UserError, match="no part 'images'; it has text, image.cls, image.patches"):
+    with pytest.raises(UserError, match="no part 'images'; it has text, text.pooled, image.cls, image.patches"):
         TrainingReader(cache, ClampedFlowMath("linear", "lognormal", 0.001, 0.999), Layout(4), seed=0)
     cache.close()
 
