@@ -50,7 +50,7 @@ class ImageTokenSettings:
         if self.flip:
             raise UserError("data.flip=true has no image tokens of mirrored images; give data.flip=false")
         if not self.dropout:
-            raise UserError(f"data.image_encoder needs data.dropout, as data.dropout='{EXAMPLE}'")
+            raise UserError(f"data.image_encoder needs data.dropout, as +data.dropout='{EXAMPLE}'")
         self.image_encoder.check()
 
     def check_image_given(self, given: Sequence[str]) -> None:
