@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from urepa.core.backbone_protocols import FoundWeights, WeightsKind
 from urepa.core.declared_keys import SIZE, setting
-from urepa.core.descriptions import BackboneFacts, Formula
+from urepa.core.descriptions import BackboneFacts, CardFacts, Formula, code_block
 from urepa.core.errors import UserError
 from urepa.core.part_names import CLS, PATCHES, POOLED, TEXT
-from urepa.models.backbones.backbone_sizes import check_sit, sit_block
+from urepa.models.backbones.backbone_sizes import EXPORTED, check_sit, sit_block
 from urepa.models.drawn_backbone import DrawnBackbone
 
 if TYPE_CHECKING:
@@ -73,6 +75,21 @@ class NanoDiT(DrawnBackbone):
                 "data.shuffle_patches has no effect on a cross-attention without positions, which does not depend on "
                 "the order of its context; give backbone.patch_positions=true, or drop it"
             )
+
+    def find_weights(self, path: Path) -> FoundWeights:
+        file = path / EXPORTED if path.is_dir() else path
+        if not file.is_file():
+            raise UserError(
+                f"checkpoint={path} has no {EXPORTED}, which an export of NanoDiT has; give the file itself"
+            )
+        return FoundWeights(WeightsKind.unet, (file,))
+
+    def model_card(self, facts: CardFacts) -> str:
+        use = f"python -m urepa.generate checkpoint=FOLDER {facts.command} prompt=TEXT guidance=3"
+        return (
+            f"{code_block(use, 'bash')}\n\nNames and shapes are those of `urepa`'s own NanoDiT "
+            "(urepa/models/backbones/nanodit_net.py)."
+        )
 
     def check_tap(self, tap: str) -> None:
         sit_block(tap, self.depth)

@@ -10,6 +10,7 @@ null_dino_patch_token (docs/nanodit.md).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from urepa.models.backbones.backbone_sizes import EXPORTED, sit_block
 from urepa.models.backbones.sit_net import EPS, PatchEmbedder, TimeEmbedder, modulate, sine_cosine
 from urepa.models.layers import linear
 from urepa.models.register_layers import MLP_RATIO, dense, run_block
-from urepa.models.weight_files import save_tensors
+from urepa.models.weight_files import read_safetensors, save_tensors
 
 TIMES = 1000  # t in [0,1] is scaled by it before its sinusoids
 NO_ADAPTERS = "lora has no layers to adapt in NanoDiT: give lora=none"
@@ -194,6 +195,11 @@ class NanoDiTNetwork(nn.Module):
     def export(self, folder: Path) -> None:
         """Writes the weights."""
         save_tensors(self.state_dict(), folder / EXPORTED)
+
+    def read_values(self, files: Sequence[Path]) -> dict[str, Tensor]:
+        """The values of all parameters in an export's file, by name."""
+        (file,) = files
+        return read_safetensors(file)
 
     def stage_of(self, name: str) -> str:
         """The part of the network that has a module or parameter of this name: one of `stages`."""
