@@ -39,6 +39,7 @@ FAMILIES = {
     "urepa_sdxl": "sdxl",
     "urepa_kolors": "kolors",
     "flextok": "flextok",
+    "nanodit": "nanodit",
 }  # by the first word of the experiment, or two
 EXPERIMENTS = {"": "tiny_unet"} | {
     p.stem: next(family for words, family in FAMILIES.items() if f"{p.stem}_".startswith(f"{words}_"))
@@ -55,7 +56,16 @@ TRANSFORMERS = (
     "repa_lumina2",
     "repa_hidream",
 )
-CAPTIONED = ("captions_smoke", "family_smoke", "urepa_sd15_captions", "urepa_sdxl", "urepa_kolors", *TRANSFORMERS)
+CAPTIONED = (
+    "captions_smoke",
+    "family_smoke",
+    "nanodit",
+    "nanodit_smoke",
+    "urepa_sd15_captions",
+    "urepa_sdxl",
+    "urepa_kolors",
+    *TRANSFORMERS,
+)
 BESIDE = {name: ["data.images=DIR", "data.num_classes=2"] for name in CAPTIONED}  # of a folder that is not here
 BESIDE["captions_cifar10"] = ["data.images=DIR"]
 BESIDE["flextok_celebahq"] = ["backbone.weights=FILE"]  # whose rates are those of fine-tuning
@@ -132,6 +142,9 @@ ROWS = [
     "repa_lambda_cosine", "repa_stop_5k",
     "flextok_tap_0", "flextok_lambda_05", "flextok_no_dropout", "flextok_powers_of_two", "flextok_wide_head",
     "flextok_teacher_224",
+    "nanodit_cls_only", "nanodit_patch_positions", "nanodit_patches_shuffled", "nanodit_patch_statistics",
+    "nanodit_cls_adaln", "nanodit_cls_context", "nanodit_cls_without_time", "nanodit_text_only_0",
+    "nanodit_text_only_15", "nanodit_repa",
 ]  # fmt: skip
 
 

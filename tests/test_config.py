@@ -63,7 +63,7 @@ def test_every_root_composes(compose: Compose, root: str) -> None:
 # options that only make sense beside others
 COUNTED = ["data.num_classes=2"]  # of a folder that is not here
 BESIDE = {("backbone", "sd15"): ["data=track_a"], ("data", "folder"): COUNTED}
-BESIDE |= {("data", name): COUNTED for name in options("data") if name.endswith("captions")}
+BESIDE |= {("data", name): COUNTED for name in options("data") if name.endswith("captions") or "nanodit" in name}
 TRANSFORMERS = (
     "repa_sd3",
     "repa_flux",
@@ -75,7 +75,16 @@ TRANSFORMERS = (
     "repa_lumina2",
     "repa_hidream",
 )
-CAPTIONED = ("captions_smoke", "family_smoke", "urepa_sd15_captions", "urepa_sdxl", "urepa_kolors", *TRANSFORMERS)
+CAPTIONED = (
+    "captions_smoke",
+    "family_smoke",
+    "nanodit",
+    "nanodit_smoke",
+    "urepa_sd15_captions",
+    "urepa_sdxl",
+    "urepa_kolors",
+    *TRANSFORMERS,
+)
 BESIDE |= {("experiment", name): COUNTED for name in CAPTIONED}
 
 

@@ -26,7 +26,7 @@ from urepa.core.protocols import Objective
 from urepa.core.track_protocols import Track
 from urepa.data.lists.classes import names_beside
 from urepa.inference.chosen_classes import choose_classes, names_of
-from urepa.inference.chosen_prompts import check_negative, choose_prompts
+from urepa.inference.chosen_prompts import check_image, check_negative, choose_prompts
 from urepa.inference.chosen_size import choose_shape
 from urepa.inference.published_weights import check_name, has_effect
 from urepa.runs.run_folder import parse_overrides, require_config, to_plain
@@ -143,6 +143,7 @@ def resolve_classes(asked: dict[str, Any], config: dict[str, Any], whose: str, k
         raise UserError(f"steps={asked['steps']}: {whose} has {most} timesteps; give as many or fewer")
     if not objective.has_intervals and asked["guidance_interval"] != [0, 1]:
         raise UserError(f"guidance_interval has no effect on {whose}, which is no flow; drop it")
+    check_image(asked, config, whose)
     asked = asked | {"prompts": choose_prompts(asked, config, whose)}
     asked = asked | {"negative": check_negative(asked, whose)}
     if asked["prompts"] is not None:  # their numbers are what classes' ids are elsewhere

@@ -20,6 +20,7 @@ from urepa.runs.upgrades import DECLARED, KEY, PLACES, SCHEMA, STEPS, add_schema
 
 VIT = "urepa.teachers.vit.ViT"
 DINO = {"_target_": VIT, "family": "dinov2", "image_size": 224, "patch": 14}
+WITHOUT_IMAGES = {"image_encoder": None, "dropout": {}, "patch_statistics": "cls", "shuffle_patches": False}
 OLD = {"trainer": {"max_steps": 3}, "teacher": {"teachers": {"a": DINO}}, "loss": {}}
 
 
@@ -262,9 +263,11 @@ def test_all_renamed_parts_exist(before: str) -> None:
     assert DECLARED[before] in SCHEMAS
     keys: dict[str, dict[str, Any]] = {  # that came later, with the value that means what was
         "PixelTrack": dict.fromkeys(("buckets", "captions", "text_encoder", "caption_column"))
-        | {"online_text": False, "condition": "label"},
+        | {"online_text": False, "condition": "label"}
+        | WITHOUT_IMAGES,
         "LatentTrack": dict.fromkeys(("buckets", "captions", "text_encoder", "caption_column", "tae"))
-        | {"teacher_sees": "images", "online_text": False, "condition": "label"},
+        | {"teacher_sees": "images", "online_text": False, "condition": "label"}
+        | WITHOUT_IMAGES,
         "AlignmentLoss": {"grid": "teacher", "manifold_diagonal": False},
         "add_lora": {"use_rslora": False, "use_dora": False},
     }
@@ -302,7 +305,8 @@ def test_alignment_was_on_the_teachers_grid_and_teachers_got_the_images() -> Non
     found = upgrade({KEY: 6, "loss": loss, "data": track | {"teacher_sees": "decoded"}})
     assert found["loss"] == loss | {"grid": "teacher", "manifold_diagonal": False}
     earlier = dict.fromkeys(("buckets", "captions", "text_encoder", "caption_column", "tae"))
-    assert found["data"] == track | earlier | {"teacher_sees": "decoded", "online_text": False, "condition": "label"}
+    later = {"teacher_sees": "decoded", "online_text": False, "condition": "label"} | WITHOUT_IMAGES
+    assert found["data"] == track | earlier | later
     flat = upgrade_flat({"data._target_": track["_target_"], "loss._target_": loss["_target_"]}, 6)
     assert (flat["data.teacher_sees"], flat["data.tae"]) == ("images", "None")
     assert (flat["loss.grid"], flat["loss.manifold_diagonal"]) == ("teacher", "False")

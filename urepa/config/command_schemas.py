@@ -82,6 +82,7 @@ class Stage(Enum):
     images = "images"
     latents = "latents"
     tokens = "tokens"
+    image_tokens = "image_tokens"
     prompts = "prompts"
     text = "text"
     verify = "verify"
@@ -253,6 +254,11 @@ class TextEncoderPlaces:
 
 
 @dataclass
+class ImageEncoderPlaces:
+    model: str | None = setting("the same for the image encoder of conditions", None)
+
+
+@dataclass
 class DataPlaces:
     root: str | None = setting(
         "where the track's files are now; null: where they were in training",
@@ -261,6 +267,7 @@ class DataPlaces:
     )
     vae: str | None = setting("the same for the VAE", None)
     text_encoder: TextEncoderPlaces = field(default_factory=TextEncoderPlaces)
+    image_encoder: ImageEncoderPlaces = field(default_factory=ImageEncoderPlaces)
 
 
 @dataclass
@@ -306,6 +313,10 @@ class Images:
     negative: str | None = setting(
         "with prompts and guidance: what the images are guided away from, in place of the null condition", None
     )
+    image: str | None = setting(
+        "an image file, for a run whose conditions have an image: the images are made under its tokens; null: without",
+        None,
+    )
     bucket: str | None = setting("shape of the images for a model with several shapes, as 48x80; null: the first", None)
     size: str | None = setting(
         "rows and columns of the images in pixels, as 512x768, where the backbone takes other shapes than those it was "
@@ -320,6 +331,13 @@ class Images:
     guidance: float = setting(
         "classifier-free guidance; 1: none. 4 to 8 for SD-1.5, less for a short run", 1.0, ge=0, le=LARGEST
     )
+    guidance_text: float | None = setting(
+        "for conditions of a text and an image, in place of guidance: the scale of the text; null: not guided",
+        None,
+        ge=0,
+        le=LARGEST,
+    )
+    guidance_image: float | None = setting("the same of the image", None, ge=0, le=LARGEST)
     guidance_interval: list[float] = setting(
         "[LOW,HIGH], interval of a flow's times with guidance, in 0 to 1; 1 is noise", [0.0, 1.0]
     )

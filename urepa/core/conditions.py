@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,8 @@ class Part:
     [B,S,L,D]; tokens have a mask [B,L], True where a token counts.
 
     The value of a sample whose part is withheld is `null` [D], [L,D] or [S,L,D] with the mask `null_mask_L`; without
-    them it is 0 and its mask True. Nothing of the sample is left in it.
+    them it is 0 and its mask True. Nothing of the sample is left in it. Tokens of an image have their `grid`, rows and
+    columns, and are in its order, row by row.
     """
 
     value: Tensor
@@ -36,6 +38,7 @@ class Part:
     mask_BL: Tensor | None = None
     null: Tensor | None = None
     null_mask_L: Tensor | None = None
+    grid: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         shape = tuple(self.value.shape)
@@ -53,6 +56,9 @@ class Part:
         assert (self.null_mask_L is None) is (self.null is None or len(shape) < 3), "a null of tokens has a mask"
         if self.null_mask_L is not None:
             assert (self.null_mask_L.dtype, tuple(self.null_mask_L.shape)) == (torch.bool, shape[-2:-1])
+        if self.grid is not None:
+            assert len(shape) == 3, "only tokens have a grid"
+            assert shape[1] == self.grid[0] * self.grid[1], f"{shape[1]} tokens do not fill the grid {self.grid}"
 
     @staticmethod
     def of(
@@ -60,10 +66,18 @@ class Part:
         mask_BL: Tensor | None = None,
         null: Tensor | None = None,
         null_mask_L: Tensor | None = None,
+        grid: tuple[int, int] | None = None,
     ) -> Part:
         """A part that every sample has."""
         given_B = torch.ones(len(value), dtype=torch.bool, device=value.device)
-        return Part(value, given_B, mask_BL, null, null_mask_L)
+        return Part(value, given_B, mask_BL, null, null_mask_L, grid)
+
+    @staticmethod
+    def of_image(tokens_BLD: Tensor, grid: tuple[int, int]) -> Part:
+        """The tokens of images, of which every sample has one and all count."""
+        return Part.of(
+            tokens_BLD, torch.ones(tokens_BLD.shape[:2], dtype=torch.bool, device=tokens_BLD.device), grid=grid
+        )
 
     @property
     def ids_B(self) -> Tensor:
@@ -108,16 +122,18 @@ class Part:
 
     def rows(self, rows_R: Tensor) -> Part:
         """The same of some samples, by index."""
-        return replace(self, **{name: tensor[rows_R] for name, tensor in self._tensors() if name not in OF_NULL})
+        found: dict[str, Any] = {name: tensor[rows_R] for name, tensor in self._tensors() if name not in OF_NULL}
+        return replace(self, **found)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Part:
         """The same change of every tensor, that of the null too."""
-        return replace(self, **{name: change(tensor) for name, tensor in self._tensors()})
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in self._tensors()}
+        return replace(self, **changed)
 
     def _tensors(self) -> list[tuple[str, Tensor]]:
         """Those that it has, by their fields' names."""
         found = [(field.name, getattr(self, field.name)) for field in fields(self)]
-        return [(name, tensor) for name, tensor in found if tensor is not None]
+        return [(name, value) for name, value in found if isinstance(value, Tensor)]
 
 
 @dataclass(frozen=True)
@@ -199,6 +215,7 @@ def _cat(parts: list[Part]) -> Part:
     masks = [part.mask_BL for part in parts if part.mask_BL is not None]
     values, given = [part.value for part in parts], [part.given_B for part in parts]
     assert len({part.null is None for part in parts}) == 1, "conditions that are joined have the same nulls"
+    assert len({part.grid for part in parts}) == 1, "conditions that are joined have the same grids"
     return replace(
         parts[0], value=torch.cat(values), given_B=torch.cat(given), mask_BL=torch.cat(masks) if masks else None
     )

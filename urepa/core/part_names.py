@@ -7,3 +7,5 @@ LAYERS = "text.layers"  # the tokens of several layers of a language model, stac
 IMAGE = "image"  # the sample's own x0 [C,H,W] as tokens [H*W,C], row by row
 KEEP = "image.keep"  # [1]: a number in [0,1) that determines how many registers are kept; "image" covers it too
 CODES = "codes"  # the quantised registers of an image, with a mask that is True for the registers that are kept
+CLS = "image.cls"  # one vector of an image by an encoder of images, its class token or a mean; "image" covers it too
+PATCHES = "image.patches"  # the encoder's tokens of the image's patches, with their grid; "image" covers them too

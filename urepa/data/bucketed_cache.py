@@ -16,6 +16,7 @@ from torch import Tensor
 from urepa.core.teacher_names import ALONE
 from urepa.core.types import Tokens
 from urepa.data.cache import Cache
+from urepa.data.image_statistics import IMAGE_TOKENS
 from urepa.data.lists.content import Identity
 from urepa.data.lists.samples import Sample, Samples
 
@@ -93,7 +94,10 @@ class BucketedCache:
             "samples": {split: len(samples) for split, samples in self.splits.items()},
             "buckets": {name: one["samples"] for name, one in prints.items()},
             "content": self.content(),
-        } | ({"text": first["text"]} if "text" in first else {})
+        } | {
+            **({"text": first["text"]} if "text" in first else {}),
+            **({IMAGE_TOKENS: {n: one[IMAGE_TOKENS] for n, one in prints.items()}} if IMAGE_TOKENS in first else {}),
+        }
 
     def content(self) -> dict[str, str]:
         """Digests of the data, as in `Cache.content`: `samples` covers the ids, classes and splits of all buckets; each

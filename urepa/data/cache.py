@@ -27,6 +27,7 @@ from urepa.core.random_draws import normal
 from urepa.core.teacher_names import ALONE
 from urepa.core.track_protocols import ConditionMaker
 from urepa.core.types import Tokens
+from urepa.data.image_statistics import IMAGE_TOKENS
 from urepa.data.lists.content import Identity
 from urepa.data.lists.paths import lost_list_error
 from urepa.data.lists.samples import Keys, Sample, Samples
@@ -67,6 +68,7 @@ class Cache:
     images: ImageArchive | None = None  # the square images that networks encode during training, in place of a cache
     class_names: Sequence[str] = ()  # in the order of the ids; () where the track has none
     text: Store | OnlineText | None = None  # the records of the samples' captions, read by `conditions`
+    image_tokens: Store | None = None  # the image tokens of the samples' conditions, read by `conditions`
     bucket: str = ""  # rows and columns of its images in pixels, "64x96", where the track has several buckets
 
     @property
@@ -128,8 +130,9 @@ class Cache:
         self.latents.close()
         for tokens in self.tokens.values():
             tokens.close()
-        if self.text is not None:
-            self.text.close()
+        for conditions in (self.text, self.image_tokens):
+            if conditions is not None:
+                conditions.close()
 
     def fingerprint(self) -> dict[str, Any]:
         """What a run records about its data."""
@@ -142,7 +145,11 @@ class Cache:
             "samples": samples,
             **({"buckets": {self.bucket: samples}} if self.bucket else {}),
             "content": self.content(),
-        } | ({} if self.text is None else {"text": self.text.manifest})
+        } | {
+            name: store.manifest
+            for name, store in (("text", self.text), (IMAGE_TOKENS, self.image_tokens))
+            if store is not None
+        }
 
     def content(self) -> dict[str, str]:
         """Digests that identify the data, independent of their folder and of the order of the lists. `samples` covers
@@ -154,6 +161,8 @@ class Cache:
         identities = {flip: Identity(*own) for flip, own in lists.items()}
         content = {"samples": identities[""].of()}
         tokens = {f"tokens.{name}" if name else "tokens": store for name, store in self.tokens.items()}
+        if self.image_tokens is not None:
+            tokens[IMAGE_TOKENS] = self.image_tokens
         for name, store in {"latents": self.latents, **tokens}.items():
             if isinstance(store, Store):
                 for (flip, own), of in zip(lists.items(), (store, store.mirror), strict=False):

@@ -14,6 +14,7 @@ from urepa.core.text_protocols import text_widths
 from urepa.data.lists.paths import is_finished
 from urepa.data.sources.source_files import CAPTIONED
 from urepa.data.track_defaults import draws_text
+from urepa.data.track_image_tokens import ImageTokenSettings
 
 
 class CaptionSource(Enum):
@@ -26,7 +27,7 @@ class ConditionOf(Enum):
     image = "image"
 
 
-class CaptionSettings:
+class CaptionSettings(ImageTokenSettings):
     """Base class for declarations of tracks that have these keys."""
 
     condition: Any  # a `ConditionOf`
@@ -50,7 +51,7 @@ class CaptionSettings:
     def condition_widths(self) -> dict[str, int]:
         if self.is_of_images:
             return {IMAGE: self.latent_shape[0], KEEP: 1}
-        return {CLASS: 0} if self.text_encoder is None else dict(text_widths(self.text_encoder))
+        return {CLASS: 0} if self.text_encoder is None else dict(text_widths(self.text_encoder)) | self.image_widths
 
     @property
     def by_class(self) -> bool:
@@ -86,6 +87,7 @@ class CaptionSettings:
 
     def check_captions(self) -> None:
         """Raises UserError if the keys are inconsistent."""
+        self.check_image_tokens()
         if self.is_of_images and self.captions is not None:
             raise UserError("data.condition=image excludes captions as conditions; drop it, or give data.captions=null")
         if self.captions is None and self.text_encoder is not None:
@@ -134,4 +136,7 @@ class CaptionSettings:
             else "Each update draws one of an image's captions; validation takes the first"
         )
         when = " They are encoded during training, anew each time." if self.online_text else ""
-        return f"{made}. {self.text_encoder.description()}{when} {draws_text(self.cfg_dropout, self.flip, 'caption')}"
+        described = f"{made}. {self.text_encoder.description()}{when}"
+        if self.image_encoder is not None:
+            return f"{described}{self.describe_image_tokens()}"
+        return f"{described} {draws_text(self.cfg_dropout, self.flip, 'caption')}"

@@ -7,10 +7,11 @@ from typing import Any
 
 from urepa.config.declared import declaration_of
 from urepa.core.errors import UserError
-from urepa.core.part_names import IMAGE, TEXT
+from urepa.core.part_names import CLS, IMAGE, TEXT
 from urepa.core.track_protocols import condition_widths
 from urepa.data.sources.caption_files import read_lines
 
+GUIDED = ("text", "image")  # parts with a scale of their own
 HOW = "prompt=TEXT, or prompts=FILE with one prompt per line"
 
 
@@ -35,6 +36,8 @@ def choose_prompts(asked: dict[str, Any], config: dict[str, Any], whose: str) ->
         return None
     if asked["classes"] is not None:
         raise UserError(f"classes has no effect on {whose}, whose conditions are captions; give {HOW}")
+    if CLS in parts and not given:
+        return [""]  # without a text
     if len(given) != 1:
         raise UserError(f"the conditions of {whose} are captions; give one of {HOW}")
     if asked["prompt"] is not None:
@@ -53,9 +56,26 @@ def check_negative(asked: dict[str, Any], whose: str) -> str | None:
         return None
     if asked["prompts"] is None:
         raise UserError(f"negative has no effect on {whose}, whose conditions are classes; drop it")
-    if asked["guidance"] == 1:
+    if asked["guidance"] == 1 and not scales_by_part(asked):
         raise UserError("negative has no effect with guidance=1, which is no guidance; give guidance=4 or drop it")
     negative = str(asked["negative"]).strip()
     if not negative:
         raise UserError("negative is empty; drop it: without it images are guided away from the null condition")
     return negative
+
+
+def scales_by_part(asked: dict[str, Any]) -> dict[str, float]:
+    """The scale of each part that a request guides by itself; empty if one scale guides all parts."""
+    return {part: asked[f"guidance_{part}"] for part in GUIDED if asked[f"guidance_{part}"] is not None}
+
+
+def check_image(asked: dict[str, Any], config: dict[str, Any], whose: str) -> None:
+    """Raises UserError if the request's image or its scales by part would have no effect, or the image cannot be
+    read."""
+    given = [key for key in ("image", *(f"guidance_{part}" for part in GUIDED)) if asked[key] is not None]
+    if given and CLS not in condition_widths(declaration_of(config["data"])):
+        raise UserError(f"{given[0]} has no effect on {whose}, whose conditions have no image; drop it")
+    if asked["image"] is not None and not Path(asked["image"]).is_file():
+        raise UserError(f"image={asked['image']} is not a file; give an image")
+    if scales_by_part(asked) and asked["guidance"] != 1:
+        raise UserError(f"guidance and {given[-1]} are two scales of one part; give guidance_text and guidance_image")

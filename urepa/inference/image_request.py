@@ -24,9 +24,10 @@ from urepa.core import progress
 from urepa.core.collectives import on_main
 from urepa.core.errors import UserError
 from urepa.core.files import clear_leftovers, read_json, write_whole
-from urepa.core.hashing import digest64
+from urepa.core.hashing import digest64, file_sha256
 from urepa.core.png import labelled_grid, to_pixels, to_png
 from urepa.core.track_protocols import Track
+from urepa.inference.chosen_prompts import scales_by_part
 from urepa.inference.load_weights import Origin, config_of, find_origin
 from urepa.inference.open_run import OpenedRun
 from urepa.method.ddpm_sampling import choose_sampler, sample_images, uneven_timesteps
@@ -119,6 +120,9 @@ class ImageSet:
         request = self.origin.weights | names | {key: self.asked[key] for key in keys}
         interval = self.asked["guidance_interval"]
         request |= {key: self.asked[key] for key in ("bucket", "negative", "size") if self.asked[key] is not None}
+        request |= {f"guidance_{part}": scale for part, scale in scales_by_part(self.asked).items()}
+        if self.asked["image"] is not None:
+            request["image"] = file_sha256(Path(self.asked["image"]))
         return request | self.undivided | ({} if interval == EVERYWHERE else {"guidance_interval": interval})
 
     def _default_folder(self) -> Path:
@@ -131,6 +135,8 @@ class ImageSet:
         low, high = asked["guidance_interval"]
         name += [] if [low, high] == EVERYWHERE else [f"within={low:g}-{high:g}"]
         name += [f"{key}={asked[key]}" for key in ("bucket", "size") if asked[key] is not None]
+        name += [f"guidance_{part}={scale:g}" for part, scale in scales_by_part(asked).items()]
+        name += [f"image={self.request['image'][:16]}"] if asked["image"] is not None else []
         name += [asked["precision"]] if asked["precision"] != "fp32" else []
         if asked["prompts"] is not None:
             name.append(f"prompts={digest64(*asked['prompts']):016x}")
@@ -199,16 +205,20 @@ class ImageSet:
 
     def _sample(self, opened: OpenedRun, batch: list[Image]) -> torch.Tensor:
         how = {key: self.asked[key] for key in ("sampler", "steps", "guidance", "seed")}
+        if by_part := scales_by_part(self.asked):
+            how["guidance"] = by_part
         how["interval"] = tuple(self.asked["guidance_interval"])
         images = [(image.class_id, image.index) for image in batch]
         backbone, shape = opened.model.backbone, opened.track_of(self.asked["bucket"]).latent_shape
         shape = shape if self.asked["x0_shape"] is None else as_shape(self.asked["x0_shape"])
         numbers, prompts = [image.class_id for image in batch], self.asked["prompts"]
-        condition = (
-            opened.condition(numbers) if prompts is None else opened.prompt_condition([prompts[i] for i in numbers])
-        )
-        if self.asked["negative"] is not None:
-            how["negative"] = opened.prompt_condition([self.asked["negative"]] * len(batch))
+        if prompts is None:
+            condition = opened.condition(numbers)
+        else:
+            where = {"bucket": self.asked["bucket"], "size": self.asked["size"]}
+            condition = opened.prompt_condition([prompts[i] for i in numbers], self.asked["image"], **where)
+            if self.asked["negative"] is not None:
+                how["negative"] = opened.prompt_condition([self.asked["negative"]] * len(batch), **where)
         return sample_images(backbone, opened.objective, images, shape, condition, **how)
 
     def _write(self, variant: str, batch: list[Image], images_B3HW: torch.Tensor) -> int:

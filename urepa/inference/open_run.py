@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from urepa.core.nested_dicts import flatten, move_paths, replace_value
 from urepa.core.protocols import Teacher
 from urepa.core.teacher_names import ALONE
 from urepa.core.types import Denoised, Tokens, no_rows
+from urepa.data.sources.decoding import UNREADABLE, read
 from urepa.data.stages.vae import scaling_of
 from urepa.data.stages.vae_config import refuse_other_scaling
 from urepa.method.objectives.objective_math import ObjectiveMath
@@ -36,7 +38,14 @@ from urepa.training.assembly import build_loss, build_model, build_part
 from urepa.training.provenance import bucket_names
 
 # keys whose paths may be replaced, for a run that was trained elsewhere
-PLACES = ("data.root", "data.vae", "data.text_encoder.model", "data.text_encoder.llama", "backbone.weights")
+PLACES = (
+    "data.root",
+    "data.vae",
+    "data.text_encoder.model",
+    "data.text_encoder.llama",
+    "data.image_encoder.model",
+    "backbone.weights",
+)
 
 
 @dataclass(repr=False)
@@ -79,18 +88,36 @@ class OpenedRun:
         """The condition of these classes, on the device; the null condition if no sample of training had a class."""
         return self.track.conditions.of_classes(class_ids).to(self.device)
 
-    def prompt_condition(self, prompts: Sequence[str]) -> Condition:
+    def prompt_condition(
+        self,
+        prompts: Sequence[str],
+        image: str | Path | None = None,
+        bucket: str | None = None,
+        size: str | None = None,
+    ) -> Condition:
         """The condition of these texts, on the device; an empty text is the null condition. Raises UserError if the
-        run's conditions are not texts."""
+        run's conditions are not texts.
+
+        Args:
+            image: a file, for a run whose conditions have an image, which is the same for all prompts; None: without.
+            bucket, size: the images' shape, where conditions have an image: a bucket's name, or rows and columns in
+                pixels as text, "512x768"; both None: that of the first bucket.
+        """
         if not hasattr(self.track.conditions, "of_prompts"):
             raise UserError("this run's conditions are classes, not texts: give classes")
-        condition: Condition = self._conditions.of_prompts(prompts)
+        if not hasattr(self.track.conditions, "of_size"):
+            condition: Condition = self._conditions_of(self.track).of_prompts(prompts)
+            return condition.to(self.device)
+        track = self.track_of(bucket) if size is None else self.track.of_size(tuple(map(int, size.split("x"))))
+        images = None
+        if image is not None:
+            images = track.cut(_read_image(Path(image))).expand(len(prompts), -1, -1, -1)
+        condition = self._conditions_of(track).of_prompts(prompts, images)
         return condition.to(self.device)
 
-    @property
-    def _conditions(self) -> Any:
-        """The object that makes the track's conditions; for captions it accepts only the training's encoder weights."""
-        conditions = self.track.conditions
+    def _conditions_of(self, track: Any) -> Any:
+        """The object that makes a track's conditions; for captions it accepts only the training's encoder weights."""
+        conditions = track.conditions
         return conditions if self.made_text is None else conditions.made_by(self.made_text)
 
     def features(
@@ -148,7 +175,7 @@ class OpenedRun:
         elif noise.shape != (len(images), *shape):
             raise UserError(f"noise is {list(noise.shape)}; give {[len(images), *shape]}")
         x_t = self.objective.corrupt(track.to_x0(images), noise.to(self.device), t_B)
-        null = self._conditions.null(len(images)).to(self.device)
+        null = self._conditions_of(track).null(len(images)).to(self.device)
         return self.model.backbone(x_t, t_B, null, taps, no_rows(self.device))
 
     def _tap(self, tap: str | None) -> str:
@@ -170,6 +197,14 @@ class OpenedRun:
         """Replaces the trained weights by the checkpoint's EMA weights."""
         checkpoint.load_named(self._trained, found.tensors("ema"), str(found.folder))
         self.step = found.step
+
+
+def _read_image(file: Path) -> np.ndarray:
+    """An image file as uint8 [H,W,3]. Raises UserError if it cannot be read."""
+    try:
+        return read(file)
+    except UNREADABLE as error:
+        raise UserError(f"image={file} cannot be read ({error}); give another image") from error
 
 
 def check_images(images: Tensor, shapes: Sequence[tuple[int, int, int]]) -> None:

@@ -43,6 +43,8 @@ OF_DATA = (
     "data.class_names",
     "data.captions",
     "data.text_encoder",
+    "data.image_encoder",
+    "data.patch_statistics",
 )
 # diffusers' defaults, for settings that scheduler_config.json leaves out
 SCHEDULER: dict[str, Any] = {
@@ -73,7 +75,7 @@ def has_effect(override: str) -> bool:
     """Whether this key describes the model of the weights."""
     key = override.replace("/", ".")
     if key.startswith("data."):
-        return key in OF_DATA or key.startswith("data.text_encoder.")
+        return key in OF_DATA or key.startswith(("data.text_encoder.", "data.image_encoder."))
     return any(key == k or key.startswith(f"{k}.") for k in OF_WEIGHTS)
 
 

@@ -20,6 +20,11 @@ def linear(inputs: int, outputs: int) -> nn.Linear:
     return layer
 
 
+def unit_length(tokens: Tokens) -> Tokens:
+    """The tokens, each divided by its length."""
+    return replace(tokens, x_BND=F.normalize(tokens.x_BND, dim=-1))
+
+
 def resize(map_BDhw: Tensor, grid: tuple[int, int]) -> Tensor:
     """A map resized bilinearly to a grid, with half-pixel centres."""
     if tuple(map_BDhw.shape[-2:]) == grid:

@@ -200,7 +200,7 @@ def _to_8(config: dict[str, Any]) -> None:
 
 def _to_9(config: dict[str, Any]) -> None:
     """A FlexTok's MLPs always had four times the width, and all its registers had positions. Reconstructions were not
-    compared in features. A warm start was a run's folder, all of whose weights were taken."""
+    compared in features. Conditions had no image tokens. A warm start was a run's folder, all of whose weights were taken."""
     for part in _parts(config):
         if part["_target_"] == "urepa.models.backbones.flextok.FlexTok":
             part.setdefault("mlp_ratio", 4.0)
@@ -208,6 +208,11 @@ def _to_9(config: dict[str, Any]) -> None:
             part.setdefault("mask_positions", True)
         elif part["_target_"] == "urepa.evaluation.measures.reconstruction.Reconstruction":
             part.setdefault("encoders", {})
+        elif part["_target_"] in TRACKS:
+            part.setdefault("image_encoder", None)
+            part.setdefault("dropout", {})
+            part.setdefault("patch_statistics", "cls")
+            part.setdefault("shuffle_patches", False)
     if "warm_start" in config and not isinstance(config["warm_start"], dict):
         lists: dict[str, Any] = {key: [] for key in ("allow_missing", "allow_shape", "allow_unused")}
         config["warm_start"] = {"checkpoint": config["warm_start"]} | lists

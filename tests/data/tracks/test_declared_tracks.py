@@ -70,7 +70,8 @@ def test_a_declared_track_is_what_the_protocol_says(declared_from: Callable[...,
     assert tuple(track.latent_shape) == built.latent_shape
     assert (built.name, built.num_classes) == (track.name, track.num_classes)
     part = next((part for words, part in (("captions", "text"), ("flextok", "image")) if words in name), "class")
-    assert built.conditions.dropout == {part: track.cfg_dropout}
+    one_part = {part: track.cfg_dropout}
+    assert built.conditions.dropout == (track.dropout if "nanodit" in name else one_part)
     assert built.expected_samples() == samples
     assert not built.has_caches(None)
     assert track.vae is not None or built.autoencoder is None
@@ -122,8 +123,9 @@ def test_settings_declare_what_they_alter() -> None:
         assert {key.name for key in keys if key.unpairs} == unpairs
         free = {key.name for key in keys if key.alters == NOTHING}
         more = {"online_latents", "tokens"} if name == "latent_track" else set()
+        more |= {"dropout", "patch_statistics", "shuffle_patches"}
         assert free == {"name", "cfg_dropout", "online_teacher", "online_text", *unpairs - {"buckets"}, *more}
-        of_tokens = {"token_dtype", "teacher_sees", "tae"} if more else set()
+        of_tokens = {"token_dtype", "teacher_sees", "tae"} if name == "latent_track" else set()
         assert {key.name for key in keys if key.alters == ALIGNMENT} == of_tokens
 
 

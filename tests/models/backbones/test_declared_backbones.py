@@ -24,7 +24,7 @@ from urepa.core.backbone_protocols import Backbone, BackboneNetwork, WeightsKind
 from urepa.core.conditions import Condition, Part
 from urepa.core.descriptions import BackboneFacts, CardFacts
 from urepa.core.errors import UserError
-from urepa.core.part_names import IMAGE, KEEP, LAYERS, POOLED, TEXT
+from urepa.core.part_names import CLS, IMAGE, KEEP, LAYERS, PATCHES, POOLED, TEXT
 from urepa.core.types import no_rows
 from urepa.models.diffusers_files import hub_files
 from urepa.models.unet_families import FAMILIES, HUB_FILES
@@ -73,6 +73,11 @@ class Case:
         """A condition of two samples, one of them withheld."""
         if self.widths is None:
             return of_ids(torch.tensor([0, CLASSES]), CLASSES)
+        if PATCHES in self.widths:
+            text = Part.of(torch.randn(2, 3, self.widths[TEXT]), torch.ones(2, 3, dtype=torch.bool))
+            patches = Part.of_image(torch.randn(2, 6, self.widths[PATCHES]), (2, 3))
+            whole = Condition({TEXT: text, CLS: Part.of(torch.randn(2, self.widths[CLS])), PATCHES: patches})
+            return whole.drop({IMAGE: torch.tensor([False, True])})
         if IMAGE in self.widths:
             pixels = Part.of(torch.randn(2, LATENT[1] * LATENT[2], LATENT[0]), torch.ones(2, 64, dtype=torch.bool))
             whole = Condition({IMAGE: pixels, KEEP: Part.of(torch.rand(2, 1))})
@@ -87,6 +92,8 @@ class Case:
         return whole.drop({TEXT: torch.tensor([False, True])})
 
 
+SMALL_NANODIT = {"patch": 2, "depth": 2, "width": 16, "heads": 2, "cls": "both", "cls_with_time": True}
+SMALL_NANODIT |= {"patches": True, "patch_positions": True, "gradient_checkpointing": False}
 SMALL_UNET = {
     "block_out_channels": [32, 64],
     "attention": [False, True],
@@ -178,6 +185,15 @@ CASES = {
         )
         for name in sorted(TINY.keys() & KINDS["backbone"].keys())
     },
+    "nanodit": Case(
+        SMALL_NANODIT,
+        ("block_0", "block_1"),
+        "transformer",
+        WeightsKind.unet,
+        "python -m urepa.generate checkpoint=FOLDER +experiment=mine prompt=TEXT guidance=3",
+        {"model.safetensors"},
+        widths={TEXT: 12, CLS: 10, PATCHES: 6},
+    ),
     "sit": Case(
         SMALL_SIT,
         ("block_0", "block_1", "block_2"),
@@ -220,7 +236,7 @@ def test_what_is_declared_is_what_is_built(case: tuple[Case, Any, Path]) -> None
     expected, declared, _ = case
     assert not {name for name in _members(Backbone) if not hasattr(declared, name)}
     assert (declared.noun, declared.base) == (expected.noun, expected.base)
-    assert declared.family in ("tiny_unet", "sd15", "sdxl", "kolors", "sit", "flextok", *TINY)
+    assert declared.family in ("tiny_unet", "sd15", "sdxl", "kolors", "sit", "flextok", "nanodit", *TINY)
     declared.check(expected.latent)
     declared.check_files()
     assert declared.hub_files() == {}

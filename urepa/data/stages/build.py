@@ -38,12 +38,13 @@ from urepa.data.stores.lmdb_store import Part, batches_of
 from urepa.data.stores.record_format import GROUP
 from urepa.data.stores.record_reading import Store
 from urepa.data.stores.sealing import add_digests, digests_file
+from urepa.data.track_image_tokens import NO_IMAGE_TOKENS
 from urepa.data.tracks.latent_bucket_caches import LatentBucket
 from urepa.data.tracks.latent_caches import LatentTrackCaches
 from urepa.models.backbones.sd15_net import load_prompts
 from urepa.models.teachers.several_teachers import SeveralTeachers, by_name
 
-STAGES = ("manifest", "images", "latents", "tokens", "prompts", "text", "verify")
+STAGES = ("manifest", "images", "latents", "tokens", "image_tokens", "prompts", "text", "verify")
 
 
 @dataclass
@@ -69,6 +70,7 @@ class Build:
                 key = {"latents": "online_latents", "tokens": "online_teacher", "text": "online_text"}[name]
                 raise UserError(f"data.{key}=true computes {name} during training: leave out the stage or the key")
             made_of = {"prompts": self.track.text, "text": self.track.captions}
+            made_of |= {"image_tokens": self.track.settings.image_encoder}
             if stage == "all" and name in made_of and made_of[name] is None:
                 continue
             if stage == "all" and name == "verify" and not self._all_parts_are_done():
@@ -167,6 +169,14 @@ class Build:
                 known = seen[name].manifest() | {"weights_sha256": teachers[name].weights_sha256()} | track.view.facts()
                 self._encode(bucket, Output(folder, facts | {"teacher": known}), encode.token_encoder(seen[name], show))
 
+    def stage_image_tokens(self) -> None:
+        """Computes the vectors and patch tokens of the conditions' images."""
+        for bucket in self._buckets():
+            tokens = bucket.image_tokens
+            if tokens is None:
+                raise UserError(NO_IMAGE_TOKENS.format(name=self.track.name))
+            self._encode(bucket, tokens.output(), tokens.encode_bytes)
+
     def _is_adopted(self, folder: Path) -> bool:
         """Whether a store was adopted; it is then not extended, as its exact settings are unknown."""
         file = folder / "manifest.json"
@@ -241,6 +251,8 @@ class Build:
             for name, tokens in cache.tokens.items():
                 if isinstance(tokens, Store):
                     verify.weights_check(tokens, by_name(self.teacher)[name])
+            if cache.image_tokens is not None:
+                verify.weights_check(cache.image_tokens, self.track.settings.image_encoder.build())
             return verify.verify(str(self.track.folder / cache.bucket), cache)
 
     def stage_digest(self) -> None:

@@ -25,6 +25,7 @@ from urepa.core.errors import UserError
 from urepa.core.files import read_json, write_whole
 from urepa.core.hub_names import download_failure, resolve
 from urepa.data.cache import mean_token_file, mirrored_facts, mirrored_folder, write_begun
+from urepa.data.image_statistics import IMAGE_TOKENS, statistics_file, sums_of
 from urepa.data.lists.samples import Sample
 from urepa.data.online_encoders import own_device
 from urepa.data.stages.vae import load_vae, mode_of, scaling_of
@@ -63,8 +64,24 @@ class Output:
 
     @property
     def is_tokens(self) -> bool:
-        """Whether the records are tokens: of unit length, and summed for their mean."""
+        """Whether the records are a teacher's tokens: of unit length, and summed for their mean."""
         return self.facts.get("kind") == "tokens"
+
+    def sum_of(self, values: np.ndarray) -> np.ndarray | None:
+        """What training records add to the store's sum; None for a store without."""
+        if self.is_tokens:
+            return _token_sum(values)
+        return sums_of(values) if self.facts.get("kind") == IMAGE_TOKENS else None
+
+    def files_of(self, total: np.ndarray | None) -> dict[str, bytes]:
+        """The files beside the records that are made of the sum."""
+        if self.is_tokens:
+            assert total is not None, "every batch has added its sum"
+            return mean_token_file(total[:-1] / total[-1])
+        if self.facts.get("kind") == IMAGE_TOKENS:
+            assert total is not None, "every batch has added its sum"
+            return statistics_file(total)
+        return {}
 
     def key(self, sample: Sample) -> str:
         """The key of a sample's record on disk."""
@@ -103,7 +120,7 @@ def encode_part(
         writing: Future[np.ndarray] | None = None
         for chosen, images in read(todo):
             values = encode(images.flip(-1) if output.mirrored else images)
-            total = _token_sum(values[[s.split == "train" for s in chosen]]) if output.is_tokens else None
+            total = output.sum_of(values[[s.split == "train" for s in chosen]])
             records = [(output.key(s), value) for s, value in zip(chosen, values, strict=True)]
             if writing is not None:
                 writing.result()
@@ -130,9 +147,7 @@ def seal(output: Output, listed: str) -> bool:
     total, files = store.token_sum(), digests_file(store)
     manifest = output.facts | {"count": store.count()}
     store.close()
-    if output.is_tokens:
-        assert total is not None, "every batch has added its sum"
-        files |= mean_token_file(total[:-1] / total[-1])
+    files |= output.files_of(total)
     for name, content in files.items():
         write_whole(output.folder / name, content)
     write_whole(output.folder / "manifest.json", json.dumps(manifest | manifest_entries(files), indent=1))

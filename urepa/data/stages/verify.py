@@ -78,6 +78,8 @@ def verify(name: str, cache: Cache) -> list[TooFewSamples]:
     fields of view that were left out because there were too few samples."""
     assert cache.grids
     left_out = []
+    if cache.image_tokens is not None:
+        left_out += verify_image_tokens(name, cache, cache.image_tokens)
     splits = cache.splits
     stored = {teacher: tokens for teacher, tokens in cache.tokens.items() if isinstance(tokens, Store)}
     latents = cache.latents if isinstance(cache.latents, Store) else None
@@ -114,6 +116,37 @@ def verify(name: str, cache: Cache) -> list[TooFewSamples]:
     return left_out
 
 
+def verify_image_tokens(name: str, cache: Cache, store: Store) -> list[TooFewSamples]:
+    """The same checks of the image tokens of conditions, whose patches must see what the latents see."""
+    count_check(store)
+    keys = Keys(cache.splits.values())
+    check_records(store, keys, unit_length=False)
+    whole = f"{name}: the image tokens of {len(keys)} samples {state_of([store])}"
+    try:
+        findings = spatial_check(cache.latents, PatchesOf(store), cache.splits["train"], tuple(store.manifest["grid"]))
+    except TooFewSamples as few:
+        print(f"{whole}; whether latents and patches see the same field of view was not checked: {few}")
+        return [few]
+    print(f"{whole}; the patches explain the latents best {findings[0].name} (R² {findings[0].r2:.3f})")
+    return []
+
+
+class PatchesOf:
+    """The patches in a store of image tokens, without the vectors, as a store of tokens."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.shape = (store.shape[0] - 1, store.shape[1])
+
+    def read(self, keys: list[str]) -> np.ndarray:
+        """Records [R,T,D]."""
+        return self.store.read(keys)[:, 1:]
+
+    def folder_of(self, key: str) -> Path:
+        """The folder of the record with this key."""
+        return self.store.folder_of(key)
+
+
 def state_of(stores: Sequence[Store | None]) -> str:
     """The result for stores without a fault, as text."""
     bare = [store.folder.name for store in stores if store is not None and store.digests is None]
@@ -137,12 +170,14 @@ def count_check(store: Store) -> None:
 def weights_check(tokens: Store, teacher: Any) -> None:
     """Raises a Fault if the tokens were made with other weights than the teacher's, if those are on this disk: two
     folders of weights may have the same name."""
-    known = tokens.manifest["teacher"].get("weights_sha256", UNKNOWN)
+    facts = tokens.manifest["teacher"] if "teacher" in tokens.manifest else tokens.manifest["encoder"]
+    known = facts.get("weights_sha256", UNKNOWN)
     if known != UNKNOWN and teacher.is_local and teacher.weights_sha256() != known:
+        whose = "teacher" if "teacher" in tokens.manifest else "image encoder"
         raise Fault(
             tokens.folder,
-            f"{tokens.folder} was made with other weights of {tokens.manifest['teacher']['model']} than the teacher "
-            "has here; give those, or make it again",
+            f"{tokens.folder} was made with other weights of {facts['model']} than the {whose} has here; give those, "
+            "or make it again",
         )
 
 
@@ -186,7 +221,7 @@ def mirror_check(latents: Store, samples: Sequence[Sample]) -> None:
 
 
 def spatial_check(
-    latents: Store | OnlineLatents, tokens: Store, samples: Sequence[Sample], grid: tuple[int, int]
+    latents: Store | OnlineLatents, tokens: Store | PatchesOf, samples: Sequence[Sample], grid: tuple[int, int]
 ) -> list[Finding]:
     """Fits latent patches linearly from tokens on half of the samples and scores the fit on the other half, with the
     latents as stored and as they would look mirrored, shifted, sheared or from another sample. Raises a Fault of the

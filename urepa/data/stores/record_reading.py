@@ -23,7 +23,7 @@ import torch
 from urepa.core.errors import UserError
 from urepa.core.files import DAMAGED, read_json
 from urepa.data.lists.samples import Keys
-from urepa.data.stores.digests import MEAN_TOKEN, Digests, blake2b
+from urepa.data.stores.digests import MEAN_TOKEN, STATISTICS, Digests, blake2b
 from urepa.data.stores.lmdb_pages import HIDDEN, SUM_KEY, Index, hidden_rows, key_digests, records, rows_of
 from urepa.data.stores.lmdb_store import Part, part_of
 from urepa.data.stores.record_format import decode, record_bytes
@@ -204,10 +204,19 @@ class Store:
     def mean_token(self) -> torch.Tensor:
         """The teacher's mean token over the training set [D], from the file beside the records. Raises UserError if it
         is not the file that the manifest names."""
-        file = self.folder / MEAN_TOKEN
+        return self._read_beside(MEAN_TOKEN, "mean_token_sha256")
+
+    def statistics(self) -> torch.Tensor:
+        """Sums over the training set's records, float64, from the file beside them (`urepa.data.image_statistics`).
+        Raises UserError if it is not the file that the manifest names."""
+        return self._read_beside(STATISTICS, "statistics_sha256")
+
+    def _read_beside(self, name: str, key: str) -> torch.Tensor:
+        """The array in a file beside the records, whose SHA-256 is the manifest's entry `key`."""
+        file = self.folder / name
         if not file.is_file():
             raise UserError(f"there is no {file}; put it back, or delete {self.folder} and make it again")
-        content, known = file.read_bytes(), self.manifest.get("mean_token_sha256")
+        content, known = file.read_bytes(), self.manifest.get(key)
         if known not in (None, hashlib.sha256(content).hexdigest()):
             raise UserError(
                 f"{file} is not the file that manifest.json names; put it back, or delete {self.folder} and make it "
@@ -221,10 +230,12 @@ class Store:
             ) from error
 
     def require_files_beside(self) -> None:
-        """Raises UserError if digests.npy or the mean token is not the file that the manifest names."""
+        """Raises UserError if digests.npy, the mean token or the statistics are not what the manifest names."""
         _ = self.digests
         if "mean_token_sha256" in self.manifest:
             self.mean_token()
+        if "statistics_sha256" in self.manifest:
+            self.statistics()
 
     def hidden_rows(self, prefix: str) -> Iterator[bytes]:
         """The values of all parts' hidden rows with this prefix, in the order of writing within a part."""

@@ -18,7 +18,6 @@ import numpy as np
 
 from urepa.core.errors import UserError
 from urepa.core.files import read_json
-from urepa.core.track_protocols import ConditionMaker
 from urepa.data.cache import (
     Cache,
     mirrored_folder,
@@ -27,6 +26,7 @@ from urepa.data.cache import (
     refuse_differing,
     token_stores,
 )
+from urepa.data.image_statistics import IMAGE_TOKENS
 from urepa.data.lists.samples import Keys, Samples, read_split
 from urepa.data.online_encoders import OnlineLatents, OnlineTokens
 from urepa.data.sources.decoding import rectangle, square
@@ -35,6 +35,7 @@ from urepa.data.stages.encode import short_name, vae_encoder
 from urepa.data.stages.image_archives import ImageArchive, skipped_ids
 from urepa.data.stages.vae_config import known_scaling
 from urepa.data.stores.record_reading import Store
+from urepa.data.tracks.image_token_caches import ImageTokens
 from urepa.models.teachers.rectangle_sizes import grid_for, teacher_on_grid
 from urepa.models.teachers.several_teachers import by_name
 
@@ -49,7 +50,7 @@ class Opened:
     """What all buckets of a track share when they are opened: conditions, class names, the paths of the stores' copies,
     and manifests that replace the files in folders that are being adopted."""
 
-    conditions: ConditionMaker
+    conditions: Any  # `urepa.core.track_protocols.ConditionMaker`
     class_names: Sequence[str]
     places: Mapping[Path, Path]
     manifests: Mapping[Path, dict[str, Any]]
@@ -68,6 +69,7 @@ class LatentBucket:
         self.csv = {split: self.folder / path.name if name else path for split, path in settings.lists.items()}
         self.latent_shape, self.image_shape = settings.shape_of(size), (3, *size)
         self.remake = settings.remake
+        self.image_tokens = None if settings.image_encoder is None else ImageTokens(settings, self.folder, size)
 
     # --- what is there ----------------------------------------------------------------------------------
 
@@ -93,6 +95,8 @@ class LatentBucket:
         stores: dict[str, tuple[tuple[int, ...], str]] = {}
         if not self.settings.online_latents:
             stores["latents"] = (tuple(self.record_shape()), "float16")
+        if self.image_tokens is not None:
+            stores[IMAGE_TOKENS] = (tuple(self.image_tokens.record_shape), "float16")
         if self.settings.online_teacher:
             return stores
         return stores | token_stores(self.teachers(teacher), str(self.settings.token_dtype))
@@ -107,7 +111,8 @@ class LatentBucket:
     def store_folders(self, teacher: Any | None) -> list[Path]:
         """The folders of all caches."""
         latents = [] if self.settings.online_latents else [self.latents]
-        plain = [*latents, *self.tokens_folders(teacher).values()]
+        image = [] if self.image_tokens is None else [self.image_tokens.folder]
+        plain = [*latents, *self.tokens_folders(teacher).values(), *image]
         return plain + ([mirrored_folder(path) for path in plain] if self.settings.flip else [])
 
     def record(self) -> dict[str, Any]:
@@ -170,8 +175,13 @@ class LatentBucket:
             tokens = {name: OnlineTokens(one, shown, known_ids, facts) for name, one in teachers.items()}
         grids = {name: one.grid for name, one in teachers.items()}
         more: dict[str, Any] = {"images": archive, "class_names": known.class_names, "bucket": self.name}
-        more["text"] = getattr(known.conditions, "records", None)
-        return Cache(splits, latents, tokens, grids, settings.num_classes, known.conditions, **more)
+        conditions = known.conditions
+        if self.image_tokens is not None:
+            image = opened(self.image_tokens.folder, self.image_tokens.expected())
+            conditions = conditions.opened(image, self.size)
+        more["text"] = getattr(conditions, "records", None)
+        more["image_tokens"] = getattr(conditions, "image_records", None)
+        return Cache(splits, latents, tokens, grids, settings.num_classes, conditions, **more)
 
     def _open_latents(self, opened: Callable[[Path, dict[str, Any]], Store]) -> Store:
         shape, name = {"shape": self.record_shape(), "flip": "none"}, self.settings.vae

@@ -39,7 +39,9 @@ from urepa.data.stages import vae
 from urepa.data.stages.decoded_images import TeacherView
 from urepa.data.stages.encode import prompt_facts, short_name
 from urepa.data.stages.vae_config import refuse_other_scaling
+from urepa.data.text_and_image_conditions import TextAndImageConditions, with_text
 from urepa.data.tracks.caption_caches import CaptionCaches
+from urepa.data.tracks.image_token_caches import text_and_image_conditions
 from urepa.data.tracks.latent_bucket_caches import LatentBucket, Opened
 
 if TYPE_CHECKING:
@@ -71,13 +73,23 @@ class LatentTrackCaches:
         self.view = TeacherView(settings.sees, settings.vae, settings.tae, settings.latent_shape[0])
         self.remake = settings.remake
         self.captions = None if settings.text_encoder is None else CaptionCaches(settings, self.remake)
-        self.conditions: ConditionMaker = (
-            conditions_without_text(settings) if self.captions is None else self.captions.conditions
-        )
+        self.conditions: ConditionMaker = self._conditions()
         self.condition_widths = settings.condition_widths
         self.all_buckets = [LatentBucket(settings, name, size, self.view) for name, size in settings.sizes.items()]
         self._autoencoders: list[Any] = []  # holds the VAE once it is loaded; shared with the tracks of `of_bucket`
         self._set_shapes()
+
+    def _conditions(self) -> ConditionMaker:
+        """The conditions before the caches are opened."""
+        if self.captions is None:
+            return conditions_without_text(self.settings)
+        if self.settings.image_encoder is None:
+            return self.captions.conditions
+        return text_and_image_conditions(self.settings, self.captions.conditions, self._image_folders)
+
+    def _image_folders(self) -> list[Path]:
+        """The folders of the image tokens of all buckets with images."""
+        return [bucket.image_tokens.folder for bucket in self.buckets if bucket.image_tokens is not None]
 
     def _set_shapes(self) -> None:
         self.image_shapes = [bucket.image_shape for bucket in self.all_buckets]
@@ -98,8 +110,18 @@ class LatentTrackCaches:
 
     def of_bucket(self, name: str) -> LatentTrackCaches:
         """A view of the track with one of its buckets, for code that handles one shape at a time."""
+        (bucket,) = (bucket for bucket in self.all_buckets if bucket.name == name)
+        return self._with(bucket)
+
+    def of_size(self, size: tuple[int, int]) -> LatentTrackCaches:
+        """A view of the track for images of these rows and columns in pixels, without caches."""
+        return self._with(LatentBucket(self.settings, f"{size[0]}x{size[1]}", size, self.view))
+
+    def _with(self, bucket: LatentBucket) -> LatentTrackCaches:
         track = copy(self)
-        track.all_buckets = [bucket for bucket in self.all_buckets if bucket.name == name]
+        track.all_buckets = [bucket]
+        if isinstance(self.conditions, TextAndImageConditions):
+            track.conditions = self.conditions.of_size(bucket.size)
         track._set_shapes()
         return track
 
@@ -212,7 +234,7 @@ class LatentTrackCaches:
         conditions = self.conditions
         if self.captions is not None:
             listed = Samples.concatenate(samples for own in splits for samples in own.values())
-            conditions = self.captions.open(listed, places.get(self.captions.folder))
+            conditions = with_text(conditions, self.captions.open(listed, places.get(self.captions.folder)))
         known = Opened(conditions, names, places, manifests)
         return caches_of(
             [

@@ -12,28 +12,25 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from urepa.core.comparability import ALIGNMENT, NOTHING
 from urepa.core.declared_keys import COUNT, SIZE, part, setting
-from urepa.core.descriptions import number, shape
 from urepa.core.errors import UserError
 from urepa.core.files import read_json
 from urepa.core.hub_names import is_hub_id
 from urepa.core.protocols import OneTeacher
 from urepa.core.track_protocols import Stages
+from urepa.data.latent_track_stages import check_latent_stage
+from urepa.data.latent_track_words import describe_latents
 from urepa.data.lists.bucket_shapes import BUCKETS, Size, bucket_sizes, check_bucket_list
 from urepa.data.lists.classes import FILE as CLASSES
-from urepa.data.lists.classes import class_names, count_source_classes
+from urepa.data.lists.classes import count_source_classes
 from urepa.data.lists.paths import (
-    is_finished,
-    lost_list_error,
     no_cache_error,
-    no_list_error,
     remake_latents_text,
-    unfinished_error,
 )
 from urepa.data.lists.split_sizes import check_buckets, expected_latent_samples
-from urepa.data.sources.source_files import PHOTOGRAPHS, Source, check_images, count_source_images
-from urepa.data.stages.vae_config import DC, known_config, known_scaling
+from urepa.data.sources.source_files import PHOTOGRAPHS, Source, count_source_images
 from urepa.data.track_captions import CaptionSettings, CaptionSource, ConditionOf
-from urepa.data.track_defaults import ONE_BUCKET_A_BATCH, TrackDefaults, refuse_idle_teacher
+from urepa.data.track_defaults import TrackDefaults, refuse_idle_teacher
+from urepa.data.track_image_tokens import PatchStatistics
 from urepa.data.track_teacher_view import TeacherSees, TeacherViewSettings
 from urepa.models.teachers.rectangle_sizes import Grid, grid_for
 
@@ -146,8 +143,35 @@ class LatentTrack(CaptionSettings, TeacherViewSettings, TrackDefaults):
         "the column of the captions, or the key in a .json of a tar file; null: text, caption or captions", None
     )
     text_encoder: Any = part("encodes the captions: text_encoder@data.text_encoder=NAME; null: without captions", None)
+    image_encoder: Any = part(
+        "encodes the images as conditions besides their captions: teacher@data.image_encoder=NAME; null: without", None
+    )
+    dropout: dict[str, float] = setting(
+        "with data.image_encoder, in place of cfg_dropout: the parts of its condition that a training sample loses "
+        "together, with the probability, as {text+image: 0.1, image: 0.3, text: 0.05}",
+        {},
+        ge=0,
+        le=1,
+        alters=NOTHING,
+    )
+    patch_statistics: PatchStatistics = setting(
+        "the mean and deviation by which the image encoder's patch tokens are standardised: that of its vectors (cls) "
+        "or their own (patches)",
+        PatchStatistics.cls,
+        alters=NOTHING,
+    )
+    shuffle_patches: bool = setting(
+        "a control: the patch tokens of the condition's image are in a random order", False, alters=NOTHING
+    )
 
-    not_in_caches: ClassVar[tuple[str, ...]] = ("cfg_dropout", "condition", "stage_to")
+    not_in_caches: ClassVar[tuple[str, ...]] = (
+        "cfg_dropout",
+        "dropout",
+        "patch_statistics",
+        "shuffle_patches",
+        "condition",
+        "stage_to",
+    )
     of_images: ClassVar[tuple[str, ...]] = ("latent_shape", "image_size", "num_classes")
     without_copies: ClassVar[Mapping[str, Any]] = {"stage_to": None}
 
@@ -257,6 +281,7 @@ class LatentTrack(CaptionSettings, TeacherViewSettings, TrackDefaults):
     def check_given(self, given: Sequence[str], *, has_teacher: bool) -> None:
         """Raises UserError for keys of caches that are not read, and for networks that are not used."""
         refuse_idle_teacher(self.online_teacher, has_teacher)
+        self.check_image_given(given)
         if "data.teacher_sees" in given and not has_teacher:
             raise UserError("data.teacher_sees has no effect with loss=none, which has no teacher; drop it")
         idle = {"data.latents": "data.online_latents"} if self.online_latents else {}
@@ -274,55 +299,31 @@ class LatentTrack(CaptionSettings, TeacherViewSettings, TrackDefaults):
             raise UserError("data.stage_to has no effect here: there is no cache to copy; drop it")
 
     def check_inputs(self, batch_size: int) -> None:
-        for path in (*self.lists.values(), *self._latents_folders(), *self.text_places):
+        for path in (*self.lists.values(), *self.latents_folders(), *self.text_places):
             if not path.exists():
                 raise no_cache_error(path, self.remake)
         if self.online_text:
             self.check_text_files()
-        if not self._has_bucket_lists():
+        if not self.has_bucket_lists():
             raise no_cache_error(self.folder / BUCKETS, self.remake)
         if (known := self.bucket_samples()) is not None:
             check_buckets({name: counts["train"] for name, counts in known.items()}, batch_size)
 
-    def _has_bucket_lists(self) -> bool:
+    def has_bucket_lists(self) -> bool:
         """Whether the buckets' lists exist, or there are no buckets."""
         return self.buckets is None or self.bucket_counts() is not None
 
-    def _latents_folders(self) -> list[Path]:
+    def latents_folders(self) -> list[Path]:
         """The folders of the latents; empty if they are computed online."""
         names = [""] if self.buckets is None else list(self.bucket_counts() or {})
         return [] if self.online_latents else [self.place_of(self.latents, name) for name in names]
 
     def check_stage(self, stage: str, shard: str) -> None:
-        """Raises UserError if a stage's inputs are missing, or if the stage has no effect."""
-        if stage == "text" and self.text_encoder is None:
-            raise UserError(f"data={self.name} has no captions, so there is nothing to encode; leave that stage out")
-        if stage == "adopt" and (self.buckets is not None or self.captions is not None):
-            raise UserError("stage=adopt takes in squares with classes; leave data.buckets and data.captions out")
-        if stage in ("all", "text"):
-            self.check_text_files()
-        missing = [path for path in self.lists.values() if not path.exists()]
-        online = {"latents": self.online_latents, "tokens": self.online_teacher}
-        if stage in ("all", "manifest") and missing:
-            check_images(str(self.source), self.images, by_class=self.by_class)
-        elif stage in ("images", "latents", "tokens", "text") and missing and not online.get(stage, False):
-            raise no_list_error(missing[0])
-        elif stage in ("images", "latents", "tokens") and not self._has_bucket_lists():
-            raise no_list_error(self.folder / BUCKETS)
-        elif stage == "adopt" and missing:
-            raise lost_list_error(missing[0], self.remake)
-        elif stage == "verify":
-            self.check_inputs(1)
-        elif stage == "digest":
-            for store in (*self._latents_folders(), *self.text_folders):
-                if not is_finished(store):
-                    raise unfinished_error(store, self.remake)
-        elif stage == "prompts" and self.class_names is not None and not (self.folder / self.prompts).exists():
-            class_names(self.class_names)
+        check_latent_stage(self, stage)
 
     def has_latents(self) -> bool:
-        there = (*self.lists.values(), *self._latents_folders())
-        return self._has_bucket_lists() and all(path.exists() for path in there)
+        there = (*self.lists.values(), *self.latents_folders())
+        return self.has_bucket_lists() and all(path.exists() for path in there)
 
     def has_tokens(self, teacher: OneTeacher) -> bool:
         """Assumed to be there: opening the caches raises UserError if they are missing."""
@@ -348,14 +349,16 @@ class LatentTrack(CaptionSettings, TeacherViewSettings, TrackDefaults):
         for name, patterns in named:
             if name is not None and is_hub_id(name):
                 found.setdefault(name, []).extend(patterns)
-        return found
+        return found | ({} if self.image_encoder is None else self.image_encoder.hub_files())
 
     def stages(self) -> Stages:
         asked = {"latents": self.online_latents, "tokens": self.online_teacher}  # computed during training
         sharded = ["images", "latents", "tokens", *(["text"] if self.text_folders else [])]
+        image = [] if self.image_encoder is None else [self.image_tokens_name(size) for size in self.sizes.values()]
+        sharded[3:3] = ["image_tokens"] if image else []
         return Stages(
             place=(self.root, self.latents if self.buckets is None else f"{'+'.join(self.sizes)}/{self.latents}"),
-            tokens=" ".join([self.tokens, *(folder.name for folder in self.text_folders)]),
+            tokens=" ".join([self.tokens, *(folder.name for folder in self.text_folders), *image]),
             images=inf if self.train_images is None else float(self.train_images),
             first=("manifest",) if self.text is None else ("manifest", "prompts"),
             sharded=tuple(name for name in sharded if not asked.get(name, False)),
@@ -373,26 +376,4 @@ class LatentTrack(CaptionSettings, TeacherViewSettings, TrackDefaults):
         return LatentTrackCaches(self)
 
     def description(self, images: str) -> str:
-        posterior = "a sample of its posterior, drawn at every update" if self.moments else "its posterior's mode"
-        config, scaling = known_config(self.vae), known_scaling(self.vae)
-        if config is not None and config.get("_class_name") == DC:  # moments are refused for it
-            posterior = "which have no posterior"
-        scaled = "shifted and scaled as its config says" if scaling is None else scaling.words
-        when = "at every update during training" if self.online_latents else "once"
-        text = "" if self.text is None else f", and the classes' prompts by the text encoder of {self.text}"
-        made = f"encoded {when} by the VAE of {self.vae} to latents of {' or '.join(map(shape, self.latent_shapes))}"
-        return (
-            f"{self.name} (source {self.source}): {images}, in {number(self.num_classes)} classes. "
-            f"{self._describe_cut()} are {made} ({posterior}, {scaled}){text}.{self.describe_teacher_view()}"
-            f"{self._describe_order()} {self.describe_draws()}"
-        )
-
-    def _describe_cut(self) -> str:
-        """The part of each image that is encoded, as the plural subject of a sentence."""
-        if self.buckets is None:
-            return f"Central squares at {self.image_size}×{self.image_size} pixels"
-        named = " or ".join(map(shape, self.sizes.values()))
-        return f"Largest central rectangles of the nearest aspect ratio, resized once to {named} pixels,"
-
-    def _describe_order(self) -> str:
-        return f" {ONE_BUCKET_A_BATCH}" if len(self.sizes) > 1 else ""
+        return describe_latents(self, images)

@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from urepa.core.files import missing_folders, read_json, remove_new
-from urepa.core.track_protocols import ConditionMaker
 from urepa.data.cache import (
     SPLITS,
     Cache,
@@ -34,6 +33,7 @@ from urepa.data.cache import (
     refuse_differing,
     token_stores,
 )
+from urepa.data.image_statistics import IMAGE_TOKENS
 from urepa.data.lists.bucket_shapes import cut_to_aspect
 from urepa.data.lists.paths import is_finished, remake_pixels_text, tokens_name
 from urepa.data.lists.samples import Keys, Sample, Samples, digest_of, read_split, write_split
@@ -46,6 +46,7 @@ from urepa.data.stores.lmdb_pages import has_records, rows_of
 from urepa.data.stores.lmdb_store import Part
 from urepa.data.stores.record_reading import Store
 from urepa.data.stores.sealing import digests_of_records
+from urepa.data.tracks.image_token_caches import ImageTokens
 from urepa.data.tracks.pixel_sizes import check_channels
 from urepa.models.teachers.rectangle_sizes import grid_for, teacher_on_grid
 from urepa.models.teachers.several_teachers import by_name
@@ -67,6 +68,7 @@ class PixelBucket:
         self.latents = self.folder / "latents"
         self.latent_shape = settings.shape_of(size)
         self.remake = remake_pixels_text(settings.name)
+        self.image_tokens = None if settings.image_encoder is None else ImageTokens(settings, self.folder, size)
 
     def _manifest(self) -> dict[str, Any]:
         s = self.settings
@@ -93,11 +95,14 @@ class PixelBucket:
     def store_folders(self, teacher: Any | None) -> list[Path]:
         """The folders of all caches."""
         plain = list(dict.fromkeys([self.latents, *self.tokens_folders(teacher).values()]))  # teachers may share one
+        plain += [] if self.image_tokens is None else [self.image_tokens.folder]
         return plain + ([mirrored_folder(path) for path in plain] if self.settings.flip else [])
 
     def stores(self, teacher: Any | None) -> dict[str, tuple[tuple[int, ...], str]]:
         """The shape and data type of each cache's records."""
         stores: dict[str, tuple[tuple[int, ...], str]] = {"latents": (self.latent_shape, "float16")}
+        if self.image_tokens is not None:
+            stores[IMAGE_TOKENS] = (tuple(self.image_tokens.record_shape), "float16")
         return stores | ({} if self.settings.online_teacher else token_stores(self.teachers(teacher), "float16"))
 
     def teachers(self, teacher: Any | None) -> dict[str, Any]:
@@ -109,7 +114,7 @@ class PixelBucket:
         known = teacher.manifest()
         return self.folder / tokens_name(known["model"], known["image_size"], teacher.grid, known.get("positions"))
 
-    def open(self, teacher: Any | None, class_names: Sequence[str], conditions: ConditionMaker) -> Cache:
+    def open(self, teacher: Any | None, class_names: Sequence[str], conditions: Any) -> Cache:
         """Opens the existing caches with the track's conditions. `teacher` None: no tokens."""
         folders, teachers, s = self.tokens_folders(teacher), self.teachers(teacher), self.settings
         splits = self.splits()
@@ -124,13 +129,18 @@ class PixelBucket:
             read = partial(images_of, read=partial(self._images, latents))
             tokens = {name: OnlineTokens(one, read, splits["train"].ids()) for name, one in teachers.items()}
         grids = {name: one.grid for name, one in teachers.items()}
+        if self.image_tokens is not None:
+            image = self._store(self.image_tokens.folder, self.image_tokens.expected(), splits)
+            conditions = conditions.opened(image, self.size)
         known: dict[str, Any] = {"class_names": class_names, "bucket": self.name}
-        known["text"] = getattr(conditions, "records", None)
+        known |= {"text": getattr(conditions, "records", None)}
+        known |= {"image_tokens": getattr(conditions, "image_records", None)}
         return Cache(splits, latents, tokens, grids, s.num_classes, conditions, **known)
 
     def has_caches(self, teacher: Any | None) -> bool:
         """Whether everything that training reads is cached."""
-        return all(is_finished(path) for path in (self.latents, *self.tokens_folders(teacher).values()))
+        image = [] if self.image_tokens is None else [self.image_tokens.folder]
+        return all(is_finished(path) for path in (self.latents, *self.tokens_folders(teacher).values(), *image))
 
     def has_results(self) -> bool:
         """Whether any store has records."""
@@ -225,6 +235,9 @@ class PixelBucket:
             self._build_mirrored_latents(latents, splits)
         for name, folder in self.tokens_folders(teacher).items():
             self._build_tokens(self.teachers(teacher)[name], folder, latents, splits)
+        if self.image_tokens is not None:
+            read = partial(self._images_of, latents)
+            self._build_store(self.image_tokens.output(), splits, read, self.image_tokens.encode)
         latents.close()
 
     def _build_mirrored_latents(self, latents: Store, splits: dict[str, Samples]) -> None:
@@ -245,8 +258,7 @@ class PixelBucket:
         facts = {"kind": "tokens", "track": self.settings.name, "flip": "none", "teacher": teacher.manifest()}
         facts |= {"shape": shape, "dtype": "float16"}
 
-        def images(samples: Sequence[Sample]) -> Tensor:
-            return self._images(latents, [s.sample_id for s in samples])
+        images = partial(self._images_of, latents)
 
         def tokens(images_B3HW: Tensor) -> np.ndarray:
             return teacher.tokens(images_B3HW.to(device)).x_BND.cpu().numpy()
@@ -302,6 +314,9 @@ class PixelBucket:
 
     def _images(self, latents: Store, ids: list[str]) -> Tensor:
         return self.to_rgb(torch.from_numpy(latents.read(ids)))
+
+    def _images_of(self, latents: Store, samples: Sequence[Sample]) -> Tensor:
+        return self._images(latents, [s.sample_id for s in samples])
 
     def to_x0(self, images_BCHW: Tensor) -> Tensor:
         """Images in [0,1] to latents."""

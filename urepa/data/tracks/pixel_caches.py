@@ -34,7 +34,9 @@ from urepa.data.sources.source_identity import Listing
 from urepa.data.sources.source_image import SourceImage
 from urepa.data.stages.verify import verify
 from urepa.data.stores.sealing import add_digests
+from urepa.data.text_and_image_conditions import TextAndImageConditions, with_text
 from urepa.data.tracks.caption_caches import CaptionCaches
+from urepa.data.tracks.image_token_caches import text_and_image_conditions
 from urepa.data.tracks.pixel_bucket_caches import PixelBucket
 
 if TYPE_CHECKING:
@@ -59,15 +61,25 @@ class PixelTrackCaches:
         self.image_size, self.num_classes = settings.image_size, settings.num_classes
         self.remake = remake_pixels_text(self.name)
         self.text = None if settings.text_encoder is None else CaptionCaches(settings, self.remake)
-        self.conditions: ConditionMaker = (
-            conditions_without_text(settings) if self.text is None else self.text.conditions
-        )
+        self.conditions: ConditionMaker = self._conditions()
         self.condition_widths = settings.condition_widths
         self.max_skipped, self.flip, self.online_teacher = settings.max_skipped, settings.flip, settings.online_teacher
         self.build_on_first_use, self.online_text = settings.build_on_first_use, settings.online_text
         self.all_buckets = [PixelBucket(settings, name, size) for name, size in settings.sizes.items()]
         self.folder = settings.folder
         self._set_shapes()
+
+    def _conditions(self) -> ConditionMaker:
+        """The conditions before the caches are opened."""
+        if self.text is None:
+            return conditions_without_text(self.settings)
+        if self.settings.image_encoder is None:
+            return self.text.conditions
+        return text_and_image_conditions(self.settings, self.text.conditions, self._image_folders)
+
+    def _image_folders(self) -> list[Path]:
+        """The folders of the image tokens of all buckets with images."""
+        return [bucket.image_tokens.folder for bucket in self.buckets if bucket.image_tokens is not None]
 
     def _set_shapes(self) -> None:
         self.image_shapes = [(self.settings.channels, *bucket.size) for bucket in self.all_buckets]
@@ -104,7 +116,9 @@ class PixelTrackCaches:
         if missing:
             self.build(teacher)
         names = read_names(self.folder, self.num_classes)
-        conditions = self.conditions if self.text is None else self.text.open(self._listed())
+        conditions = self.conditions
+        if self.text is not None:
+            conditions = with_text(conditions, self.text.open(self._listed()))
         return caches_of([bucket.open(teacher, names, conditions) for bucket in self.buckets])
 
     def _listed(self) -> Samples:
@@ -318,8 +332,18 @@ class PixelTrackCaches:
 
     def of_bucket(self, name: str) -> PixelTrackCaches:
         """A view of the track with one of its buckets, for code that handles one shape at a time."""
+        (bucket,) = (bucket for bucket in self.all_buckets if bucket.name == name)
+        return self._with(bucket)
+
+    def of_size(self, size: Size) -> PixelTrackCaches:
+        """A view of the track for images of these rows and columns in pixels, without caches."""
+        return self._with(PixelBucket(self.settings, f"{size[0]}x{size[1]}", size))
+
+    def _with(self, bucket: PixelBucket) -> PixelTrackCaches:
         track = copy(self)
-        track.all_buckets = [bucket for bucket in self.all_buckets if bucket.name == name]
+        track.all_buckets = [bucket]
+        if isinstance(self.conditions, TextAndImageConditions):
+            track.conditions = self.conditions.of_size(bucket.size)
         track._set_shapes()
         return track
 

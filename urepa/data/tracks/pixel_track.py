@@ -29,6 +29,7 @@ from urepa.data.sources.image_folder import class_places, readable
 from urepa.data.sources.source_files import PHOTOGRAPHS, Source, check_images, count_source_images
 from urepa.data.track_captions import CaptionSettings, CaptionSource, ConditionOf
 from urepa.data.track_defaults import ONE_BUCKET_A_BATCH, TrackDefaults, refuse_idle_teacher
+from urepa.data.track_image_tokens import PatchStatistics
 from urepa.data.tracks.pixel_sizes import check_channels, check_pixels, unshuffled_shape
 from urepa.models.teachers.rectangle_sizes import Grid, grid_for
 
@@ -91,8 +92,35 @@ class PixelTrack(CaptionSettings, TrackDefaults):
     max_skipped: float = setting(
         "largest fraction of images that may be unreadable; 0: none", 0.0, ge=0, le=1, alters=NOTHING, unpairs=True
     )
+    image_encoder: Any = part(
+        "encodes the images as conditions besides their captions: teacher@data.image_encoder=NAME; null: without", None
+    )
+    dropout: dict[str, float] = setting(
+        "with data.image_encoder, in place of cfg_dropout: the parts of its condition that a training sample loses "
+        "together, with the probability, as {text+image: 0.1, image: 0.3, text: 0.05}",
+        {},
+        ge=0,
+        le=1,
+        alters=NOTHING,
+    )
+    patch_statistics: PatchStatistics = setting(
+        "the mean and deviation by which the image encoder's patch tokens are standardised: that of its vectors (cls) "
+        "or their own (patches)",
+        PatchStatistics.cls,
+        alters=NOTHING,
+    )
+    shuffle_patches: bool = setting(
+        "a control: the patch tokens of the condition's image are in a random order", False, alters=NOTHING
+    )
 
-    not_in_caches: ClassVar[tuple[str, ...]] = ("cfg_dropout", "condition", "build_on_first_use")
+    not_in_caches: ClassVar[tuple[str, ...]] = (
+        "cfg_dropout",
+        "dropout",
+        "patch_statistics",
+        "shuffle_patches",
+        "condition",
+        "build_on_first_use",
+    )
     of_images: ClassVar[tuple[str, ...]] = ("image_size", "channels", "unshuffle", "scale", "num_classes")
     without_making: ClassVar[Mapping[str, Any]] = {"build_on_first_use": False}
 
@@ -153,6 +181,7 @@ class PixelTrack(CaptionSettings, TrackDefaults):
 
     def check_given(self, given: Sequence[str], *, has_teacher: bool) -> None:
         refuse_idle_teacher(self.online_teacher, has_teacher)
+        self.check_image_given(given)
 
     def check_validation(self, group: int) -> None:
         images = self.validation_images
@@ -215,6 +244,9 @@ class PixelTrack(CaptionSettings, TrackDefaults):
         if len(self.sizes) == 1:
             return {name: self.folder / name for name in self.sizes}
         return {name: self.folder / name for name in self.bucket_samples() or {}}
+
+    def hub_files(self) -> dict[str, list[str]]:
+        return {} if self.image_encoder is None else self.image_encoder.hub_files()
 
     def expected_samples(self) -> dict[str, int]:
         count = partial(count_source_images, str(self.source), self.images)

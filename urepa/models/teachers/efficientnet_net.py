@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from urepa.core.types import Tokens
+from urepa.models.layers import unit_length
 from urepa.models.teachers.efficientnet_sizes import LITE0, LITE2, check_efficientnet, model_name
 from urepa.models.teachers.rectangle_sizes import map_size, proportional_grid
 
@@ -30,6 +31,7 @@ class EfficientNetLite0Network:
     counted from 0; D = 112 and 40); later blocks are not computed."""
 
     is_local = True  # its weights are in an installed package
+    vector = "mean"  # what `states` gives beside the tokens
     network, maps = "efficientnet-lite0", LITE0
 
     def __init__(self, image_size: int, grid: list[int], stride: int) -> None:
@@ -89,13 +91,18 @@ class EfficientNetLite0Network:
     def tokens(self, images_B3HW: Tensor, grid: tuple[int, int] | None = None) -> Tokens:
         """RGB in [0,1] of any size to Tokens [B,N,D] of unit length. Images are resized to a square, or to the
         proportions of `grid` with tokens as large as on the square."""
+        return unit_length(self.states(images_B3HW, grid)[1])
+
+    @torch.inference_mode()
+    def states(self, images_B3HW: Tensor, grid: tuple[int, int] | None = None) -> tuple[Tensor, Tokens]:
+        """As `tokens`, but not of unit length, preceded by the map's mean [B,D]."""
         grid = self.grid if grid is None else grid
         rows, columns = map_size(grid, self.grid, self.image_size // self.stride)
         size = (rows * self.stride, columns * self.stride)
         images = F.interpolate(images_B3HW, size=size, mode="bicubic", align_corners=False, antialias=True)
         mean, std = (torch.tensor(x, device=images.device).view(3, 1, 1) for x in (MEAN, STD))
-        map_BDhw = F.adaptive_avg_pool2d(self._map((images.clamp(0, 1) - mean) / std), grid)
-        return Tokens(F.normalize(map_BDhw.flatten(2).transpose(1, 2), dim=-1), grid)
+        map_BDhw = self._map((images.clamp(0, 1) - mean) / std)
+        return map_BDhw.mean((2, 3)), Tokens.from_map(F.adaptive_avg_pool2d(map_BDhw, grid))
 
     def _map(self, images_B3HW: Tensor) -> Tensor:
         """The feature map [B,D,h,w]; later blocks are not run. In eval mode the blocks drop nothing."""

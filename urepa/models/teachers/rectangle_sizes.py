@@ -82,6 +82,10 @@ class TeacherOnGrid:
         """Tokens [B,h·w,D] on this grid."""
         return self.teacher.tokens(images_B3HW, self.grid)
 
+    def states(self, images_B3HW: Any) -> Any:
+        """A vector [B,D] and the tokens [B,h·w,D] on this grid, not of unit length."""
+        return self.teacher.states(images_B3HW, self.grid)
+
 
 def teacher_on_grid(teacher: Any, grid: Grid) -> Any:
     """A built teacher for images with this grid: the teacher itself if that is its own grid."""

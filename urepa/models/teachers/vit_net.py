@@ -20,6 +20,7 @@ from urepa.core import progress
 from urepa.core.errors import UserError
 from urepa.core.hub_names import download_failure, resolve
 from urepa.core.types import Tokens
+from urepa.models.layers import unit_length
 from urepa.models.teachers.dino.dinov2_positions import resample_by
 from urepa.models.teachers.rectangle_sizes import map_size, proportional_grid
 from urepa.models.teachers.vit_sizes import check_vit, model_name, resamples, resamples_map
@@ -193,6 +194,17 @@ class ViTNetwork:
         """RGB in [0,1], of any size, to Tokens [B,N,D]. Images are resized to a square, or to the proportions of `grid`
         with tokens as large as on the square; positions are then resampled, by the rule `positions` if there is
         one."""
+        return unit_length(self.states(images_B3HW, grid)[1])
+
+    @property
+    def vector(self) -> str:
+        """What `states` gives beside the tokens: "cls", the class token, or "mean" in a family without one."""
+        return "cls" if FAMILIES[self.family].cls_tokens else "mean"
+
+    @torch.inference_mode()
+    def states(self, images_B3HW: Tensor, grid: tuple[int, int] | None = None) -> tuple[Tensor, Tokens]:
+        """As `tokens`, but not of unit length, preceded by the class token [B,D], or the mean of all patches in a
+        family without one. Registers are left out."""
         family, grid = FAMILIES[self.family], self.grid if grid is None else grid
         rows, columns = self._map_of(grid)
         size = (rows * self.patch, columns * self.patch)
@@ -207,5 +219,5 @@ class ViTNetwork:
             hidden_BND = network(pixels, **options).last_hidden_state
         prefix = family.cls_tokens + getattr(self.network.config, "num_register_tokens", 0)
         patches = Tokens(hidden_BND[:, prefix:].float(), (rows, columns))
-        pooled = F.adaptive_avg_pool2d(patches.to_map(), grid)
-        return Tokens(F.normalize(pooled.flatten(2).transpose(1, 2), dim=-1), grid)
+        vector_BD = hidden_BND[:, 0].float() if family.cls_tokens else patches.x_BND.mean(1)
+        return vector_BD, Tokens.from_map(F.adaptive_avg_pool2d(patches.to_map(), grid))

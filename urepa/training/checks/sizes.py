@@ -62,6 +62,8 @@ def check_condition(backbone: Any, track: Any) -> None:
     if takes_parts(backbone, made):
         if hasattr(backbone, "check_widths"):
             backbone.check_widths(condition_widths(track))
+        if getattr(track, "shuffle_patches", False) and hasattr(backbone, "check_shuffled"):
+            backbone.check_shuffled()
         return
     fitting = sorted(name for name, cls in KINDS["backbone"].items() if takes_parts(cls, made))
     elsewhere = "other data" if TEXT not in made else "other data, or another text_encoder@data.text_encoder"
