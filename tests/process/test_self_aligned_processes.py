@@ -1,4 +1,4 @@
-"""Real processes with a loss without a teacher: two gloo processes equal one, and a killed run continues bit for bit."""
+"""Real processes with a loss without a teacher: two gloo processes equal one, and a killed run continues exactly."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def overrides(name: str) -> tuple[str, ...]:
 def test_two_processes_equal_one_and_a_killed_run_an_uninterrupted_one(
     make_workspace: Callable[..., Workspace], name: str
 ) -> None:
-    """The pairs of the dispersive loss are those of the global batch, and its measurement is over all ranks. The state of
-    SRA is the trainer's average."""
+    """The pairs of the dispersive loss are those of the global batch, and its measurement is over all ranks. The state
+    of SRA is the trainer's average."""
     alone, two, killed = (make_workspace(SIT) for _ in range(3))
     alone.train(*overrides(name))
     two.train(*overrides(name), ranks=2)

@@ -105,7 +105,7 @@ def test_sra_evaluates_the_averages_in_eval_mode_and_not_after_the_stop(sit: Bui
 
 
 def test_the_target_of_sra_is_that_of_the_trainers_averages(sit: Build) -> None:
-    """The averages differ from the weights after an update, and a model that has them as its weights gives the target."""
+    """The averages differ from the weights after an update; a model that has them as its weights gives the target."""
     trainer = sit("loss=self_representation", *TAPS["self_representation"])
     train(trainer, 0, 3)
     (batch,) = trainer.reader.read(3)

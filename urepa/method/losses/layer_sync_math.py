@@ -32,7 +32,7 @@ class LayerSyncLoss(SelfAlignment):
                 f"loss.teacher={self.settings.teacher} {teacher.grid}: give two taps of one grid"
             )
         mask_BN = both_masks(student.mask_BN, teacher.mask_BN)
-        # contiguous: else the gradient has the layout of the states and gives it to its sum with the diffusion loss's, and
-        # kernels that add in another order would change the weights' last bits even at λ = 0
+        # contiguous: else the gradient has the layout of the states and gives it to its sum with the diffusion loss's,
+        # and kernels that add in another order would change the weights' last bits even at λ = 0
         student_BND, teacher_BND = student.x_BND.contiguous(), teacher.x_BND.detach().contiguous()
         return {"token": token_loss(student_BND, teacher_BND, mask_BN)}, None
