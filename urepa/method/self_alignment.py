@@ -17,7 +17,7 @@ from omegaconf import MISSING
 
 from urepa.core.comparability import ALIGNMENT, TOTAL, TOTAL_BY_STEP
 from urepa.core.declared_keys import LARGEST, setting
-from urepa.core.descriptions import number
+from urepa.core.descriptions import Formula, number
 from urepa.core.errors import UserError
 from urepa.core.evaluation_protocols import Metric
 from urepa.core.protocols import Schedule
@@ -91,8 +91,13 @@ class WithoutTeacher:
             idle |= {"schedule.stop_step": None, "schedule": "loss.lambda_max=0, which it multiplies"}
         return idle
 
-    def weight_over_the_run(self, schedule: Schedule) -> str:
-        """λ over the run, as a sentence."""
+    def over_the_run(self, schedule: Schedule, max_steps: int) -> list[str | Formula]:
+        """λ over the run: a sentence, and the schedule's formulas."""
+        of_run = {"warmup_steps": self.warmup_steps, "max_steps": max_steps}
+        trains = self.lambda_max > 0 and self.warmup_steps < max_steps
+        return [self._weight(schedule), *(schedule.formulas(peak=self.lambda_max, **of_run) if trains else [])]
+
+    def _weight(self, schedule: Schedule) -> str:
         if self.lambda_max == 0:
             return "λ = 0 throughout: the control, which computes and logs the term and does not train on it."
         shape, lam = schedule.description(), number(self.lambda_max)

@@ -73,5 +73,5 @@ class Dispersive(WithoutTeacher):
                 r"\mathcal{L}_{\mathrm{disp}} = \log \frac{1}{B^2} \sum_{i, j} \exp\Bigl("
                 rf" - \frac{{\lVert z_i - z_j \rVert_2^2}}{{D \cdot {number(self.temperature)}}} \Bigr)"
             ),
-            self.weight_over_the_run(schedule),
+            *self.over_the_run(schedule, max_steps),
         ]

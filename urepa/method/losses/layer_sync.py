@@ -60,5 +60,5 @@ class LayerSync(WithoutTeacher):
                 r"\mathcal{L}_{\mathrm{token}} = \mathbb{E}\, \Bigl[ 1 - \frac{1}{N} \sum_{n=1}^{N}"
                 r" \cos\bigl( h^{k}_n, \operatorname{sg}(h^{m}_n) \bigr) \Bigr]"
             ),
-            self.weight_over_the_run(schedule),
+            *self.over_the_run(schedule, max_steps),
         ]

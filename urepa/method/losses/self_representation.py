@@ -74,14 +74,14 @@ class SelfRepresentation(WithoutTeacher):
         return [
             f"The loss aligns the tokens h of {self.student}, behind a head g of its own (linear to twice the width, "
             f"SiLU, linear), with the tokens of {self.teacher} that the exponential moving average of the weights "
-            "gives (h with a bar, in eval mode and without gradient) at a time s nearer to the data, with the same "
+            "gives (h with a bar, in eval mode and without gradient) at a time r nearer to the data, with the same "
             "noise and the same condition (SRA). There is no teacher.",
             Formula(r"\mathcal{L} = \mathcal{L}_{\mathrm{diff}} + \lambda(s)\, \mathcal{L}_{\mathrm{self}}"),
             Formula(DIFFUSION),
             Formula(
                 r"\mathcal{L}_{\mathrm{self}} = \mathbb{E}\, \operatorname{smooth-l1}_{"
-                rf"{number(self.beta)}}}\bigl( g(h^{{k}}(x_t, t)), \bar h^{{m}}(x_s, s) \bigr), \qquad "
-                rf"s = \max(t - u, 0), \quad u \sim U(0, {number(self.less_noise)})"
+                rf"{number(self.beta)}}}\bigl( g(h^{{k}}(x_t, t)), \bar h^{{m}}(x_r, r) \bigr), \qquad "
+                rf"r = \max(t - u, 0), \quad u \sim U(0, {number(self.less_noise)})"
             ),
-            self.weight_over_the_run(schedule),
+            *self.over_the_run(schedule, max_steps),
         ]

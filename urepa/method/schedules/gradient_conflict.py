@@ -75,5 +75,5 @@ class GradientConflict(Cutoff):
                 rf"m_{{s-d}} \le {number(self.threshold)}, \qquad m_s = {kept}\, m_{{s'}} + {new}\, "
                 r"\cos\bigl( \nabla_z \mathcal{L}_{\mathrm{diff}}(s), \nabla_z \mathcal{L}_{\mathrm{align}}(s) \bigr)"
             ),
-            "From the first update at which this holds, λ is 0, and training no longer uses the teacher.",
+            "From the first update at which this holds, λ is 0, and training no longer computes the alignment terms.",
         ]
