@@ -187,6 +187,7 @@ def write_report(results: Any, sentences: list[str], folder: Path, grids: Any = 
     from urepa.reports.comparison.draw_panels import draw_all
     from urepa.reports.comparison.figures import panels
     from urepa.reports.comparison.page import page
+    from urepa.reports.comparison.ranking import ranking_text
 
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     drawn = draw_all(panels(results))
@@ -195,7 +196,7 @@ def write_report(results: Any, sentences: list[str], folder: Path, grids: Any = 
         write_whole(folder / "figures" / f"{figure.panel.name}.png", figure.png)
         write_whole(folder / "figures" / f"{figure.panel.name}.pdf", figure.pdf)
     write_whole(folder / "table.csv", as_csv(results))
-    write_whole(folder / "table.md", tables.markdown(results, sentences))
+    write_whole(folder / "table.md", tables.markdown(results, sentences) + ranking_text(results))
     write_whole(folder / "table.tex", tables.latex(results))
     write_whole(folder / "index.html", page(results, drawn, sentences, grids))
 

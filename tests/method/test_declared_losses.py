@@ -15,15 +15,24 @@ from urepa.core.comparability import SILENT
 from urepa.core.descriptions import Formula
 from urepa.core.errors import UserError
 from urepa.core.protocols import Loss, LossMath, Schedule
+from urepa.method.losses.dispersive import Dispersive
+from urepa.method.losses.layer_sync import LayerSync
 from urepa.method.losses.no_loss import NoLoss
+from urepa.method.losses.self_representation import SelfRepresentation
 from urepa.method.losses.urepa_loss import URepaLoss
 from urepa.method.schedules.constant import Constant
 from urepa.method.schedules.cosine import Cosine
+from urepa.method.self_alignment import has_alignment, own_states
 
 LOSSES: dict[str, Loss] = {
     "no_loss": NoLoss(),
     "urepa_loss": URepaLoss(
         lambda_max=0.5, warmup_steps=4, manifold_weight=3.0, level="both", taps={"mid": 1.0}, spike_threshold=0.1
+    ),
+    "layer_sync": LayerSync(lambda_max=0.2, warmup_steps=4, student="block_1", teacher="block_3"),
+    "dispersive": Dispersive(lambda_max=0.5, warmup_steps=4, tap="block_1", temperature=0.5),
+    "self_representation": SelfRepresentation(
+        lambda_max=0.2, warmup_steps=4, student="block_1", teacher="block_3", less_noise=0.2, beta=0.05
     ),
 }
 SCHEDULES: dict[str, Schedule] = {"constant": Constant(), "cosine": Cosine(final=0.25)}
@@ -47,14 +56,15 @@ def test_a_declared_loss_is_what_the_protocol_says(name: str) -> None:
     mathematics: LossMath = own.build(schedule=SCHEDULES["cosine"], max_steps=20)
     for answer in ("taps", "lambda_max", "diffusion_fraction"):
         assert getattr(mathematics, answer) == getattr(own, answer)
-    assert mathematics.schedule.asks_teacher(4) == bool(own.taps)
+    assert mathematics.schedule.asks_teacher(4) == has_alignment(own)
+    assert own_states(mathematics) == own_states(own)
     assert mathematics.time_power == 0
     assert mathematics.lam(4) == own.lambda_max
     assert mathematics.is_at_peak(4)
     words = own.description(schedule=SCHEDULES["constant"], max_steps=20)
     assert str(words[0]).startswith("The loss ")
     assert any(isinstance(block, Formula) for block in words)
-    assert bool(own.model_card()) == bool(own.taps)
+    assert bool(own.model_card()) == has_alignment(own)
 
 
 def test_every_file_declares_one_and_loads_without_torch() -> None:

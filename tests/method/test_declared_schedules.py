@@ -19,6 +19,7 @@ from urepa.data.reader import AHEAD, Layout, TrainingReader
 from urepa.method.losses.urepa_loss import URepaLoss
 from urepa.method.schedules.constant import Constant
 from urepa.method.schedules.cosine import Cosine
+from urepa.method.schedules.gradient_conflict import GradientConflict
 from urepa.method.schedules.linear import Linear
 from urepa.method.schedules.polynomial import Polynomial
 from urepa.method.schedules.similarity_cutoff import SimilarityCutoff
@@ -30,6 +31,7 @@ SCHEDULES: dict[str, Schedule] = {
     "linear": Linear(final=0.25),
     "polynomial": Polynomial(final=0.25, power=3.0),
     "similarity_cutoff": SimilarityCutoff(threshold=0.5, ema_decay=0.9, recoverable=False, shape=Cosine(final=0.25)),
+    "gradient_conflict": GradientConflict(threshold=0.0, ema_decay=0.9, every=2, least=3, shape=Cosine(final=0.25)),
 }
 DELAY = SimilarityCutoff.delay
 
@@ -57,7 +59,7 @@ def test_a_declared_schedule_is_what_the_protocol_says(name: str) -> None:
     built: ScheduleMath = own.build(warmup_steps=3, max_steps=50)
     assert (built.value(0), built.asks_teacher(0), built.is_stopped(0)) == (1, True, False)
     assert own.teacher_steps(warmup_steps=3, max_steps=50) == math.inf
-    assert own.may_stop(warmup_steps=3, max_steps=50) == (name == "similarity_cutoff")
+    assert own.may_stop(warmup_steps=3, max_steps=50) == (name in ("similarity_cutoff", "gradient_conflict"))
 
 
 # --- what is known before the run -----------------------------------------------------------------------------

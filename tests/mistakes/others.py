@@ -107,7 +107,7 @@ BENCH = (
         ("bench.against=foo", "bench.against=foo: .*documented, online"),
         (
             "bench.against=online loss=none",
-            "bench.against=online runs the teacher in every step, and loss=none has none",
+            "bench.against=online runs the teacher in every step, and this loss has none",
         ),
         ("bench.folder=nowhere", "bench.folder=nowhere"),
         ("bench.folder=file", "bench.folder=file", "", FILE),

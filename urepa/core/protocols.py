@@ -106,6 +106,11 @@ class LossMath(Protocol):
     batch, the step (the index of the update), a function that gathers [B,D] over the ranks to [G,D] with gradient, and
     the weights [B] of the samples' alignment by their times. It returns `urepa.method.training_step.Terms`.
 
+    A loss without taps that aligns the backbone with itself has `own_states` (`urepa.method.self_alignment`) and
+    `heads(widths)`, its own heads by tap; if it reads states of the averaged weights, also `second_times(batch,
+    objective)`, the times [B] at which these are evaluated. `urepa.method.losses.self_alignment_math.SelfAlignment` is
+    its base class. A loss that has alignment terms has `manifold_weight`, the weight of `Terms.manifold`.
+
     A loss with taps also has what validation needs of it: `manifold_weight`, `teachers` (weights by name),
     `spatial_norm` and `targets(tokens)`, a teacher's tokens as the student's are compared with them. With `grid`, as
     `loss.grid`, its declaration and it say on which grid that is (`urepa.method.alignment_grids`); a loss without it
@@ -149,7 +154,8 @@ class Loss(Protocol):
 
     @property
     def taps(self) -> Mapping[str, float]:
-        """The aligned taps and their weights; without taps there is neither teacher nor head."""
+        """The taps that are aligned to a teacher, and their weights; without taps there is no teacher and no head of
+        conf/head. A loss that aligns the backbone with itself has none (`urepa.method.self_alignment`)."""
         ...
 
     @property
@@ -197,6 +203,10 @@ class Loss(Protocol):
         ...
 
 
+# What schedules measure: train/cosine, and the cosine of the gradients of L_diff and L_align at the taps.
+COSINE, CONFLICT = MEASURED = ("cosine", "gradient conflict")
+
+
 class ScheduleMath(Protocol):
     """The shape of λ in one run, with its measurements as a state. It is the same on all ranks.
 
@@ -206,6 +216,11 @@ class ScheduleMath(Protocol):
     """
 
     delay: int | None  # None: nothing depends on measurements, and `observe` is not called
+    measures: str  # what `observe` gets, if it is called: one of `MEASURED`
+
+    def measures_at(self, step: int) -> bool:
+        """Whether this update is measured; asked for `CONFLICT` only, which is not computed otherwise."""
+        ...
 
     def value(self, step: int) -> float:
         """The share of the peak, in [0, 1], at the update with this index. During the warm-up, which the loss applies,
@@ -220,9 +235,10 @@ class ScheduleMath(Protocol):
         """Whether this update is at or after `stop_step`. Validations there do not count for the best checkpoint."""
         ...
 
-    def observe(self, step: int, similarity: Tensor | None) -> None:
-        """Records the mean similarity of an update over all ranks, a scalar on the device, without synchronising. None
-        if the teacher was not used."""
+    def observe(self, step: int, value: Tensor | None) -> None:
+        """Records what an update measured over all ranks, a scalar on the device, without synchronising. None if there
+        was no alignment, or the update was not to be measured. NaN: it is not defined, as the conflict of two gradients
+        of which one is 0."""
         ...
 
     def logged(self) -> Mapping[str, float]:

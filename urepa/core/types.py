@@ -7,7 +7,7 @@ C channels, H/W spatial.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -83,16 +83,19 @@ class Batch:
     condition: Condition
     teachers: dict[str, Tokens]  # by name, on its grid for this batch; empty if no teacher is used
     rows_R: Tensor | None = None  # the samples with a diffusion term; None: all
+    draws: dict[str, Tensor] = field(default_factory=dict)  # by purpose: a uniform number in [0,1) of each sample [B]
+    is_aligned: bool = True  # False: the alignment has ended, also that of a loss without a teacher
     slot: "Slot | None" = None  # the memory that holds the batch
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on the device, copied without synchronising. Tokens keep their stored precision."""
-        move = {
+        move: dict[str, Any] = {
             name: value.to(device, non_blocking=True)
             for name in ("x0", "noise", "t_B", "rows_R")
             if (value := getattr(self, name)) is not None
         }
         teachers = {name: tokens.to(device) for name, tokens in self.teachers.items()}
+        move["draws"] = {name: draw_B.to(device, non_blocking=True) for name, draw_B in self.draws.items()}
         condition = self.condition.to(device)
         if self.slot is not None and device.type == "cuda":
             self.slot.copied = torch.cuda.Event()
@@ -111,9 +114,10 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         """The batch in pinned memory. Tokens already are in pinned memory."""
-        pin = {
+        pin: dict[str, Any] = {
             name: value.pin_memory()
             for name in ("x0", "noise", "t_B", "rows_R")
             if (value := getattr(self, name)) is not None
         }
+        pin["draws"] = {name: draw_B.pin_memory() for name, draw_B in self.draws.items()}
         return replace(self, condition=self.condition.pin(), **pin)

@@ -34,6 +34,7 @@ from urepa.data.reader import THREADS
 from urepa.data.stores.bucket_views import bucket_samples, bucket_views, teachers_of
 from urepa.data.stores.disk_sizes import CacheSize, cache_sizes, reader_bytes
 from urepa.method.objectives.objective_math import ObjectiveMath
+from urepa.method.self_alignment import own_states
 from urepa.method.training_step import AlignedModel, step_terms
 from urepa.training.assembly import build_backbone_without_weights, build_loss, build_model, build_part, speed_up
 from urepa.training.optimizer import groups_of
@@ -314,14 +315,16 @@ class CountedStep:
         model, loss, settings = self.model, self.loss, self.settings
         micro_batch = settings.batch_size // settings.accumulation
 
-        def prepared_model(*inputs: Any) -> Any:  # by accelerate
+        def prepared_model(*inputs: Any, **more: Any) -> Any:  # by accelerate
             with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
-                return model(*inputs)
+                return model(*inputs, **more)
 
         run: Any = prepared_model
 
         def step() -> Tensor:
             batch = example(view, self.teacher, self.objective, micro_batch, loss.diffusion_fraction)
+            draws = {purpose: torch.zeros(micro_batch) for purpose in own_states(loss).draws}
+            batch = replace(batch, draws=draws)
             return step_terms(run, self.objective, loss, batch, 0, lambda x_BD: x_BD)[0].total
 
         model.zero_grad()  # gradients of the previous bucket

@@ -99,11 +99,13 @@ class TrainingReader:
         seed: int,
         diffusion_fraction: float = 1.0,
         schedule: ScheduleMath | None = None,
+        draws: tuple[str, ...] = (),
     ) -> None:
-        """Teacher tokens are read only for the steps at which the schedule uses the teacher; for all steps if None."""
+        """Teacher tokens are read only for the steps at which the schedule uses the teacher; for all steps if None.
+        `draws`: the purposes for which each sample gets a uniform number (`Batch.draws`)."""
         self.cache, self.objective, self.layout = cache, objective, layout
         self.seed, self.diffusion_fraction = seed, diffusion_fraction
-        self.schedule = schedule
+        self.schedule, self.draws = schedule, draws
         assert schedule is None or schedule.delay is None or schedule.delay > AHEAD, (
             "the schedule must act later than the reader reads ahead"
         )
@@ -144,7 +146,13 @@ class TrainingReader:
             batch = _batch(bucket, self.objective, samples, noise, times, posterior, teachers, draw)
             withheld = draw_withheld(self.cache.conditions.dropout, torch.tensor(drop, dtype=torch.float64))
             condition = batch.condition.drop(withheld)
-            batches.append(replace(batch, condition=condition, rows_R=self._rows(step, positions), slot=slot))
+            rows_R = self._rows(step, positions)
+            draws = {
+                purpose: torch.tensor([random_draws.generator(self.seed, purpose, step, p).random() for p in positions])
+                for purpose in self.draws
+            }
+            batch = replace(batch, condition=condition, rows_R=rows_R, slot=slot)
+            batches.append(replace(batch, draws=draws, is_aligned=asks_teacher))
         return batches
 
     def _condition_draw(self, step: int, positions: range, purpose: str, i: int) -> np.random.Generator:
@@ -204,8 +212,8 @@ class ValidationReader:
     on the sample ids alone, so they are the same for every arm, seed and number of GPUs (docs/errata.md: a shuffle in
     place of class order)."""
 
-    def __init__(self, cache: Caches, objective: Any, group: int) -> None:
-        self.cache, self.objective = cache, objective
+    def __init__(self, cache: Caches, objective: Any, group: int, draws: tuple[str, ...] = ()) -> None:
+        self.cache, self.objective, self.draws = cache, objective, draws
         self.groups: list[list[Sample]] = []
         self.buckets: list[Cache] = []  # the bucket of each group
         for bucket in cache.buckets:
@@ -231,7 +239,11 @@ class ValidationReader:
         times = [random_draws.generator(k, "t") for k in key]
         teachers = bucket.teachers(samples)
         batch = _batch(bucket, self.objective, samples, noise, times, posterior=None, teachers=teachers)
-        return replace(batch, condition=without_never_given(batch.condition, self.cache.conditions.dropout))
+        draws = {
+            purpose: torch.tensor([random_draws.generator(k, purpose).random() for k in key]) for purpose in self.draws
+        }
+        condition = without_never_given(batch.condition, self.cache.conditions.dropout)
+        return replace(batch, condition=condition, draws=draws)
 
 
 def _batch(

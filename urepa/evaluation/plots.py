@@ -6,7 +6,7 @@ import io
 
 from urepa.runs.curves import Curve, thin_curve
 
-TERMS = ("diffusion", "token", "manifold")
+TERMS = ("diffusion", "token", "manifold", "dispersive", "self_distance")
 FLOORS = {"diffusion": "floor/zero_predictor", "token": "floor/constant_token"}
 
 DRAWN = {f"{kind}/{term}" for kind in ("train", "val") for term in TERMS} | set(FLOORS.values())
@@ -28,7 +28,8 @@ def losses_png(curves: dict[str, Curve]) -> bytes:
         floor = FLOORS.get(term)
         if floor in curves:
             axis.axhline(curves[floor].values[-1], linestyle="--", color="grey", label=floor)
-        axis.set(title=term, xlabel="step", ylim=(0, None))
+        is_negative = any(curves[key].values.min() < 0 for key in (f"train/{term}", f"val/{term}") if key in curves)
+        axis.set(title=term, xlabel="step", ylim=(None if is_negative else 0, None))
         axis.legend(fontsize=8)
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=110)

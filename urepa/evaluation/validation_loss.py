@@ -17,7 +17,7 @@ from urepa.data.reader import Layout, ValidationReader
 from urepa.evaluation.buckets import bucket_key
 from urepa.evaluation.constant_tokens import ConstantToken
 from urepa.method.losses import loss_math
-from urepa.method.training_step import Aligned, shares_of, step_terms
+from urepa.method.training_step import Aligned, Terms, shares_of, step_terms
 from urepa.models.layers import resize_tokens
 from urepa.models.teachers.several_teachers import name_at
 
@@ -43,15 +43,18 @@ class Validation:
         was_training = model.training
         model.eval()
         names: list[str] = []
+        batch_term: str | None = None
         groups = len(self.reader.groups)
         table_GTK = torch.zeros(0)
         manifold_G = torch.zeros(groups, dtype=torch.float64)
         own = range(self.layout.rank, groups, self.layout.world)
         for index in own or [0]:
             batch = self.reader.read(index).to(self.device)
-            columns, manifold = self._group(model, batch, step, self.reader.full[index])
+            columns, terms = self._group(model, batch, step, self.reader.full[index])
+            manifold = terms.manifold if self.reader.full[index] else None
             if not names:
                 names = list(columns)
+                batch_term = None if terms.manifold is None else terms.batch_term
                 table_GTK = torch.zeros(groups, BINS, len(names), dtype=torch.float64)
             if index not in own:  # with more ranks than groups, this one adds zeros of the same shape
                 continue
@@ -63,7 +66,8 @@ class Validation:
         model.train(was_training)
         table_GTK = sum_over_ranks(table_GTK.to(self.device)).cpu()
         manifold_G = sum_over_ranks(manifold_G.to(self.device)).cpu()
-        return self._metrics(names, table_GTK.sum(0), manifold_G, step) | self._by_bucket(names, table_GTK.sum(1))
+        metrics = self._metrics(names, table_GTK.sum(0), manifold_G, batch_term, step)
+        return metrics | self._by_bucket(names, table_GTK.sum(1))
 
     def _by_bucket(self, names: list[str], table_GK: Tensor) -> dict[str, float]:
         """The means over each bucket's samples, if there are several buckets."""
@@ -72,16 +76,12 @@ class Validation:
         for bucket in dict.fromkeys(name for name in buckets if name):
             rows = [i for i, name in enumerate(buckets) if name == bucket]
             sums = dict(zip(names, table_GK[rows].sum(0).tolist(), strict=True))
-            metrics |= {
-                bucket_key(bucket, f"val/{name}"): sums[name] / sums["count"]
-                for name in ("diffusion", "token", "x0_error")
-                if name in sums
-            }
+            metrics |= {bucket_key(bucket, f"val/{name}"): sums[name] / sums["count"] for name in _split_terms(names)}
         return metrics
 
-    def _group(self, model: nn.Module, batch: Batch, step: int, full: bool) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Per-sample terms [B] of a group, with a column of ones first, and its manifold loss. An incomplete group has
-        no manifold loss: it may have a single sample, so it is compared with itself and the value is discarded."""
+    def _group(self, model: nn.Module, batch: Batch, step: int, full: bool) -> tuple[dict[str, Tensor], Terms]:
+        """Per-sample terms [B] of a group, with a column of ones first, and all its terms. An incomplete group has no
+        manifold loss: it may have a single sample, so it is compared with itself, and the value must not be used."""
         gather = torch.nn.Identity() if full else _repeat_twice
         terms, output = step_terms(model, self.objective, self.loss, batch, step, gather)
         x_t = self.objective.corrupt(batch.x0, batch.noise, batch.t_B)
@@ -97,7 +97,7 @@ class Validation:
             columns["weighted"] = terms.weighted_B
         if batch.teachers and self.constants:
             columns |= self._constant(batch, output)
-        return columns, terms.manifold if full else None
+        return columns, terms
 
     def _constant(self, batch: Batch, output: Aligned) -> dict[str, Tensor]:
         """The token loss of the best constant token [B]: of each teacher's where there are several, and their mean."""
@@ -114,29 +114,44 @@ class Validation:
         mean_B = torch.stack([share * by_teacher[name] for name, share in shares.items()]).sum(0)
         return {"constant_token": mean_B} | {f"constant_token/{name}": x for name, x in by_teacher.items() if name}
 
-    def _metrics(self, names: list[str], table_TK: Tensor, manifold_G: Tensor, step: int) -> dict[str, float]:
+    def _metrics(
+        self, names: list[str], table_TK: Tensor, manifold_G: Tensor, batch_term: str | None, step: int
+    ) -> dict[str, float]:
         sums = dict(zip(names, table_TK.sum(0).tolist(), strict=True))
         means = {name: value / sums["count"] for name, value in sums.items() if name != "count"}
-        weighted = means.pop("weighted", 0.0)  # part of the total; not reported separately
+        weighted = means.pop("weighted", None)  # part of the total; not reported separately. None: no alignment
         of_floors = [k for k in means if k.startswith(("zero_predictor", "constant_token"))]
         floors = {f"floor/{k}": means.pop(k) for k in of_floors}
         metrics = {f"val/{name}": value for name, value in means.items()}
         metrics["val/total"] = means["diffusion"] if self.loss.diffusion_fraction else 0.0
         self.total_at_peak = metrics["val/total"]
-        if "token" in means:
+        if weighted is not None:
             manifold = float(manifold_G.sum() / sum(self.reader.full))
             lam = self.loss.lam(step)
-            metrics |= {"val/cosine": 1 - means["token"], "val/manifold": manifold, "val/lambda": lam}
+            if "token" in means:
+                metrics["val/cosine"] = 1 - means["token"]
+            if batch_term is not None:
+                metrics[f"val/{batch_term}"] = manifold
+            metrics["val/lambda"] = lam
             alignment = weighted + self.loss.manifold_weight * manifold
             metrics["val/total"] += lam * alignment
             self.total_at_peak += self.loss.lambda_max * alignment
         for i, row in enumerate(table_TK.tolist()):
             by_name = dict(zip(names, row, strict=True))
-            for name in ("diffusion", "token", "x0_error"):
-                if name in by_name and by_name["count"]:
+            for name in _split_terms(names):
+                if by_name["count"]:
                     label = f"val/{name}_by_t/{i / BINS:.1f}-{(i + 1) / BINS:.1f}"
                     metrics[label] = by_name[name] / by_name["count"]
         return metrics | floors
+
+
+def _split_terms(names: list[str]) -> list[str]:
+    """The columns that are also reported by timestep bin and by bucket: the terms of all teachers together."""
+    return [
+        name
+        for name in names
+        if "/" not in name and name not in ("count", "weighted") and not name.startswith(("zero_", "constant_"))
+    ]
 
 
 def _repeat_twice(x_BD: Tensor) -> Tensor:

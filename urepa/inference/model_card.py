@@ -20,6 +20,7 @@ from urepa.core.protocols import Loss
 from urepa.core.text_tables import Table
 from urepa.core.track_protocols import Track
 from urepa.inference.published_weights import training_command
+from urepa.method.self_alignment import NO_OWN_STATES, own_states
 from urepa.models.backbones.backbone_sizes import KOHYA, LORA
 from urepa.runs.metrics import Rows
 from urepa.runs.run_folder import Names, stored_names, teacher_name
@@ -125,6 +126,13 @@ def training_text(config: dict[str, Any]) -> str:
     lora: LoRA = declaration_of(config["lora"])
     loss: Loss = declaration_of(config["loss"])
     trained = lora.trained(declaration_of(config["backbone"]).noun)
+    own = own_states(loss)
+    if own != NO_OWN_STATES:
+        states = ", ".join(markdown(tap) for tap in (*own.taps, *own.averaged))
+        if loss.lambda_max == 0:
+            return f"{trained} without alignment: the term of its own states at {states} has the weight λ = 0."
+        name = config["loss"]["_target_"].rpartition(".")[2]
+        return f"{trained}, with its own states at {states} in the loss ({name}) with {loss.model_card()}."
     if not loss.taps:
         return f"{trained}, without alignment."
     taps = ", ".join(markdown(tap) for tap in loss.taps)

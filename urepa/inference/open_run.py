@@ -27,6 +27,7 @@ from urepa.data.sources.decoding import UNREADABLE, read
 from urepa.data.stages.vae import scaling_of
 from urepa.data.stages.vae_config import refuse_other_scaling
 from urepa.method.objectives.objective_math import ObjectiveMath
+from urepa.method.self_alignment import own_states
 from urepa.method.training_step import AlignedModel
 from urepa.models.teachers.rectangle_sizes import grid_for
 from urepa.models.teachers.several_teachers import name_at
@@ -68,7 +69,7 @@ class OpenedRun:
         self.model.to(self.device).eval().requires_grad_(False)
 
     def __repr__(self) -> str:
-        taps = ", ".join(declaration_of(self.config["loss"]).taps) or "none"
+        taps = ", ".join(aligned_taps(self.config)) or "none"
         return f"OpenedRun('{self.folder}', step {self.step}, aligned taps: {taps})"
 
     @cached_property
@@ -180,7 +181,7 @@ class OpenedRun:
 
     def _tap(self, tap: str | None) -> str:
         """The given tap, or the first that the run aligns."""
-        aligned = tuple(declaration_of(self.config["loss"]).taps)
+        aligned = aligned_taps(self.config)
         if tap is None and not aligned:
             raise UserError("this run aligns no tap (loss=none): name the one to read, tap=NAME")
         return aligned[0] if tap is None else tap
@@ -205,6 +206,12 @@ def _read_image(file: Path) -> np.ndarray:
         return read(file)
     except UNREADABLE as error:
         raise UserError(f"image={file} cannot be read ({error}); give another image") from error
+
+
+def aligned_taps(config: dict[str, Any]) -> tuple[str, ...]:
+    """The taps that a run aligns to a teacher, or those of its own states."""
+    loss = declaration_of(config["loss"])
+    return tuple(loss.taps) or own_states(loss).taps
 
 
 def check_images(images: Tensor, shapes: Sequence[tuple[int, int, int]]) -> None:

@@ -2,15 +2,16 @@
 
 Shapes: B local batch, R rows of it that have a diffusion term, G gathered (global) batch, N tokens, D widths, CHW
 latent. L_total = L_diff + λ(step)·[L_token + w·L_manifold], the terms averaged over taps and teachers with their
-weights. With `time_power` λ is λ(step)·g(t) for each sample, where g depends on its time and has mean 1.
+weights. With `time_power` λ is λ(step)·g(t) for each sample, where g depends on its time and has mean 1. A loss without
+a teacher has other alignment terms, of the backbone's own states (`urepa.method.self_alignment`).
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +22,17 @@ from urepa.core.types import Batch, Tokens, no_rows
 from urepa.method.alignment_grids import TEACHER, Grid, compared_on
 from urepa.method.losses.loss_math import diffusion_loss
 from urepa.method.objectives.objective_math import ObjectiveMath, shape_of
+from urepa.method.self_alignment import own_states
 
 Gather = Callable[[Tensor], Tensor]  # [B,D] -> [G,D], with gradient
 NO_GRIDS: Mapping[str, Grid] = {}
+
+
+class SecondView(NamedTuple):
+    """Inputs at which the averaged weights are evaluated: x_s [B,C,H,W] at the times s [B]."""
+
+    x_s: Tensor
+    s_B: Tensor
 
 
 @dataclass(frozen=True)
@@ -33,18 +42,31 @@ class Aligned:
     prediction_RCHW: Tensor
     features: dict[str, Tokens]  # by tap
     tokens: dict[str, Tokens]  # by head
+    averaged: dict[str, Tokens] = field(default_factory=dict)  # states of the averaged weights, without gradient
 
 
 class AlignedModel(nn.Module):
     """A backbone and its heads: the only module that is prepared for DDP and autocast. There is one head per tap, under
     the tap's name; with several teachers one per tap and teacher, under TAP/TEACHER. `grid_policy` says on which grid
-    a tap and a teacher are compared (`urepa.method.alignment_grids`)."""
+    a tap and a teacher are compared (`urepa.method.alignment_grids`). `own_taps` are states that a loss reads without a
+    head, and `averaged_taps` those that it reads of the averaged weights."""
 
-    def __init__(self, backbone: nn.Module, heads: dict[str, nn.Module], grid_policy: Any = TEACHER) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        heads: dict[str, nn.Module],
+        grid_policy: Any = TEACHER,
+        own_taps: tuple[str, ...] = (),
+        averaged_taps: tuple[str, ...] = (),
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.heads = nn.ModuleDict(heads)
-        self.taps = tuple(dict.fromkeys(name.partition("/")[0] for name in heads))
+        self.taps = tuple(dict.fromkeys((*(name.partition("/")[0] for name in heads), *own_taps)))
+        self.averaged_taps = averaged_taps
+        # The averages of the trained weights by their names in this module; empty: those that the module has. They are
+        # kept outside of its parameters and buffers, so that DDP, checkpoints and exports do not see them.
+        self.averages: Mapping[str, Tensor] = {}
         self.grid_policy = grid_policy
         self.attention: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
@@ -55,12 +77,15 @@ class AlignedModel(nn.Module):
         condition: Condition,
         rows_R: Tensor | None = None,
         grids: Mapping[str, Grid] = NO_GRIDS,
+        second: SecondView | None = None,
     ) -> Aligned:
         """
         Args:
+            second: where the averaged weights are evaluated too, under the same condition; None: nowhere.
             grids: rows and columns of each teacher's tokens in this batch, by its name. A teacher without tokens in the
                 batch is absent; its heads are called with the tap's own grid, so that they stay in the graph.
         """
+        averaged = {} if second is None else self.averaged_states(second, condition)
         with self.attention():
             denoised = self.backbone(x_t, t_B, condition, taps=self.taps, rows_R=rows_R)
         with torch.autocast(x_t.device.type, enabled=False):  # fp32: heads are small, and losses use them
@@ -71,7 +96,32 @@ class AlignedModel(nn.Module):
                 grid = self.compared_on(tapped[tap].grid, grids[teacher]) if teacher in grids else tapped[tap].grid
                 tokens[name] = head(tapped[tap], t_B, grid)
                 assert tokens[name].grid == grid, f"the head {name} gives {tokens[name].grid} tokens, not {grid}"
-        return Aligned(denoised.prediction_RCHW, denoised.features, tokens)
+        return Aligned(denoised.prediction_RCHW, denoised.features, tokens, averaged)
+
+    @torch.no_grad()
+    def averaged_states(self, second: SecondView, condition: Condition) -> dict[str, Tokens]:
+        """The states at `averaged_taps` of the backbone under the averaged weights, in eval mode. The backbone's own
+        weights and mode are as before afterwards."""
+        # detached: autocast keeps its casts of weights that require a gradient, and these would have none
+        weights = {name: own.detach() for name, own in self.backbone.named_parameters()}
+        weights |= {
+            name.removeprefix("backbone."): average
+            for name, average in self.averages.items()
+            if name.startswith("backbone.")
+        }
+        modes = {module: module.training for module in self.backbone.modules()}
+        self.backbone.eval()
+        try:
+            with self.attention():
+                denoised = torch.func.functional_call(
+                    self.backbone,
+                    weights,
+                    (second.x_s, second.s_B, condition, self.averaged_taps, no_rows(second.x_s.device)),
+                )
+        finally:
+            for module, was_training in modes.items():
+                module.training = was_training
+        return {tap: denoised.features[tap].float() for tap in self.averaged_taps}
 
     def compared_on(self, tap: Grid, teacher: Grid) -> Grid:
         """The grid to which a head resizes a tap's tokens, given the tap's grid and the teacher's."""
@@ -104,7 +154,8 @@ class AlignedModel(nn.Module):
 @dataclass(frozen=True)
 class Terms:
     """A step's terms. `per_sample` are [B], the diffusion term [R] where only the rows `rows_R` have one;
-    `alignment` is L_token + w·L_manifold, before λ(step); `weighted_B` is its per-sample part, g(t)·L_token.
+    `alignment` is L_token + w·L_manifold, before λ(step); `weighted_B` is its per-sample part, g(t)·L_token. `manifold`
+    is the term of the whole batch, which a loss without a manifold term has under another name, `batch_term`.
     """
 
     total: Tensor
@@ -113,12 +164,13 @@ class Terms:
     manifold: Tensor | None = None
     rows_R: Tensor | None = None
     weighted_B: Tensor | None = None
+    batch_term: str = "manifold"
 
     def finite_B(self) -> Tensor:
         """Which samples have only finite terms."""
         finite = {name: value.isfinite() for name, value in self.per_sample.items()}
         if self.rows_R is not None:
-            everywhere_B = torch.ones_like(finite["token"])
+            everywhere_B = torch.ones_like(next(f for name, f in finite.items() if name != "diffusion"))
             finite["diffusion"] = everywhere_B.index_copy(0, self.rows_R, finite["diffusion"])
         return torch.stack(list(finite.values())).all(0)
 
@@ -127,7 +179,7 @@ class Terms:
         means = {name: value.mean() for name, value in self.per_sample.items() if len(value)}
         scalars = {"total": self.total} | means
         if self.manifold is not None:
-            scalars["manifold"] = self.manifold
+            scalars[self.batch_term] = self.manifold
         if "token" in scalars:
             scalars["cosine"] = 1.0 - scalars["token"]
         return {name: value.detach() for name, value in scalars.items()}
@@ -150,7 +202,11 @@ def step_terms(
     """The losses of one micro-batch: corrupt, predict, compare. If the batch has `rows_R`, only these rows have a
     diffusion term. It is an unbiased estimate of the whole batch's, because all rows are equally likely."""
     x_t = objective.corrupt(batch.x0, batch.noise, batch.t_B)
-    output = model(x_t, batch.t_B, batch.condition, batch.rows_R, batch.grids)
+    second, own = {}, cast(Any, loss)
+    if batch.is_aligned and own_states(loss).averaged:
+        s_B = own.second_times(batch, objective)
+        second["second"] = SecondView(objective.corrupt(batch.x0, batch.noise, s_B), s_B)
+    output = model(x_t, batch.t_B, batch.condition, batch.rows_R, batch.grids, **second)
     target = objective.target(batch.x0, batch.noise, batch.t_B)
     target_RCHW = target if batch.rows_R is None else target[batch.rows_R]
     diffusion_R = diffusion_loss(output.prediction_RCHW, target_RCHW)
@@ -161,7 +217,8 @@ def step_terms(
 def tap_gradients(terms: Terms, output: Aligned) -> dict[str, Tensor]:
     """The gradients that λ balances: at each tap, Σg² of the diffusion term and of the alignment term (before λ), and
     their inner product, as a [3] tensor. These are sums, so that ranks can add them. A tap without trainable weights
-    before it has no gradient and is left out. Empty if the batch has no diffusion term or no alignment term."""
+    before it has no gradient and is left out, and so is one that the alignment reads as its target only. Empty if the
+    batch has no diffusion term or no alignment term."""
     sums: dict[str, Tensor] = {}
     if terms.alignment is None or not len(terms.per_sample["diffusion"]):
         return sums
@@ -170,9 +227,11 @@ def tap_gradients(terms: Terms, output: Aligned) -> dict[str, Tensor]:
         if not feature.x_BND.requires_grad:
             continue
         by_term = [
-            torch.autograd.grad(term, feature.x_BND, retain_graph=True)[0].float()
+            torch.autograd.grad(term, feature.x_BND, retain_graph=True, allow_unused=True)[0]
             for term in (diffusion, terms.alignment)
         ]
-        d, a = by_term
+        if any(gradient is None for gradient in by_term):
+            continue
+        d, a = (gradient.float() for gradient in by_term)
         sums[tap] = torch.stack([d.pow(2).sum(), a.pow(2).sum(), (d * a).sum()])
     return sums

@@ -13,6 +13,8 @@ ROWS = (
     ("validation diffusion loss", "val/diffusion", "floor/zero_predictor", "predicting zero"),
     ("validation token loss", "val/token", "floor/constant_token", "the best constant token"),
     ("validation manifold loss", "val/manifold", None, ""),
+    ("validation dispersive loss", "val/dispersive", None, ""),
+    ("validation distance to itself", "val/self_distance", None, ""),
     ("samples classified correctly by a k-NN", "final/samples_named_rightly", None, ""),
     ("k-NN on the tap", "final/tap_knn", "final/teacher_knn", "on the teacher"),
     ("linear probe of the tap", "final/tap_linear_probe", None, ""),

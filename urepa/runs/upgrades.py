@@ -200,7 +200,7 @@ def _to_8(config: dict[str, Any]) -> None:
 
 def _to_9(config: dict[str, Any]) -> None:
     """A FlexTok's MLPs always had four times the width, and all its registers had positions. Reconstructions were not
-    compared in features. Conditions had no image tokens. A warm start was a run's folder, all of whose weights were taken."""
+    compared in features. Conditions had no image tokens. A warm start was a folder, all of whose weights were taken."""
     for part in _parts(config):
         if part["_target_"] == "urepa.models.backbones.flextok.FlexTok":
             part.setdefault("mlp_ratio", 4.0)

@@ -33,6 +33,7 @@ from urepa.evaluation.context import Context, Evaluated
 from urepa.evaluation.in_training import During
 from urepa.evaluation.validation_loss import Validation
 from urepa.method.alignment_grids import TEACHER, Grid, policy_of
+from urepa.method.self_alignment import OWN, own_states
 from urepa.method.training_step import AlignedModel
 from urepa.models import speed_switches
 from urepa.models.teachers.several_teachers import by_name, name_at
@@ -47,6 +48,7 @@ from urepa.training.ema import EMA
 from urepa.training.gpu_sensors import GpuSensors
 from urepa.training.non_finite_guard import Guard
 from urepa.training.optimizer import groups_of
+from urepa.training.own_states import check_own_states, own_heads
 from urepa.training.trainer import Settings, Trainer
 
 
@@ -143,7 +145,10 @@ def build_model(
                 check_takes_grid(config["head"]["_target_"], heads[name])
     if loss.diffusion_fraction == 0:
         backbone.freeze_after(tuple(loss.taps))
-    return AlignedModel(backbone, heads, policy_of(loss)), lora.group
+    own = own_states(loss)
+    with torch_seed(seed, f"head/{OWN}"):
+        heads |= own_heads(loss, backbone)
+    return AlignedModel(backbone, heads, policy_of(loss), own.taps, own.averaged), lora.group
 
 
 def check_takes_grid(target: str, head: Any) -> None:
@@ -163,9 +168,9 @@ def compared_grids(config: dict[str, Any], model: AlignedModel, cache: Caches, o
     UserError where heads that do not resize meet, in any bucket, a tap of another grid, and for a `loss.grid` that is
     the teacher's grid everywhere.
     """
-    teachers = {name: name.partition("/")[2] for name in model.heads}
+    teachers = {name: name.partition("/")[2] for name in model.heads} if declaration_of(config["loss"]).taps else {}
     at_teachers = [{name: bucket.grids[teacher] for name, teacher in teachers.items()} for bucket in cache.buckets]
-    if not model.heads or (model.grid_policy == TEACHER and declaration_of(config["head"]).resizes):
+    if not teachers or (model.grid_policy == TEACHER and declaration_of(config["head"]).resizes):
         return at_teachers
     time_1 = objective.times_of(objective.time_at(0.5)).reshape(1)
     found = []
@@ -262,11 +267,13 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
     model, backbone_group = build_model(config, track, teacher, loss, build_backbone_to_train)
     with torch.autocast("cpu", torch.bfloat16, enabled=settings.frozen == "bf16"):
         grids = compared_grids(config, model, cache, objective)
+        check_own_states(model, loss, cache, objective)
     if config["warm_start"]["checkpoint"] is not None and checkpoint.newest(folder / "checkpoints") is None:
         accelerator.print(warm_start.load(trainable(model), config["warm_start"], folder))
     declared_optimizer: Optimizer = declaration_of(config["optimizer"])
-    reader = TrainingReader(cache, objective, layout, config["seed"], loss.diffusion_fraction, loss.schedule)
-    validation_reader = ValidationReader(cache, objective, settings.validation_group)
+    draws = own_states(loss).draws
+    reader = TrainingReader(cache, objective, layout, config["seed"], loss.diffusion_fraction, loss.schedule, draws)
+    validation_reader = ValidationReader(cache, objective, settings.validation_group, draws)
     model.to(accelerator.device)
     speed_up(model, settings, accelerator.device)
     groups = groups_of(model, backbone_group)
@@ -275,6 +282,7 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
     assert len({id(p) for p in in_groups}) == len(in_groups)
     optimizer = declared_optimizer.build(groups)
     ema = EMA(model, settings.ema_decay, settings.ema_warmup)
+    model.averages = ema.shadow
     prepared = accelerator.prepare(model)
     constants = constant_tokens(cache, loss, grids)
     validation = Validation(validation_reader, objective, loss, constants, layout, accelerator.device)

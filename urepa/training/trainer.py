@@ -21,6 +21,7 @@ from tqdm import tqdm
 from urepa.core import alignment_progress, ema_initial_weights, progress
 from urepa.core.collectives import all_objects, gather_with_gradient, mean_over_ranks, on_main, sum_over_ranks
 from urepa.core.errors import UserError
+from urepa.core.protocols import CONFLICT
 from urepa.core.random_draws import digest64
 from urepa.core.run_protocols import Optimizer
 from urepa.core.signals import StopSignals
@@ -147,27 +148,32 @@ class Trainer:
         # only dropout inside the model uses torch's generator; it is seeded by the step
         torch.manual_seed(digest64("forward", self.seed, step, self.reader.layout.rank) >> 1)
         done: list[Terms] = []
-        tap_sums: dict[str, Tensor] = {}
+        measured: list[dict[str, Tensor]] = []
+        schedule = self.loss.schedule
+        of_conflict = schedule.measures == CONFLICT
+        measures_conflict = of_conflict and schedule.measures_at(step)
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.prepared):
                 terms, output = self.forward(batch.to(self.accelerator.device), step)
-                if with_tap_gradients and last:
-                    tap_sums = tap_gradients(terms, output)
+                if measures_conflict or (with_tap_gradients and last):
+                    measured.append(tap_gradients(terms, output))
                 self.accelerator.backward(terms.total / len(batches))
             done.append(terms)
         norms = clip_by_global_norm(self.optimizer, self.settings.clip_norm)
         bad = self.guard.judge(step, [i for b in batches for i in b.ids], done, norms["all"])
         self.guard.count_spike(self.loss.is_spike(done[-1], step), bad)
         terms = _merge_terms(done)
-        if self.loss.schedule.delay is not None:
+        if of_conflict:
+            schedule.observe(step, cosine_of_sums(measured) if measures_conflict else None)
+        elif schedule.delay is not None:
             similarity = terms.means().get("cosine")
-            self.loss.schedule.observe(step, None if similarity is None else mean_over_ranks(similarity.float()))
+            schedule.observe(step, None if similarity is None else mean_over_ranks(similarity.float()))
         self.declared_optimizer.set_lr(self.optimizer, step, self.settings.max_steps)
         step_unless(self.optimizer, bad)
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(bad)
-        return Update(terms, norms, tap_sums)
+        return Update(terms, norms, measured[-1] if with_tap_gradients else {})
 
     def forward(self, batch: Batch, step: int) -> tuple[Terms, Aligned]:
         """Runs the prepared model; the unwrapped one would give ranks different gradients."""
@@ -381,6 +387,16 @@ def _merge_terms(terms: list[Terms]) -> Terms:
         per_sample,
         manifold=torch.stack(manifolds).mean() if manifolds else None,
     )
+
+
+def cosine_of_sums(measured: list[dict[str, Tensor]]) -> Tensor | None:
+    """The cosine of two gradients over all micro-batches, taps and ranks, from the sums of `tap_gradients`. NaN if one
+    is 0; None without an alignment term."""
+    sums = [of_tap for taps in measured for of_tap in taps.values()]
+    if not sums:
+        return None
+    d, a, inner = sum_over_ranks(torch.stack(sums).sum(0))
+    return inner / (d.sqrt() * a.sqrt())
 
 
 def _short(row: dict[str, Any]) -> str:

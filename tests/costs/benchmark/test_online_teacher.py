@@ -204,6 +204,6 @@ def test_without_a_teacher_the_online_loop_is_refused(
 ) -> None:
     own = [o for o in small_run if not o.startswith("loss.")]
     with pytest.raises(
-        UserError, match=r"bench\.against=online runs the teacher in every step, and loss=none has none"
+        UserError, match=r"bench\.against=online runs the teacher in every step, and this loss has none"
     ):
         check_bench(compose(*own, "loss=none") | {"bench": BENCH})

@@ -190,6 +190,8 @@ def test_overrides_change_the_text(small: Compose) -> None:
             ["schedule=similarity_cutoff", "schedule.recoverable=true"],
             "λ is 0 while this holds and returns when it does not",
         ),
+        (["schedule=gradient_conflict"], "unless its gradient turns against the loss's."),
+        (["loss=dispersive", "loss.tap=mid"], "The loss disperses the states z of mid over the B samples"),
         (["optimizer.final_ratio=1"], "over the first 90 updates and stay at their peaks"),
         (["optimizer.final_ratio=1"], r"\begin{cases} s / W & s < W \ 1 & s \ge W \end{cases}, \qquad W = 90"),
         (["optimizer.warmup_ratio=0"], r"1 + \cos \frac{\pi s}{S} \bigr) \Bigr], \qquad S = 900, \quad r = 0"),

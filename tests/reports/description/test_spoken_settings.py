@@ -55,6 +55,9 @@ def read_to_describe(declared: Any, *facts: Any, **known: Any) -> set[str]:
         ["+experiment=track_a"],
         ["+experiment=repa_cifar10"],
         ["+experiment=flextok_smoke"],
+        ["+experiment=repa_smoke", "loss=layer_sync", "schedule=gradient_conflict"],
+        ["+experiment=repa_smoke", "loss=dispersive"],
+        ["+experiment=repa_smoke", "loss=self_representation"],
     ],
 )
 def test_descriptions_mention_every_setting_of_their_part(compose: Compose, overrides: list[str]) -> None:

@@ -84,7 +84,7 @@ def test_the_ceiling_of_the_dense_probe_is_the_runs_own_teacher(compose: Compose
     assert found["evaluation"]["dense"]["teacher"] == found["teacher"]["teachers"]["b"], "the first of several"
     alone = ("loss=none", "evaluation=dense", "evaluation.dense.tap=mid")
     with pytest.raises(
-        InterpolationResolutionError, match="loss=none has no teacher: give an encoder as upper reference"
+        InterpolationResolutionError, match="this loss has no teacher: give an encoder as upper reference"
     ):
         compose(*alone)
     assert compose(*alone, dino)["evaluation"]["dense"]["teacher"]["width"] == 768

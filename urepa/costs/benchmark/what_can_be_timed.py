@@ -11,6 +11,7 @@ from urepa.core.errors import UserError
 from urepa.core.part_names import CLASS
 from urepa.core.teacher_names import ALONE
 from urepa.core.track_protocols import condition_widths
+from urepa.method.self_alignment import NO_OWN_STATES, own_states
 
 
 def check_bench(config: dict[str, Any]) -> None:
@@ -28,7 +29,7 @@ def check_bench(config: dict[str, Any]) -> None:
         )
     if settings["against"] == "online" and not declaration_of(config["loss"]).taps:
         raise UserError(
-            "bench.against=online runs the teacher in every step, and loss=none has none; choose another loss"
+            "bench.against=online runs the teacher in every step, and this loss has none; choose another loss"
         )
     if settings["against"] == "online" and getattr(track, "sees", "images") != "images":
         raise UserError(
@@ -41,6 +42,11 @@ def check_bench(config: dict[str, Any]) -> None:
                 f"bench.{key}={format_value(value)} times a step over squares, and this track has other shapes; leave "
                 "data.buckets out"
             )
+    if settings["against"] == "plain" and own_states(declaration_of(config["loss"])) != NO_OWN_STATES:
+        raise UserError(
+            "bench.against=plain writes a loss with a teacher, or none, and this one aligns the backbone with itself; "
+            "leave bench.against out"
+        )
     if settings["against"] == "plain" and ALONE not in declaration_of(config["teacher"]).members():
         raise UserError("bench.against=plain takes tokens of one teacher; choose one, or leave bench.against out")
     backbone: Backbone = declaration_of(config["backbone"])

@@ -15,6 +15,7 @@ from urepa.core.comparability import TOTAL
 from urepa.core.declared_keys import LARGEST, setting
 from urepa.core.descriptions import Formula, number
 from urepa.core.errors import UserError
+from urepa.core.protocols import COSINE
 
 
 @dataclass
@@ -143,6 +144,7 @@ class KnownSchedule:
     """
 
     delay: int | None = None
+    measures: str = COSINE  # of a subclass with a delay
 
     def __init__(self, declared: Shape, warmup_steps: int, max_steps: int) -> None:
         self.declared, self.warmup_steps, self.max_steps = declared, warmup_steps, max_steps
@@ -157,8 +159,11 @@ class KnownSchedule:
     def is_stopped(self, step: int) -> bool:
         return self.declared.is_stopped(step)
 
-    def observe(self, step: int, similarity: Any) -> None:
-        """Does nothing: this schedule does not depend on the similarity."""
+    def measures_at(self, step: int) -> bool:
+        return False
+
+    def observe(self, step: int, value: Any) -> None:
+        """Does nothing: this schedule does not depend on measurements."""
 
     def logged(self) -> dict[str, float]:
         return {}

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from urepa.core.comparability import TOTAL
 from urepa.core.declared_keys import part, setting
 from urepa.core.descriptions import Formula, number
-from urepa.core.errors import UserError
-from urepa.core.protocols import Schedule
-from urepa.method.schedules.shape_math import Shape
+from urepa.core.protocols import COSINE
+from urepa.method.schedules.cutoff_math import Cutoff
 
 if TYPE_CHECKING:
     from urepa.method.schedules.similarity_cutoff_math import SimilaritySchedule
 
 
 @dataclass
-class SimilarityCutoff(Shape):
+class SimilarityCutoff(Cutoff):
     """λ follows `shape` until the exponential moving average of the similarity (`train/cosine` of every update, over
     all ranks, taps and teachers) reaches `threshold`; then it is 0. A measurement takes effect `delay` updates later,
     because batches are read ahead and training does not wait for the device."""
@@ -38,37 +36,12 @@ class SimilarityCutoff(Shape):
     )
     shape: Any = part("the schedule of λ until the cut-off")
 
-    # more than the batches that are read ahead, and than the updates by which the device may lag
-    delay: ClassVar[int] = 8
+    name: ClassVar[str] = "similarity_cutoff"
+    measures: ClassVar[str] = COSINE
 
-    def check(self) -> None:
-        if isinstance(self.shape, SimilarityCutoff):
-            raise UserError("schedule.shape: a cut-off inside a cut-off has no effect; choose another shape")
-        self.shape.check()
-        if getattr(self.shape, "stop_step", None) is not None:
-            raise UserError("schedule.shape.stop_step: give schedule.stop_step instead")
-
-    def check_length(self, *, warmup_steps: int, max_steps: int) -> None:
-        super().check_length(warmup_steps=warmup_steps, max_steps=max_steps)
-        self.shape.check_length(warmup_steps=warmup_steps, max_steps=max_steps)
-        if self.delay >= max_steps:
-            raise UserError(
-                f"schedule=similarity_cutoff has no effect in a run of {max_steps} steps: a measurement takes effect "
-                f"{self.delay} updates later; choose another schedule"
-            )
-
-    def share(self, step: int, *, warmup_steps: int, max_steps: int) -> float:
-        if self.is_stopped(step):
-            return 0.0
-        shape: Schedule = self.shape
-        return shape.share(step, warmup_steps=warmup_steps, max_steps=max_steps)
-
-    def teacher_steps(self, *, warmup_steps: int, max_steps: int) -> float:
-        of_shape: float = self.shape.teacher_steps(warmup_steps=warmup_steps, max_steps=max_steps)
-        return min(of_shape, inf if self.stop_step is None else self.stop_step)
-
-    def may_stop(self, *, warmup_steps: int, max_steps: int) -> bool:
-        return not self.recoverable or super().may_stop(warmup_steps=warmup_steps, max_steps=max_steps)
+    @property
+    def is_permanent(self) -> bool:
+        return not self.recoverable
 
     def build(self, *, warmup_steps: int, max_steps: int) -> SimilaritySchedule:
         from urepa.method.schedules.similarity_cutoff_math import SimilaritySchedule

@@ -1,15 +1,11 @@
-"""The state of `similarity_cutoff`. It consists of Python numbers, which are the same on all ranks."""
+"""The state of `similarity_cutoff`."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from urepa.method.schedules.shape_math import KnownSchedule
+from urepa.method.schedules.measured_math import MeasuredSchedule
 from urepa.method.schedules.similarity_cutoff import SimilarityCutoff
 
 
@@ -29,87 +25,10 @@ class Average:
         return Average(ema, is_above or (self.is_closed and not declared.recoverable))
 
 
-class Measured:
-    """A number that is copied from the device asynchronously; `read` waits for the copy."""
+class SimilaritySchedule(MeasuredSchedule):
+    """A shape that the similarity cuts off."""
 
-    def __init__(self, value: Tensor | float) -> None:
-        self._value, self._copied = value, None
-        if isinstance(value, Tensor) and value.is_cuda:
-            self._value = torch.empty((), dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
-            self._copied = torch.cuda.Event()
-            self._copied.record()
-
-    def read(self) -> float:
-        if self._copied is not None:
-            self._copied.synchronize()
-        return float(self._value)
-
-
-class SimilaritySchedule(KnownSchedule):
-    """A shape with a cut-off (`urepa.core.protocols.ScheduleMath`). Whether λ is cut off at update s depends on the
-    similarities of the updates up to s - delay. The last of these is read when s is asked for first; by then the device
-    has finished computing it."""
+    logs_as = "similarity_ema"
 
     def __init__(self, declared: SimilarityCutoff, warmup_steps: int, max_steps: int) -> None:
-        super().__init__(declared, warmup_steps, max_steps)
-        self.cutoff, self.delay = declared, declared.delay
-        self._measured: dict[int, Measured | None] = {}  # by update, of those that have not taken effect yet
-        self._next = 0  # the update that is observed next
-        # the averages that decide the most recent updates; older ones are dropped, as they are not asked for again
-        self._decided: dict[int, Average] = {-1: Average()}
-
-    def _at(self, step: int) -> Average:
-        """The average that decides an update: the current one, or a later one whose measurements exist already."""
-        last = max(self._decided)
-        while last < step:
-            measured = last + 1 - self._delay
-            assert measured < self._next, f"update {last + 1} depends on what update {measured} measures"
-            self._decided[last + 1] = self._after(self._decided[last], measured)
-            last += 1
-            self._decided.pop(last - 2 * self._delay, None)
-        for old in [update for update in self._measured if update <= last - 2 * self._delay]:
-            del self._measured[old]
-        return self._decided[step]
-
-    @property
-    def _delay(self) -> int:
-        return self.cutoff.delay
-
-    def _after(self, average: Average, update: int) -> Average:
-        """The average after the measurement of `update`; unchanged if there is none, as before the first update."""
-        measured = self._measured.get(update)
-        return average.after(None if measured is None else measured.read(), self.cutoff)
-
-    def value(self, step: int) -> float:
-        return 0.0 if self._at(step).is_closed else super().value(step)
-
-    def asks_teacher(self, step: int) -> bool:
-        return super().asks_teacher(step) and (self.cutoff.recoverable or not self._at(step).is_closed)
-
-    def observe(self, step: int, similarity: Any) -> None:
-        assert step == self._next, f"update {step} is observed, and {self._next} is the next one"
-        self._measured[step] = None if similarity is None else Measured(similarity)
-        self._next += 1
-
-    def logged(self) -> dict[str, float]:
-        """The average over all measurements, also those that have not taken effect yet. Waits for the device."""
-        average = self._at(self._next - 1)
-        for update in range(self._next - self._delay, self._next):
-            average = self._after(average, update)
-        return {} if average.ema is None else {"similarity_ema": average.ema}
-
-    def state(self, step: int) -> dict[str, Any]:
-        """The state after `step` updates: the average that decided the last one, and the measurements since."""
-        assert step == self._next
-        average = self._at(step - 1)
-        pending = {}
-        for update in range(max(0, step - self._delay), step):
-            measured = self._measured.get(update)
-            if measured is not None and math.isfinite(value := measured.read()):
-                pending[str(update)] = value
-        return {"ema": average.ema, "is_closed": average.is_closed, "measured": pending}
-
-    def load(self, step: int, state: dict[str, Any]) -> None:
-        self._decided = {step - 1: Average(state["ema"], state["is_closed"])}
-        self._measured = {int(update): Measured(value) for update, value in state["measured"].items()}
-        self._next = step
+        super().__init__(declared, warmup_steps, max_steps, Average())

@@ -18,6 +18,7 @@ from urepa.reports.comparison.findings import findings, other_remarks, overfitti
 from urepa.reports.comparison.first_sentence import cautions, verdict
 from urepa.reports.comparison.metric_columns import reference_label
 from urepa.reports.comparison.number_format import delta, interval, mean_sd, p_value
+from urepa.reports.comparison.ranking import ORDER, ranking
 from urepa.reports.comparison.read_runs import Run
 from urepa.reports.comparison.results import ArmRow, Results, difference_metrics, other_references, reference_rows
 from urepa.reports.comparison.sample_grids import Grids
@@ -45,6 +46,7 @@ SECTIONS = {
     "findings": "Findings",
     "results": "Results",
     "differences": "Differences",
+    "ranking": "Ranking",
     "gaps": "Train and validation",
     "samples": "Samples",
     "timesteps": "By timestep",
@@ -99,6 +101,8 @@ def page(results: Results, drawn: list[Drawn], sentences: list[str], grids: Grid
             (reference_label(key), mean_sd(cell)) for key, cell in other_references(results).items() if cell.has_value
         ],
         **_differences(results),
+        ranking=ranking(results),
+        ranking_order=ORDER,
         marks=legend(),
         footnotes=footnotes(results),
         **_by_timestep(results),
@@ -141,6 +145,7 @@ def _sections(results: Results, figures: dict[str, list[dict[str, Any]]], grids:
     there = {
         "findings": several,
         "differences": several,
+        "ranking": ranking(results),
         "gaps": gaps(results),
         "samples": grids,
         "reported": documents_arm(results),

@@ -10,6 +10,7 @@ from urepa.core.evaluation_protocols import evaluation_description
 from urepa.core.nested_dicts import flatten
 from urepa.core.text_tables import Table
 from urepa.costs.bucket_costs import is_weighted, largest
+from urepa.method.self_alignment import NO_OWN_STATES, own_states
 from urepa.reports.description import model, training
 from urepa.reports.description.markdown_and_latex import Block, Section
 from urepa.reports.description.subject import Subject
@@ -167,19 +168,16 @@ def hours(s: Subject) -> str:
 # --- all settings -------------------------------------------------------------------------------------------
 
 NOT_SETTINGS = ("arm", "device", "measured", "out")  # keys of a plan, and an ablation file's name
-UNALIGNED = (
-    "teacher",
-    "head",
-    "schedule",
-    "optimizer.lr.head",
-    "optimizer.weight_decay.head",
-)  # these have no effect without a tap
+OF_HEADS = ("optimizer.lr.head", "optimizer.weight_decay.head")
+UNALIGNED = ("teacher", "head", "schedule", *OF_HEADS)  # these have no effect without a tap
 
 
 def settings(s: Subject) -> list[Block]:
     """All settings that distinguish this run from others, by group. File locations and logging intervals are left
     out."""
     idle = NOT_SETTINGS if s.loss.taps else (*NOT_SETTINGS, *UNALIGNED)
+    if own_states(s.loss) != NO_OWN_STATES:
+        idle = (*NOT_SETTINGS, "teacher", "head", *(() if "head" in s.planned.counted.groups else OF_HEADS))
     groups: dict[str, list[tuple[str, str]]] = {}
     for key, value in flatten(s.config).items():
         if not is_identity(key) or any(f"{key}.".startswith(f"{k}.") for k in idle):

@@ -92,7 +92,7 @@ def check_arm(config: dict[str, Any], overrides: list[str]) -> None:
     here, there = (flatten({part: c[part] for part in shared}) for c in (config, baseline))
     changed = {k for k in here.keys() | there.keys() if here.get(k, ABSENT) != there.get(k, ABSENT)}
     named = set(arm["changes"])
-    if more := sorted(changed - named):
+    if more := sorted(changed - named - vanished(here, there, named & changed)):
         raise UserError(
             f"+ablation={name} does not fit this experiment: besides {', '.join(sorted(named))} it would change "
             f"{', '.join(more)}"
@@ -102,6 +102,17 @@ def check_arm(config: dict[str, Any], overrides: list[str]) -> None:
             f"+ablation={name} does not change {', '.join(idle)} here: the experiment or the command line sets that "
             "value; drop one of the two"
         )
+
+
+def vanished(here: dict[str, Any], there: dict[str, Any], changed: set[str]) -> set[str]:
+    """The keys of `there` that `here` lacks because it has other parts in their place, as the changed `_target_`s say.
+    An arm need not name them: which they are depends on the part that it replaces.
+
+    Args:
+        here, there: flat configs with an arm and without it.
+    """
+    places = tuple(key.removesuffix("_target_") for key in changed if key.endswith("._target_"))
+    return {key for key in there.keys() - here.keys() if key.startswith(places)}
 
 
 def without_arm(overrides: list[str]) -> dict[str, Any]:

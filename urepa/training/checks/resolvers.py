@@ -17,6 +17,7 @@ from urepa.config.help import help_text
 from urepa.core.errors import UserError
 from urepa.core.protocols import Loss, Objective
 from urepa.core.track_protocols import Track
+from urepa.method.self_alignment import own_states
 from urepa.runs.run_folder import find_name, no_run, require_config, to_plain
 
 
@@ -38,7 +39,7 @@ def run_name_of(*, _root_: DictConfig) -> str:
 
 def aligned_tap(*, _root_: DictConfig) -> str:
     """The tap that the run aligns; the first of several. Raises UserError if there is none."""
-    taps = _taps(_run_config(_root_))
+    taps = _taps(_run_config(_root_)) or own_states(_loss(_run_config(_root_))).taps
     if not taps:
         raise UserError(
             "loss=none aligns no tap: give the tap to evaluate, evaluation.NAME.tap=TAP, as in the aligned run"
@@ -51,7 +52,7 @@ def own_teacher(*, _root_: DictConfig) -> Any:
     run = _run_config(_root_)
     if not _taps(run):
         raise UserError(
-            "loss=none has no teacher: give an encoder as upper reference, +teacher@evaluation.dense.teacher=NAME as "
+            "this loss has no teacher: give an encoder as upper reference, +teacher@evaluation.dense.teacher=NAME as "
             "in the aligned run, or none, evaluation.dense.teacher=null"
         )
     teacher: Any = OmegaConf.to_container(run.teacher, resolve=True, enum_to_str=True)
@@ -59,8 +60,12 @@ def own_teacher(*, _root_: DictConfig) -> Any:
 
 
 def _taps(run: DictConfig) -> Mapping[str, float]:
+    return _loss(run).taps
+
+
+def _loss(run: DictConfig) -> Loss:
     loss: Loss = declaration_of(to_plain(run.loss))
-    return loss.taps
+    return loss
 
 
 def data_root(*, _root_: DictConfig) -> str:

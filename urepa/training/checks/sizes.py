@@ -14,6 +14,7 @@ from urepa.core.errors import UserError
 from urepa.core.part_names import TEXT
 from urepa.core.protocols import Loss, Teacher
 from urepa.core.track_protocols import Track, condition_widths
+from urepa.method.self_alignment import own_states
 
 
 def check_shapes(config: dict[str, Any]) -> None:
@@ -36,7 +37,8 @@ def check_shapes(config: dict[str, Any]) -> None:
     if hasattr(backbone, "check_objective"):
         backbone.check_objective(declaration_of(config["objective"]))
     evaluated = [tap for _, tap in settings_that_are(TAP, config["evaluation"])]
-    for tap in (*evaluated, *loss.taps):
+    own = own_states(loss)
+    for tap in (*evaluated, *loss.taps, *own.taps, *own.averaged):
         backbone.check_tap(tap)
 
 
