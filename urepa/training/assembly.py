@@ -140,6 +140,8 @@ def build_model(
             with torch_seed(seed, f"head/{name}"):
                 heads[name] = build_part(config["head"], in_width=width, out_width=one.width)
                 check_takes_grid(config["head"]["_target_"], heads[name])
+                if getattr(loss, "compares_lengths", False):
+                    keep_lengths(config["head"]["_target_"], heads[name])
     if loss.diffusion_fraction == 0:
         backbone.freeze_after(tuple(loss.taps))
     return AlignedModel(backbone, heads, policy_of(loss)), lora.group
@@ -154,6 +156,16 @@ def check_takes_grid(target: str, head: Any) -> None:
             f"head._target_={target}: its network is called as forward(tapped, t_B, grid), with the rows and columns "
             "of the teacher's tokens in this batch; give its forward these arguments (urepa.core.protocols.HeadNetwork)"
         ) from None
+
+
+def keep_lengths(target: str, head: Any) -> None:
+    """Makes a head's network return tokens of any length. Raises UserError if it always normalises them."""
+    if not hasattr(head, "unit_length"):
+        raise UserError(
+            f"head._target_={target} returns tokens of unit length, and a term of the loss compares lengths: derive "
+            "its network from urepa.models.layers.Projector, or choose another head"
+        )
+    head.unit_length = False
 
 
 def compared_grids(config: dict[str, Any], model: AlignedModel, cache: Caches, objective: Any) -> list[dict[str, Grid]]:

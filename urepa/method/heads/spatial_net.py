@@ -5,14 +5,13 @@ Shapes: B batch, N tokens, D width of the tap, E width of the teacher, h/w grid 
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from urepa.core.types import Tokens
-from urepa.models.layers import masked_map, resize, resize_mask
+from urepa.models.layers import Projector, masked_map, resize, resize_mask
 
 
-class SpatialHead(nn.Module):
+class SpatialHead(Projector):
     """iREPA's projector: one 3x3 convolution over the tap's grid (Singh et al. 2025), then bilinear interpolation to
     the teacher's. Output tokens have unit length, in fp32.
 
@@ -27,7 +26,7 @@ class SpatialHead(nn.Module):
     def forward(self, tapped: Tokens, t_B: Tensor, grid: tuple[int, int]) -> Tokens:
         map_BEhw = resize(self.layers(masked_map(tapped)), grid)
         tokens_BNE = map_BEhw.flatten(2).transpose(1, 2).float()
-        return Tokens(F.normalize(tokens_BNE, dim=-1), grid, resize_mask(tapped, grid))
+        return Tokens(self.scaled(tokens_BNE), grid, resize_mask(tapped, grid))
 
 
 class HiddenSpatialHead(SpatialHead):
