@@ -299,8 +299,8 @@ class TeacherNetwork(Protocol):
         ...
 
     def tokens(self, images_B3HW: Tensor) -> Tokens:
-        """Maps RGB in [0,1] of any size, resized to a square, to tokens [B,N,D] of unit length on `grid`, without
-        gradients."""
+        """Maps RGB in [0,1] of any size, resized to a square, to tokens [B,N,D] on `grid`, without gradients: of
+        unit length, unless the manifest has `unit_length` False."""
         ...
 
     def build_without_weights(self) -> Any:

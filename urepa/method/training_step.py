@@ -19,7 +19,6 @@ from urepa.core.conditions import Condition
 from urepa.core.protocols import LossMath
 from urepa.core.types import Batch, Tokens, no_rows
 from urepa.method.alignment_grids import TEACHER, Grid, compared_on
-from urepa.method.losses.loss_math import diffusion_loss
 from urepa.method.objectives.objective_math import ObjectiveMath, shape_of
 
 Gather = Callable[[Tensor], Tensor]  # [B,D] -> [G,D], with gradient
@@ -152,8 +151,7 @@ def step_terms(
     x_t = objective.corrupt(batch.x0, batch.noise, batch.t_B)
     output = model(x_t, batch.t_B, batch.condition, batch.rows_R, batch.grids)
     target = objective.target(batch.x0, batch.noise, batch.t_B)
-    target_RCHW = target if batch.rows_R is None else target[batch.rows_R]
-    diffusion_R = diffusion_loss(output.prediction_RCHW, target_RCHW)
+    diffusion_R = objective.diffusion_terms(output.prediction_RCHW, target, batch.t_B, batch.rows_R)
     weight_B = objective.towards_data(batch.t_B, loss.time_power, shape_of(batch.x0))
     return loss(diffusion_R, output, batch, step, gather, weight_B), output
 

@@ -24,7 +24,7 @@ from urepa.core import progress
 from urepa.core.errors import UserError
 from urepa.core.files import read_json, write_whole
 from urepa.core.hub_names import download_failure, resolve
-from urepa.data.cache import mean_token_file, mirrored_facts, mirrored_folder, write_begun
+from urepa.data.cache import mean_token_file, mirrored_facts, mirrored_folder, of_unit_length, write_begun
 from urepa.data.lists.samples import Sample
 from urepa.data.online_encoders import own_device
 from urepa.data.stages.vae import load_vae, mode_of, scaling_of
@@ -103,7 +103,8 @@ def encode_part(
         writing: Future[np.ndarray] | None = None
         for chosen, images in read(todo):
             values = encode(images.flip(-1) if output.mirrored else images)
-            total = _token_sum(values[[s.split == "train" for s in chosen]]) if output.is_tokens else None
+            train = values[[s.split == "train" for s in chosen]]
+            total = _token_sum(of_unit_length(train, output.facts["teacher"])) if output.is_tokens else None
             records = [(output.key(s), value) for s, value in zip(chosen, values, strict=True)]
             if writing is not None:
                 writing.result()

@@ -12,16 +12,17 @@ from urepa.models.layers import Projector, masked_map, resize, resize_mask
 
 
 class SpatialHead(Projector):
-    """iREPA's projector: one 3x3 convolution over the tap's grid (Singh et al. 2025), then bilinear interpolation to
-    the teacher's. Output tokens have unit length, in fp32.
+    """iREPA's projector: one convolution over the tap's grid (Singh et al. 2025, arXiv 2512.10794; there 3x3), then
+    bilinear interpolation to the teacher's. Output tokens have unit length, in fp32.
 
     Args:
+        kernel: rows and columns of the kernel, an odd number; the grid is padded with zeros.
         in_width, out_width: D and E.
     """
 
-    def __init__(self, *, in_width: int, out_width: int) -> None:
+    def __init__(self, kernel: int, *, in_width: int, out_width: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(in_width, out_width, 3, padding=1))
+        self.layers = nn.Sequential(nn.Conv2d(in_width, out_width, kernel, padding=kernel // 2))
 
     def forward(self, tapped: Tokens, t_B: Tensor, grid: tuple[int, int]) -> Tokens:
         map_BEhw = resize(self.layers(masked_map(tapped)), grid)
@@ -38,5 +39,5 @@ class HiddenSpatialHead(SpatialHead):
     """
 
     def __init__(self, hidden: int, *, in_width: int, out_width: int) -> None:
-        super().__init__(in_width=in_width, out_width=hidden)
+        super().__init__(3, in_width=in_width, out_width=hidden)
         self.layers.extend([nn.SiLU(), nn.Conv2d(hidden, out_width, 1)])

@@ -18,6 +18,7 @@ from torch import Tensor
 from urepa.core.types import Tokens
 from urepa.models.teachers.efficientnet_sizes import LITE0, LITE2, check_efficientnet, model_name
 from urepa.models.teachers.rectangle_sizes import map_size, proportional_grid
+from urepa.models.teachers.token_sizes import length_facts
 
 # The Lite models were trained on (pixel - 127) / 128, not on ImageNet's mean and deviation: with the latter a
 # k-NN on its tokens loses 10 of 80 points on CIFAR-10.
@@ -32,10 +33,11 @@ class EfficientNetLite0Network:
     is_local = True  # its weights are in an installed package
     network, maps = "efficientnet-lite0", LITE0
 
-    def __init__(self, image_size: int, grid: list[int], stride: int) -> None:
+    def __init__(self, image_size: int, grid: list[int], stride: int, unit_length: bool = True) -> None:
         check_efficientnet(image_size, grid, stride)
         self.image_size, self.grid, self.stride = image_size, (grid[0], grid[1]), stride
         self.last_block, self.width = self.maps[stride]
+        self.unit_length = unit_length
 
     @cached_property
     def _weights(self) -> Path:
@@ -58,16 +60,20 @@ class EfficientNetLite0Network:
             grid: of the tokens; None: that of a square image.
         """
         stride = {} if self.stride == 32 else {"stride": self.stride}
-        return stride | {
-            "model": model_name(self.network, self.stride),
-            "weights_sha256": self.weights_sha256(),
-            "image_size": self.image_size,
-            "grid": list(self.grid if grid is None else grid),
-            "width": self.width,
-            "normalisation": "127/128",
-            "crop": "none",
-            "flip": "none",
-        }
+        return (
+            stride
+            | length_facts(self.unit_length)
+            | {
+                "model": model_name(self.network, self.stride, self.unit_length),
+                "weights_sha256": self.weights_sha256(),
+                "image_size": self.image_size,
+                "grid": list(self.grid if grid is None else grid),
+                "width": self.width,
+                "normalisation": "127/128",
+                "crop": "none",
+                "flip": "none",
+            }
+        )
 
     @cached_property
     def _model(self) -> Any:
@@ -87,15 +93,16 @@ class EfficientNetLite0Network:
 
     @torch.inference_mode()
     def tokens(self, images_B3HW: Tensor, grid: tuple[int, int] | None = None) -> Tokens:
-        """RGB in [0,1] of any size to Tokens [B,N,D] of unit length. Images are resized to a square, or to the
-        proportions of `grid` with tokens as large as on the square."""
+        """RGB in [0,1] of any size to Tokens [B,N,D], of unit length unless they are raw. Images are resized to a
+        square, or to the proportions of `grid` with tokens as large as on the square."""
         grid = self.grid if grid is None else grid
         rows, columns = map_size(grid, self.grid, self.image_size // self.stride)
         size = (rows * self.stride, columns * self.stride)
         images = F.interpolate(images_B3HW, size=size, mode="bicubic", align_corners=False, antialias=True)
         mean, std = (torch.tensor(x, device=images.device).view(3, 1, 1) for x in (MEAN, STD))
         map_BDhw = F.adaptive_avg_pool2d(self._map((images.clamp(0, 1) - mean) / std), grid)
-        return Tokens(F.normalize(map_BDhw.flatten(2).transpose(1, 2), dim=-1), grid)
+        x_BND = map_BDhw.flatten(2).transpose(1, 2)
+        return Tokens(F.normalize(x_BND, dim=-1) if self.unit_length else x_BND.contiguous(), grid)
 
     def _map(self, images_B3HW: Tensor) -> Tensor:
         """The feature map [B,D,h,w]; later blocks are not run. In eval mode the blocks drop nothing."""

@@ -22,7 +22,8 @@ from urepa.core.hub_names import download_failure, resolve
 from urepa.core.types import Tokens
 from urepa.models.teachers.dino.dinov2_positions import resample_by
 from urepa.models.teachers.rectangle_sizes import map_size, proportional_grid
-from urepa.models.teachers.vit_sizes import check_vit, model_name, resamples, resamples_map
+from urepa.models.teachers.token_sizes import length_facts
+from urepa.models.teachers.vit_sizes import check_cls, check_vit, resamples, resamples_map, stored_name
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -68,6 +69,8 @@ class ViTNetwork:
         positions: the rule by which family=dinov2 resamples its learned positions to other grids than 37x37 patches, a
             key of `urepa.models.teachers.dino.dinov2_positions.RULES`. At 37x37 nothing is resampled, and only "meta",
             the default in conf/, is allowed; in the other families only None.
+        unit_length: whether tokens are normalised; else they are as the last layer gives them, averaged by pooling.
+        cls_weight: the class token times this is added to each patch token, before pooling.
     """
 
     def __init__(
@@ -79,8 +82,13 @@ class ViTNetwork:
         grid: list[int],
         width: int,
         positions: str | None = None,
+        *,
+        unit_length: bool = True,
+        cls_weight: float = 0.0,
     ) -> None:
         check_vit(family, image_size, patch, grid, positions)
+        check_cls(family, cls_weight)
+        self.unit_length, self.cls_weight = unit_length, cls_weight
         self.family, self.model, self.image_size, self.patch = family, model, image_size, patch
         self.grid, self.width = (grid[0], grid[1]), width
         self.resamples, self.positions = resamples(family, image_size, patch), positions
@@ -98,15 +106,21 @@ class ViTNetwork:
         """
         is_resampled = self.resamples if grid is None else resamples_map(self.family, self._map_of(grid))
         positions = {"positions": self.positions} if is_resampled else {}
-        return positions | {
-            "family": self.family,
-            "model": model_name(self.model),
-            "image_size": self.image_size,
-            "grid": list(self.grid if grid is None else grid),
-            "width": self.width,
-            "crop": "center",
-            "flip": "none",
-        }
+        mixed = {"cls_weight": self.cls_weight} if self.cls_weight else {}
+        return (
+            positions
+            | length_facts(self.unit_length)
+            | mixed
+            | {
+                "family": self.family,
+                "model": stored_name(self.model, self.unit_length, self.cls_weight),
+                "image_size": self.image_size,
+                "grid": list(self.grid if grid is None else grid),
+                "width": self.width,
+                "crop": "center",
+                "flip": "none",
+            }
+        )
 
     @property
     def is_local(self) -> bool:
@@ -206,6 +220,9 @@ class ViTNetwork:
         with torch.autocast("cuda", torch.bfloat16, enabled=pixels.is_cuda):
             hidden_BND = network(pixels, **options).last_hidden_state
         prefix = family.cls_tokens + getattr(self.network.config, "num_register_tokens", 0)
-        patches = Tokens(hidden_BND[:, prefix:].float(), (rows, columns))
-        pooled = F.adaptive_avg_pool2d(patches.to_map(), grid)
-        return Tokens(F.normalize(pooled.flatten(2).transpose(1, 2), dim=-1), grid)
+        x_BND = hidden_BND[:, prefix:].float()
+        if self.cls_weight:
+            x_BND = x_BND + self.cls_weight * hidden_BND[:, :1].float()
+        pooled = F.adaptive_avg_pool2d(Tokens(x_BND, (rows, columns)).to_map(), grid)
+        x_BND = pooled.flatten(2).transpose(1, 2)
+        return Tokens(F.normalize(x_BND, dim=-1) if self.unit_length else x_BND.contiguous(), grid)

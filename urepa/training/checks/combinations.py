@@ -319,10 +319,15 @@ def check_validation(config: dict[str, Any]) -> None:
 
 
 def check_fraction(config: dict[str, Any], world: int) -> None:
-    """Raises UserError if not every process can take the same share of a part of the batch."""
+    """Raises UserError if not every process can take the same share of a part of the batch, or pairs of its samples."""
     fraction, trainer = declaration_of(config["loss"]).diffusion_fraction, config["trainer"]
     p, q = strata(fraction)
     share = trainer["batch_size"] // (world * trainer["accumulation"])
+    if getattr(declaration_of(config["objective"]), "pairs_samples", False) and share % 2:
+        raise UserError(
+            f"objective._target_={config['objective']['_target_']} pairs neighbours of a batch, and a process has "
+            f"{share} at a time; give a trainer.batch_size that is a multiple of {2 * world * trainer['accumulation']}"
+        )
     if share % q:
         raise UserError(
             f"loss.diffusion_fraction={fraction} takes {p} of every {q} samples, and a process has {share} at a "
