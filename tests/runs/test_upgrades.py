@@ -25,7 +25,7 @@ OLD = {"trainer": {"max_steps": 3}, "teacher": {"teachers": {"a": DINO}}, "loss"
 
 def test_a_missing_key_gets_the_value_of_the_former_behaviour():
     new = upgrade(OLD)
-    assert new["trainer"] == {"max_steps": 3, "ema_warmup": False}
+    assert new["trainer"] == {"max_steps": 3, "ema_warmup": False, "skip_spikes": False}
     assert new["teacher"]["teachers"]["a"]["positions"] == "transformers"
     assert "ema_warmup" not in OLD["trainer"], "the caller's config is left alone"
 
@@ -160,8 +160,10 @@ def test_facts_without_an_evaluation_stay_without() -> None:
 def test_objectives_of_earlier_versions_become_declared_parts(before: str, since: str) -> None:
     for number, module in ((2, "urepa.objectives"), (3, "urepa.method.objectives")):
         stored = {KEY: number, "objective": {"_target_": f"{module}.{before}", "path": "linear"}}
-        assert upgrade(stored) == {"objective": {"_target_": since, "path": "linear"}}
-        assert upgrade_flat({"objective._target_": f"{module}.{before}"}, number) == {"objective._target_": since}
+        added = {"min_snr": None} if "DDPM" in before else {}
+        assert upgrade(stored) == {"objective": {"_target_": since, "path": "linear"} | added}
+        flat = upgrade_flat({"objective._target_": f"{module}.{before}"}, number)
+        assert flat == {"objective._target_": since} | {f"objective.{key}": str(value) for key, value in added.items()}
     assert since in SCHEMAS
 
 
@@ -336,3 +338,12 @@ def test_a_gemmas_captions_had_no_text_before_them() -> None:
     gemma = {"_target_": "urepa.models.text_encoders.gemma.Gemma", "model": "sana", "layer": -1}
     stored = {"schema": 7, "data": {"_target_": "urepa.data.tracks.latent_track.LatentTrack", "text_encoder": gemma}}
     assert upgrade(stored)["data"]["text_encoder"] == gemma | {"before": None}
+
+
+def test_what_the_ninth_form_added_means_what_was_before(compose: Callable[..., dict[str, Any]]) -> None:
+    """Stored configs without the keys are upgraded to the composed ones."""
+    for overrides in (["objective=ddpm_v"], ["teacher=dinov2_l", "objective=ddpm_eps"], ["head=irepa", *ENCODERS]):
+        composed = compose(*overrides)
+        stored = without(composed, "unit_length", "cls_weight", "kernel", "min_snr", "skip_spikes")
+        assert stored != composed
+        assert upgrade({KEY: 0} | stored) == composed

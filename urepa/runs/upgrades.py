@@ -197,6 +197,25 @@ def _to_8(config: dict[str, Any]) -> None:
             part.setdefault("before", None)
 
 
+def _to_9(config: dict[str, Any]) -> None:
+    """A teacher's tokens were always of unit length and without its class token, iREPA's head always had a 3x3 kernel,
+    timesteps of a DDPM had equal weights, and updates with a spike happened."""
+    teachers, objectives = "urepa.models.teachers", "urepa.method.objectives"
+    added: dict[str, dict[str, Any]] = {
+        f"{teachers}.efficientnet_lite0.EfficientNetLite0": {"unit_length": True},
+        f"{teachers}.efficientnet_lite2.EfficientNetLite2": {"unit_length": True},
+        f"{teachers}.vit.ViT": {"unit_length": True, "cls_weight": 0.0},
+        "urepa.method.heads.spatial.Spatial": {"kernel": 3},
+        f"{objectives}.ddpm_epsilon.DDPMEpsilon": {"min_snr": None},
+        f"{objectives}.ddpm_velocity.DDPMVelocity": {"min_snr": None},
+    }
+    for part in _parts(config):
+        for key, value in added.get(str(part["_target_"]), {}).items():
+            part.setdefault(key, value)
+    if isinstance(trainer := config.get("trainer"), dict):
+        trainer.setdefault("skip_spikes", False)
+
+
 TRACKS = ("urepa.data.tracks.latent_track.LatentTrack", "urepa.data.tracks.pixel_track.PixelTrack")
 
 
@@ -209,7 +228,7 @@ def _earlier_positions(vit: dict[str, Any]) -> str | None:
     return "meta" if native else "transformers"
 
 
-STEPS: tuple[Callable[[dict[str, Any]], None], ...] = (_to_1, _to_2, _to_3, _to_4, _to_5, _to_6, _to_7, _to_8)
+STEPS: tuple[Callable[[dict[str, Any]], None], ...] = (_to_1, _to_2, _to_3, _to_4, _to_5, _to_6, _to_7, _to_8, _to_9)
 SCHEMA = len(STEPS)
 
 

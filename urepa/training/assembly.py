@@ -46,6 +46,7 @@ from urepa.training.ema import EMA
 from urepa.training.gpu_sensors import GpuSensors
 from urepa.training.non_finite_guard import Guard
 from urepa.training.optimizer import groups_of
+from urepa.training.spike_records import ClassesOfSamples, SpikeRecords
 from urepa.training.trainer import Settings, Trainer
 
 
@@ -307,7 +308,8 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
         reader=reader,
         validation=validation,
         during=During(evaluate, settings.evaluate_every, settings.evaluation_share),
-        guard=Guard(folder, settings.max_skipped, accelerator.device),
+        guard=Guard(folder, settings.max_skipped, accelerator.device, settings.skip_spikes),
+        spikes=SpikeRecords(folder, accelerator.device, ClassesOfSamples(cache)),
         metrics=MetricsLog(folder / "metrics.jsonl"),
         sensors=GpuSensors(accelerator.device),
         shipper=shipper,

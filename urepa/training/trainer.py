@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from urepa.core import ema_initial_weights, progress
-from urepa.core.collectives import all_objects, gather_with_gradient, mean_over_ranks, on_main, sum_over_ranks
+from urepa.core.collectives import all_objects, any_rank, gather_with_gradient, mean_over_ranks, on_main, sum_over_ranks
 from urepa.core.errors import UserError
 from urepa.core.random_draws import digest64
 from urepa.core.run_protocols import Optimizer
@@ -36,6 +36,7 @@ from urepa.training.ema import EMA
 from urepa.training.gpu_sensors import GpuSensors
 from urepa.training.non_finite_guard import Guard, non_finite, some_of
 from urepa.training.optimizer import clip_by_global_norm, step_unless
+from urepa.training.spike_records import SpikeRecords
 
 
 @dataclass
@@ -63,6 +64,7 @@ class Settings:
     threads: int | None
     evaluate_every: int | None = None  # defaults for runs stored before these two keys existed
     evaluation_share: float = 0.1
+    skip_spikes: bool = False
 
 
 @dataclass
@@ -91,6 +93,7 @@ class Trainer:
     validation: Validation
     during: During
     guard: Guard
+    spikes: SpikeRecords
     metrics: MetricsLog
     sensors: GpuSensors
     shipper: Any
@@ -155,13 +158,17 @@ class Trainer:
                 self.accelerator.backward(terms.total / len(batches))
             done.append(terms)
         norms = clip_by_global_norm(self.optimizer, self.settings.clip_norm)
-        bad = self.guard.judge(step, [i for b in batches for i in b.ids], done, norms["all"])
-        self.guard.count_spike(self.loss.is_spike(done[-1], step), bad)
+        ids, spike = [i for b in batches for i in b.ids], self.loss.is_spike(done[-1], step)
+        bad = self.guard.judge(step, ids, done, norms["all"], spike)
         terms = _merge_terms(done)
         if self.loss.schedule.delay is not None:
             similarity = terms.means().get("cosine")
             self.loss.schedule.observe(step, None if similarity is None else mean_over_ranks(similarity.float()))
         self.declared_optimizer.set_lr(self.optimizer, step, self.settings.max_steps)
+        if spike is not None:
+            rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+            known = {"lambda": self.loss.lam(step), "lr": rates}
+            self.spikes.note(step, ids, terms.means(), norms["all"], known, any_rank(spike))
         step_unless(self.optimizer, bad)
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(bad)
@@ -189,7 +196,10 @@ class Trainer:
             row[f"tap/{tap}/grad_diffusion"] = d**0.5 / world
             row[f"tap/{tap}/grad_alignment"] = a**0.5 / world
             row[f"tap/{tap}/grad_cosine"] = inner / (d * a) ** 0.5 if d * a > 0 else 0.0
+        self.spikes.write(self.accelerator.is_main_process)  # before the guard, which may stop the run
         row |= self.guard.read(step, self.accelerator.is_main_process)
+        if row["guard/manifold_spikes"]:
+            row["guard/spike_episodes"] = self.spikes.episodes.item()
         row[ema_initial_weights.SHARE] = self.ema.initial_share()
         last, then = self.logged
         elapsed = time.perf_counter() - then
@@ -255,6 +265,7 @@ class Trainer:
         """Rank 0 writes a checkpoint and removes old ones. All ranks wait, and all raise if it failed. Raises
         UserError, without a checkpoint, if a tensor in it is not finite."""
         self.guard.report(self.accelerator.is_main_process)
+        self.spikes.write(self.accelerator.is_main_process)
         if odd := self.non_finite_tensors():
             raise UserError(
                 f"stopped at step {step}: weights, their average or the optimizer's state are not finite "
@@ -267,6 +278,7 @@ class Trainer:
             state = {
                 "best": self.best,
                 "guard": self.guard.state(),
+                "spikes": self.spikes.state(),
                 "schedule": self.loss.schedule.state(step),
                 "ema_updates": int(self.ema.updates),
                 "metrics_rows": self.metrics.rows,
@@ -308,6 +320,7 @@ class Trainer:
                 "the same command goes on from the checkpoint before it"
             )
         self.guard.load(found.state["guard"])
+        self.spikes.load(found.state.get("spikes", {}))  # older checkpoints lack it
         self.loss.schedule.load(found.step, found.state.get("schedule", {}))  # older checkpoints lack it
         applied = found.step - int(found.state["guard"]["skipped"])  # older checkpoints do not count them
         self.ema.updates.fill_(found.state.get("ema_updates", applied))
@@ -328,6 +341,7 @@ class Trainer:
         step, rows = (found.step, found.state["metrics_rows"]) if found else (0, 0)
         self.metrics.cut(rows, step, and_final=found is not None and step == finished_at)
         self.guard.cut(step)
+        self.spikes.cut(step)
 
     # --- time -------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ grid.
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 
 import torch
 from torch import Tensor
@@ -60,8 +61,9 @@ class AlignmentLoss:
         return replace(tokens, x_BND=x_BND)
 
     def is_spike(self, terms: Terms, step: int) -> Tensor | None:
-        """Whether the manifold loss is above the threshold; None during the warm-up, or without a manifold loss."""
-        if step < self.settings.warmup_steps or terms.manifold is None:
+        """Whether the manifold loss is above the threshold; None during the warm-up, or without a manifold loss or a
+        threshold."""
+        if step < self.settings.warmup_steps or terms.manifold is None or self.settings.spike_threshold == inf:
             return None
         return (terms.manifold > self.settings.spike_threshold).detach()
 

@@ -6,6 +6,7 @@ import os
 from dataclasses import fields
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from math import inf
 from typing import Any
 
 from hydra.errors import HydraException
@@ -52,6 +53,7 @@ def check(config: dict[str, Any], overrides: list[str]) -> None:
     check_grid(config)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     check_trainer(config["trainer"], world)
+    check_spikes(config)
     check_validation(config)
     check_fraction(config, world)
     check_shapes(config)
@@ -309,6 +311,14 @@ def check_trainer(trainer: dict[str, Any], world: int) -> None:
         raise UserError(
             f"trainer.batch_size={trainer['batch_size']} does not divide into {world} processes x "
             f"trainer.accumulation={trainer['accumulation']}; give a multiple of {parts}"
+        )
+
+
+def check_spikes(config: dict[str, Any]) -> None:
+    """Raises UserError if updates with a spike are to be skipped and nothing counts as one."""
+    if config["trainer"]["skip_spikes"] and getattr(declaration_of(config["loss"]), "spike_threshold", inf) == inf:
+        raise UserError(
+            "trainer.skip_spikes=true has no effect without a threshold of the manifold loss: give loss.spike_threshold"
         )
 
 
