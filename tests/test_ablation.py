@@ -146,6 +146,7 @@ ROWS = [
     "urepa_tae_sd", "urepa_tae_sdxl", *TEACHERS,
     "repa_block_4", "repa_block_5", "repa_block_12", "repa_block_15", "repa_lora_16", "repa_lora_64",
     "repa_lambda_cosine", "repa_stop_5k",
+    "manifold_clip_01", "clip_norm_05", "batch_64", "batch_96", "skip_spikes", "teacher_clip", "teacher_mae",
     "flextok_tap_0", "flextok_lambda_05", "flextok_no_dropout", "flextok_powers_of_two", "flextok_wide_head",
     "flextok_teacher_224",
     "nanodit_cls_only", "nanodit_patch_positions", "nanodit_patches_shuffled", "nanodit_patch_statistics",
@@ -153,6 +154,17 @@ ROWS = [
     "nanodit_text_only_15", "nanodit_repa",
     *WITHOUT_TEACHER, "method_gradient_conflict",
 ]  # fmt: skip
+METHODS = [name for name in ARMS if name.startswith("method_")]
+# the losses of these arms are for the tap and the schedule of repa_cifar10_cpu, and their objectives for its draw of t
+ROWS += METHODS
+OF_CPU = [
+    name for name in METHODS if "loss._target_" in ARMS[name] or name in ("method_flow_data", "method_flow_contrastive")
+]
+OTHERWISE |= {
+    (experiment, arm): ""
+    for experiment in ("repa_cifar10", "repa_cifar10_pixels", "repa_imagenet256", "repa_smoke")
+    for arm in OF_CPU
+}
 
 
 def header(text: str) -> dict[str, str]:

@@ -178,7 +178,7 @@ def test_a_resized_token_counts_if_all_its_sources_count(upsample: str) -> None:
 
 
 def test_a_convolution_treats_masked_tokens_as_padding() -> None:
-    head = SpatialHead(in_width=5, out_width=7)
+    head = SpatialHead(3, in_width=5, out_width=7)
     whole = torch.randn(1, 6, 5)
     masked = head(Tokens(whole, GRID, torch.tensor([[1, 1, 0, 1, 1, 0]], dtype=torch.bool)), T[:1], GRID)
     left = head(Tokens(whole.view(1, 2, 3, 5)[:, :, :2].flatten(1, 2), (2, 2)), T[:1], (2, 2))

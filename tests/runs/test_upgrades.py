@@ -26,7 +26,7 @@ OLD = {"trainer": {"max_steps": 3}, "teacher": {"teachers": {"a": DINO}}, "loss"
 
 def test_a_missing_key_gets_the_value_of_the_former_behaviour():
     new = upgrade(OLD)
-    assert new["trainer"] == {"max_steps": 3, "ema_warmup": False}
+    assert new["trainer"] == {"max_steps": 3, "ema_warmup": False, "skip_spikes": False}
     assert new["teacher"]["teachers"]["a"]["positions"] == "transformers"
     assert "ema_warmup" not in OLD["trainer"], "the caller's config is left alone"
 
@@ -161,8 +161,10 @@ def test_facts_without_an_evaluation_stay_without() -> None:
 def test_objectives_of_earlier_versions_become_declared_parts(before: str, since: str) -> None:
     for number, module in ((2, "urepa.objectives"), (3, "urepa.method.objectives")):
         stored = {KEY: number, "objective": {"_target_": f"{module}.{before}", "path": "linear"}}
-        assert upgrade(stored) == {"objective": {"_target_": since, "path": "linear"}}
-        assert upgrade_flat({"objective._target_": f"{module}.{before}"}, number) == {"objective._target_": since}
+        added = {"min_snr": None} if "DDPM" in before else {}
+        assert upgrade(stored) == {"objective": {"_target_": since, "path": "linear"} | added}
+        flat = upgrade_flat({"objective._target_": f"{module}.{before}"}, number)
+        assert flat == {"objective._target_": since} | {f"objective.{key}": str(value) for key, value in added.items()}
     assert since in SCHEMAS
 
 
@@ -370,3 +372,12 @@ def test_a_warm_start_in_mlflow_may_be_stored_in_both_forms(source):
     now["warm_start.checkpoint"] = source
     assert upgrade_flat({"warm_start": source}, 8) == now
     assert upgrade_flat({"warm_start": source, **now}, SCHEMA) == now
+
+
+def test_what_the_ninth_form_added_means_what_was_before(compose: Callable[..., dict[str, Any]]) -> None:
+    """Stored configs without the keys are upgraded to the composed ones."""
+    for overrides in (["objective=ddpm_v"], ["teacher=dinov2_l", "objective=ddpm_eps"], ["head=irepa", *ENCODERS]):
+        composed = compose(*overrides)
+        stored = without(composed, "unit_length", "cls_weight", "kernel", "min_snr", "skip_spikes")
+        assert stored != composed
+        assert upgrade({KEY: 0} | stored) == composed

@@ -102,11 +102,25 @@ def test_each_bad_step_is_written_once(tmp_path: Path) -> None:
 
 def test_spikes_are_counted_on_updates_that_happen(tmp_path: Path) -> None:
     guard = Guard(tmp_path, 3, CPU)
-    good, bad = torch.tensor(0.0), torch.tensor(1.0)
-    for spike, skipped in ((True, good), (False, good), (True, bad), (True, good)):
-        guard.count_spike(torch.tensor(spike), skipped)
-    guard.count_spike(None, good)
-    assert guard.read(1, True)["guard/manifold_spikes"] == 2.0
+    for spike, value in ((True, 1.0), (False, 1.0), (True, torch.nan), (True, 1.0)):
+        skipped = guard.judge(0, ["a"], [terms(value)], FINE, torch.tensor(spike))
+        assert skipped.item() == float(value != 1.0)
+    guard.judge(0, ["a"], [terms(1.0)], FINE)
+    assert guard.read(1, True) == {"guard/skipped_steps": 1.0, "guard/manifold_spikes": 2.0}
+
+
+def test_spikes_are_skipped_if_asked_to(tmp_path: Path) -> None:
+    guard = Guard(tmp_path, 3, CPU, skip_spikes=True)
+    found = [
+        guard.judge(i, ["a"], [terms(1.0)], FINE, torch.tensor(s)).item() for i, s in enumerate((True, False, True))
+    ]
+    assert found == [1.0, 0.0, 1.0]
+    assert guard.read(3, True) == {"guard/skipped_steps": 2.0, "guard/manifold_spikes": 2.0}
+    assert rows(tmp_path) == [], "only steps that are not finite have a bad sample"
+    for i in (3, 4):
+        guard.judge(i, ["a"], [terms(1.0)], FINE, torch.tensor(True))
+    with pytest.raises(UserError, match=r"3 updates in a row.*not finite, or a spike.*and in spikes\.jsonl"):
+        guard.read(5, True)
 
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:

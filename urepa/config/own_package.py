@@ -31,7 +31,10 @@ ROOT = "urepa"
 NAMED = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 OF_RUNS = ("experiment", "ablation")  # groups whose files start at the root of a config
 # the kind of the parts below a key of a part
-HELD = {"teacher": "teacher", "teachers": "teacher", "encoder": "encoder", "encoders": "encoder", "images": "images"}
+HELD = {
+    **{"teacher": "teacher", "teachers": "teacher", "encoder": "encoder", "encoders": "encoder", "images": "images"},
+    "terms": "term",
+}
 
 
 def take_folder(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

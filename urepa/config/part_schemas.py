@@ -59,5 +59,8 @@ class Trainer:
     )
     keep_last: int = setting("checkpoints that are kept, besides the best", 2, ge=1, le=LARGEST)
     max_skipped: int = setting("non-finite steps in a row before training stops", 10, ge=1, le=LARGEST)
+    skip_spikes: bool = setting(
+        "skip updates whose manifold loss is above loss.spike_threshold after the warm-up", False
+    )
     deterministic: bool = setting("cuDNN uses deterministic kernels and does not benchmark", False)
     threads: int | None = setting("CPU threads; null: PyTorch's choice", None, ge=1, le=WORKERS)

@@ -19,6 +19,7 @@ from urepa.core.declared_keys import keys_of
 from urepa.core.evaluation_protocols import Encoder, Evaluation, Images
 from urepa.core.protocols import Head, Loss, Objective, OneTeacher, Schedule
 from urepa.core.run_protocols import Optimizer, Tracker
+from urepa.core.term_protocols import Term
 from urepa.core.text_protocols import TextEncoder
 from urepa.core.track_protocols import Track
 
@@ -29,6 +30,7 @@ PACKAGES = {
     "teacher": "urepa.models.teachers",
     "objective": "urepa.method.objectives",
     "loss": "urepa.method.losses",
+    "term": "urepa.method.terms",
     "schedule": "urepa.method.schedules",
     "data": "urepa.data.tracks",
     "optimizer": "urepa.training.optimizers",
@@ -46,6 +48,7 @@ PROTOCOLS: dict[str, type] = {
     "teacher": OneTeacher,
     "objective": Objective,
     "loss": Loss,
+    "term": Term,
     "schedule": Schedule,
     "data": Track,
     "optimizer": Optimizer,

@@ -13,6 +13,7 @@ from __future__ import annotations
 # terms of the training and validation losses, by the names under which they are logged
 DIFFUSION, X0_ERROR, TOKEN, MANIFOLD, TOTAL = "diffusion", "x0_error", "token", "manifold", "total"
 ALIGNMENT = (TOKEN, MANIFOLD, TOTAL)
+TERMS = "term"  # the terms of loss=several_terms, logged as term/NAME; what alters the token loss alters these too
 TOTAL_BY_STEP = "total by step"  # the training total, which has each step's own λ
 
 EVERY_TERM = "every term"  # including terms of users' own parts

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class HeadNetwork(Protocol):
     """`forward(tapped, t_B, grid)`: the state [B,N,D] of a tap, and the times of its samples as the objective has them,
     to tokens [B,h·w,E] on the grid (h, w) that they are compared on, of unit length, in fp32: the teacher's, unless
-    `loss.grid` says otherwise. Heads run in fp32 also under bf16.
+    `loss.grid` says otherwise. Heads run in fp32 also under bf16. A network with the attribute `unit_length`
+    (`urepa.models.layers.Projector`) keeps the tokens' lengths if it is set to False, for a loss that compares them.
 
     The grids of tap and teacher may differ between steps. If the tap's tokens have a mask, output tokens that depend on
     masked ones, even in part, are masked too."""
@@ -314,8 +315,8 @@ class TeacherNetwork(Protocol):
         ...
 
     def tokens(self, images_B3HW: Tensor) -> Tokens:
-        """Maps RGB in [0,1] of any size, resized to a square, to tokens [B,N,D] of unit length on `grid`, without
-        gradients."""
+        """Maps RGB in [0,1] of any size, resized to a square, to tokens [B,N,D] on `grid`, without gradients: of
+        unit length, unless the manifest has `unit_length` False."""
         ...
 
     def build_without_weights(self) -> Any:

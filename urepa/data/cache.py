@@ -54,6 +54,15 @@ def mean_token_file(mean_D: np.ndarray) -> dict[str, bytes]:
     return {MEAN_TOKEN: content.getvalue()}
 
 
+def of_unit_length(tokens_BND: np.ndarray, teacher: Mapping[str, Any]) -> np.ndarray:
+    """Tokens as the mean token averages them: raw ones, by the teacher's manifest, are normalised first, because the
+    token loss compares directions."""
+    if teacher.get("unit_length", True):
+        return tokens_BND
+    tokens_BND = tokens_BND.astype(np.float64)
+    return tokens_BND / np.maximum(np.linalg.norm(tokens_BND, axis=-1, keepdims=True), 1e-12)
+
+
 @dataclass
 class Cache:
     """Open stores of samples of one shape: a whole track, or one of its buckets (`urepa.data.bucketed_cache`).

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from urepa.data.stores.record_keys import is_mirrored, sample_id_of
@@ -61,7 +62,10 @@ class OnlineTokens:
     @cached_property
     def _mean(self) -> Tensor:
         chunks = [self._mean_ids[i : i + 32] for i in range(0, len(self._mean_ids), 32)]
-        return torch.cat([self.tensor(ids) for ids in chunks]).double().mean((0, 1)).float().cpu()
+        tokens_RND = torch.cat([self.tensor(ids) for ids in chunks])
+        if not self.manifest["teacher"].get("unit_length", True):  # the token loss compares directions
+            tokens_RND = F.normalize(tokens_RND, dim=-1)
+        return tokens_RND.double().mean((0, 1)).float().cpu()
 
     def mean_token(self) -> Tensor:
         """The mean token [D] over the first training samples (a cache averages over all of them)."""

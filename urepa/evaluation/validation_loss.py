@@ -91,7 +91,7 @@ class Validation:
             "count": torch.ones(len(batch.ids), device=self.device),
             **terms.per_sample,
             "x0_error": loss_math.diffusion_loss(implied_x0, batch.x0),
-            "zero_predictor": loss_math.diffusion_loss(torch.zeros_like(target), target),
+            "zero_predictor": self.objective.diffusion_terms(torch.zeros_like(target), target, batch.t_B),
         }
         if terms.weighted_B is not None:
             columns["weighted"] = terms.weighted_B

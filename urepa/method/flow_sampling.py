@@ -108,5 +108,9 @@ def sample(
 ) -> Tensor:
     """Samples x0 [B,C,H,W] from standard normal noise, on its device. `scales` are guidance scales by name; `rngs`, one
     per image, draw the SDE's noise. With a `projection` the guidance is adaptive projected guidance."""
-    velocity = guided_velocity(backbone, condition, scales, interval, negative, projection)
+    predicted = guided_velocity(backbone, condition, scales, interval, negative, projection)
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        return flow.to_velocity(x, predicted(x, t), t.expand(len(x)))  # the prediction itself, or what it implies
+
     return SAMPLERS[sampler](flow, velocity, noise.double(), steps, rngs).float()

@@ -20,7 +20,6 @@ from urepa.core.conditions import Condition
 from urepa.core.protocols import LossMath
 from urepa.core.types import Batch, Tokens, no_rows
 from urepa.method.alignment_grids import TEACHER, Grid, compared_on
-from urepa.method.losses.loss_math import diffusion_loss
 from urepa.method.objectives.objective_math import ObjectiveMath, shape_of
 from urepa.method.self_alignment import own_states
 
@@ -208,8 +207,7 @@ def step_terms(
         second["second"] = SecondView(objective.corrupt(batch.x0, batch.noise, s_B), s_B)
     output = model(x_t, batch.t_B, batch.condition, batch.rows_R, batch.grids, **second)
     target = objective.target(batch.x0, batch.noise, batch.t_B)
-    target_RCHW = target if batch.rows_R is None else target[batch.rows_R]
-    diffusion_R = diffusion_loss(output.prediction_RCHW, target_RCHW)
+    diffusion_R = objective.diffusion_terms(output.prediction_RCHW, target, batch.t_B, batch.rows_R)
     weight_B = objective.towards_data(batch.t_B, loss.time_power, shape_of(batch.x0))
     return loss(diffusion_R, output, batch, step, gather, weight_B), output
 

@@ -11,6 +11,17 @@ from torch import Tensor, nn
 from urepa.core.types import Tokens
 
 
+class Projector(nn.Module):
+    """The base class of heads' networks. Output tokens have unit length, unless `unit_length` is set to False for a
+    loss that compares lengths."""
+
+    unit_length: bool = True
+
+    def scaled(self, x_BNE: Tensor) -> Tensor:
+        """Projected tokens as the head returns them."""
+        return F.normalize(x_BNE, dim=-1) if self.unit_length else x_BNE
+
+
 def linear(inputs: int, outputs: int) -> nn.Linear:
     """A linear layer with Xavier-uniform weights and zero bias, the initialisation of every linear layer in the
     published SiT and REPA (arXiv 2410.06940)."""

@@ -200,7 +200,9 @@ def _to_8(config: dict[str, Any]) -> None:
 
 def _to_9(config: dict[str, Any]) -> None:
     """A FlexTok's MLPs always had four times the width, and all its registers had positions. Reconstructions were not
-    compared in features. Conditions had no image tokens. A warm start was a folder, all of whose weights were taken."""
+    compared in features. Conditions had no image tokens. A warm start was a folder, all of whose weights were taken.
+    A teacher's tokens were always of unit length and without its class token, iREPA's head always had a 3x3 kernel,
+    timesteps of a DDPM had equal weights, and updates with a spike happened."""
     for part in _parts(config):
         if part["_target_"] == "urepa.models.backbones.flextok.FlexTok":
             part.setdefault("mlp_ratio", 4.0)
@@ -213,6 +215,20 @@ def _to_9(config: dict[str, Any]) -> None:
             part.setdefault("dropout", {})
             part.setdefault("patch_statistics", "cls")
             part.setdefault("shuffle_patches", False)
+    teachers, objectives = "urepa.models.teachers", "urepa.method.objectives"
+    added: dict[str, dict[str, Any]] = {
+        f"{teachers}.efficientnet_lite0.EfficientNetLite0": {"unit_length": True},
+        f"{teachers}.efficientnet_lite2.EfficientNetLite2": {"unit_length": True},
+        f"{teachers}.vit.ViT": {"unit_length": True, "cls_weight": 0.0},
+        "urepa.method.heads.spatial.Spatial": {"kernel": 3},
+        f"{objectives}.ddpm_epsilon.DDPMEpsilon": {"min_snr": None},
+        f"{objectives}.ddpm_velocity.DDPMVelocity": {"min_snr": None},
+    }
+    for part in _parts(config):
+        for key, value in added.get(str(part["_target_"]), {}).items():
+            part.setdefault(key, value)
+    if isinstance(trainer := config.get("trainer"), dict):
+        trainer.setdefault("skip_spikes", False)
     if "warm_start" in config and not isinstance(config["warm_start"], dict):
         lists: dict[str, Any] = {key: [] for key in ("allow_missing", "allow_shape", "allow_unused")}
         config["warm_start"] = {"checkpoint": config["warm_start"]} | lists

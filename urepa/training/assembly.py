@@ -49,6 +49,7 @@ from urepa.training.gpu_sensors import GpuSensors
 from urepa.training.non_finite_guard import Guard
 from urepa.training.optimizer import groups_of
 from urepa.training.own_states import check_own_states, own_heads
+from urepa.training.spike_records import ClassesOfSamples, SpikeRecords
 from urepa.training.trainer import Settings, Trainer
 
 
@@ -143,6 +144,8 @@ def build_model(
             with torch_seed(seed, f"head/{name}"):
                 heads[name] = build_part(config["head"], in_width=width, out_width=one.width)
                 check_takes_grid(config["head"]["_target_"], heads[name])
+                if getattr(loss, "compares_lengths", False):
+                    keep_lengths(config["head"]["_target_"], heads[name])
     if loss.diffusion_fraction == 0:
         backbone.freeze_after(tuple(loss.taps))
     own = own_states(loss)
@@ -160,6 +163,16 @@ def check_takes_grid(target: str, head: Any) -> None:
             f"head._target_={target}: its network is called as forward(tapped, t_B, grid), with the rows and columns "
             "of the teacher's tokens in this batch; give its forward these arguments (urepa.core.protocols.HeadNetwork)"
         ) from None
+
+
+def keep_lengths(target: str, head: Any) -> None:
+    """Makes a head's network return tokens of any length. Raises UserError if it always normalises them."""
+    if not hasattr(head, "unit_length"):
+        raise UserError(
+            f"head._target_={target} returns tokens of unit length, and a term of the loss compares lengths: derive "
+            "its network from urepa.models.layers.Projector, or choose another head"
+        )
+    head.unit_length = False
 
 
 def compared_grids(config: dict[str, Any], model: AlignedModel, cache: Caches, objective: Any) -> list[dict[str, Grid]]:
@@ -303,7 +316,8 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
         reader=reader,
         validation=validation,
         during=During(evaluate, settings.evaluate_every, settings.evaluation_share),
-        guard=Guard(folder, settings.max_skipped, accelerator.device),
+        guard=Guard(folder, settings.max_skipped, accelerator.device, settings.skip_spikes),
+        spikes=SpikeRecords(folder, accelerator.device, ClassesOfSamples(cache)),
         metrics=MetricsLog(folder / "metrics.jsonl"),
         sensors=GpuSensors(accelerator.device),
         shipper=shipper,

@@ -28,34 +28,38 @@ def some_of(names: list[str]) -> str:
 
 
 class Guard:
-    """Skips non-finite steps on all ranks together, stops after `max_skipped` in a row, and counts spikes. A run that
-    has skipped more than half of its updates does not finish.
+    """Skips non-finite steps on all ranks together, stops after `max_skipped` in a row, and counts spikes, which it
+    skips too with `skip_spikes`. A run that has skipped more than half of its updates does not finish.
 
     Shapes: B local batch. The samples of skipped steps are written to `bad_samples.jsonl` in the run's folder.
     """
 
-    def __init__(self, folder: Path, max_skipped: int, device: torch.device) -> None:
+    def __init__(self, folder: Path, max_skipped: int, device: torch.device, skip_spikes: bool = False) -> None:
         self.file = folder / "bad_samples.jsonl"
-        self.max_skipped = max_skipped
+        self.max_skipped, self.skip_spikes = max_skipped, skip_spikes
+        self.what = "not finite, or a spike" if skip_spikes else "not finite"
         self.skipped, self.streak, self.longest, self.spikes = (torch.zeros((), device=device) for _ in range(4))
         self._suspects: list[tuple[int, list[str], Tensor, Tensor]] = []
         self._reported = 0
 
-    def judge(self, step: int, ids: list[str], terms: list[Terms], grad_norm: Tensor) -> Tensor:
-        """1.0 if the update with this index must be skipped, else 0.0; the same on every rank."""
+    def judge(
+        self, step: int, ids: list[str], terms: list[Terms], grad_norm: Tensor, spike: Tensor | None = None
+    ) -> Tensor:
+        """1.0 if the update with this index must be skipped, else 0.0; the same on every rank. Counts the spike of a
+        finite update (None: still in the warm-up, or not checked)."""
         finite_B = torch.cat([t.finite_B() for t in terms])
         total = torch.stack([t.total.detach() for t in terms])
         bad = any_rank(~(finite_B.all() & total.isfinite().all() & grad_norm.isfinite()))
-        self.skipped += bad
-        self.streak = (self.streak + 1) * bad
-        self.longest = torch.maximum(self.longest, self.streak)
-        self._suspects.append((step, ids, finite_B, bad))
-        return bad
-
-    def count_spike(self, spike: Tensor | None, bad: Tensor) -> None:
-        """Counts a manifold spike (None: still in the warm-up)."""
+        skipped = bad
         if spike is not None:
             self.spikes += spike.float() * (1.0 - bad)
+            if self.skip_spikes:
+                skipped = torch.maximum(bad, any_rank(spike))
+        self.skipped += skipped
+        self.streak = (self.streak + 1) * skipped
+        self.longest = torch.maximum(self.longest, self.streak)
+        self._suspects.append((step, ids, finite_B, bad))
+        return skipped
 
     def read(self, step: int, is_main: bool) -> dict[str, float]:
         """The counters, at the logging interval. Writes the ids of bad samples to disk. Raises UserError after too many
@@ -64,20 +68,24 @@ class Guard:
         skipped, longest, spikes = torch.stack([self.skipped, self.longest, self.spikes]).tolist()
         if longest >= self.max_skipped:
             raise UserError(
-                f"stopped at step {step}: {int(longest)} updates in a row had a loss or gradient that is not "
-                f"finite (trainer.max_skipped={self.max_skipped}); the samples are in {self.file}. Look at them; the "
-                "same command goes on from the last checkpoint, a lower optimizer.lr starts another run"
+                f"stopped at step {step}: {int(longest)} updates in a row had a loss or gradient that is "
+                f"{self.what} (trainer.max_skipped={self.max_skipped}); the samples are in {self._files}. Look at "
+                "them; the same command goes on from the last checkpoint, a lower optimizer.lr starts another run"
             )
         self.longest.copy_(self.streak)
         return {"guard/skipped_steps": skipped, "guard/manifold_spikes": spikes}
+
+    @property
+    def _files(self) -> str:
+        return f"{self.file}{' and in spikes.jsonl' if self.skip_spikes else ''}"
 
     def require_updates(self, steps: int) -> None:
         """Raises UserError on every rank, at the end of a run of `steps` updates, if most of them were skipped."""
         skipped = int(self.skipped.item())
         if 2 * skipped > steps:
             raise UserError(
-                f"{skipped} of {steps} updates had a loss or gradient that is not finite and were skipped, so this run "
-                f"is not finished; the samples are in {self.file}. Look at them; a lower optimizer.lr or "
+                f"{skipped} of {steps} updates had a loss or gradient that is {self.what} and were skipped, so this "
+                f"run is not finished; the samples are in {self._files}. Look at them; a lower optimizer.lr or "
                 "loss.lambda_max starts another run"
             )
 

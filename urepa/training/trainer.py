@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from urepa.core import alignment_progress, ema_initial_weights, progress
-from urepa.core.collectives import all_objects, gather_with_gradient, mean_over_ranks, on_main, sum_over_ranks
+from urepa.core.collectives import all_objects, any_rank, gather_with_gradient, mean_over_ranks, on_main, sum_over_ranks
 from urepa.core.errors import UserError
 from urepa.core.protocols import CONFLICT
 from urepa.core.random_draws import digest64
@@ -37,6 +37,7 @@ from urepa.training.ema import EMA
 from urepa.training.gpu_sensors import GpuSensors
 from urepa.training.non_finite_guard import Guard, non_finite, some_of
 from urepa.training.optimizer import clip_by_global_norm, step_unless
+from urepa.training.spike_records import SpikeRecords
 
 
 @dataclass
@@ -64,6 +65,7 @@ class Settings:
     threads: int | None
     evaluate_every: int | None = None  # defaults for runs stored before these two keys existed
     evaluation_share: float = 0.1
+    skip_spikes: bool = False
 
 
 @dataclass
@@ -92,6 +94,7 @@ class Trainer:
     validation: Validation
     during: During
     guard: Guard
+    spikes: SpikeRecords
     metrics: MetricsLog
     sensors: GpuSensors
     shipper: Any
@@ -161,8 +164,8 @@ class Trainer:
                 self.accelerator.backward(terms.total / len(batches))
             done.append(terms)
         norms = clip_by_global_norm(self.optimizer, self.settings.clip_norm)
-        bad = self.guard.judge(step, [i for b in batches for i in b.ids], done, norms["all"])
-        self.guard.count_spike(self.loss.is_spike(done[-1], step), bad)
+        ids, spike = [i for b in batches for i in b.ids], self.loss.is_spike(done[-1], step)
+        bad = self.guard.judge(step, ids, done, norms["all"], spike)
         terms = _merge_terms(done)
         if of_conflict:
             schedule.observe(step, cosine_of_sums(measured) if measures_conflict else None)
@@ -170,6 +173,10 @@ class Trainer:
             similarity = terms.means().get("cosine")
             schedule.observe(step, None if similarity is None else mean_over_ranks(similarity.float()))
         self.declared_optimizer.set_lr(self.optimizer, step, self.settings.max_steps)
+        if spike is not None:
+            rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+            known = {"lambda": self.loss.lam(step), "lr": rates}
+            self.spikes.note(step, ids, terms.means(), norms["all"], known, any_rank(spike))
         step_unless(self.optimizer, bad)
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(bad)
@@ -197,7 +204,10 @@ class Trainer:
             row[f"tap/{tap}/grad_diffusion"] = d**0.5 / world
             row[f"tap/{tap}/grad_alignment"] = a**0.5 / world
             row[f"tap/{tap}/grad_cosine"] = inner / (d * a) ** 0.5 if d * a > 0 else 0.0
+        self.spikes.write(self.accelerator.is_main_process)  # before the guard, which may stop the run
         row |= self.guard.read(step, self.accelerator.is_main_process)
+        if row["guard/manifold_spikes"]:
+            row["guard/spike_episodes"] = self.spikes.episodes.item()
         row[ema_initial_weights.SHARE] = self.ema.initial_share()
         last, then = self.logged
         elapsed = time.perf_counter() - then
@@ -282,6 +292,7 @@ class Trainer:
         """Rank 0 writes a checkpoint and removes old ones. All ranks wait, and all raise if it failed. Raises
         UserError, without a checkpoint, if a tensor in it is not finite."""
         self.guard.report(self.accelerator.is_main_process)
+        self.spikes.write(self.accelerator.is_main_process)
         if odd := self.non_finite_tensors():
             raise UserError(
                 f"stopped at step {step}: weights, their average or the optimizer's state are not finite "
@@ -294,6 +305,7 @@ class Trainer:
             state = {
                 "best": self.best,
                 "guard": self.guard.state(),
+                "spikes": self.spikes.state(),
                 "schedule": self.loss.schedule.state(step),
                 "ema_updates": int(self.ema.updates),
                 "metrics_rows": self.metrics.rows,
@@ -335,6 +347,7 @@ class Trainer:
                 "the same command goes on from the checkpoint before it"
             )
         self.guard.load(found.state["guard"])
+        self.spikes.load(found.state.get("spikes", {}))  # older checkpoints lack it
         self.loss.schedule.load(found.step, found.state.get("schedule", {}))  # older checkpoints lack it
         applied = found.step - int(found.state["guard"]["skipped"])  # older checkpoints do not count them
         self.ema.updates.fill_(found.state.get("ema_updates", applied))
@@ -355,6 +368,7 @@ class Trainer:
         step, rows = (found.step, found.state["metrics_rows"]) if found else (0, 0)
         self.metrics.cut(rows, step, and_final=found is not None and step == finished_at)
         self.guard.cut(step)
+        self.spikes.cut(step)
 
     # --- time -------------------------------------------------------------------------------------------
 

@@ -183,7 +183,7 @@ def test_repas_tokens_have_unit_length_in_fp32_under_autocast() -> None:
 
 def test_irepas_head_is_one_convolution_over_the_grid() -> None:
     torch.manual_seed(0)
-    head = SpatialHead(in_width=6, out_width=5)
+    head = SpatialHead(3, in_width=6, out_width=5)
     weight, bias = head.parameters()
     assert tuple(weight.shape) == (5, 6, 3, 3)
     map_BDhw = torch.randn(2, 6, 2, 3)
@@ -294,7 +294,7 @@ def test_an_exchanged_target_needs_its_own_keys(compose: Callable[..., dict[str,
         check_keys(config)
     config["head"] = {"_target_": "urepa.method.heads.spatial.Spatial", "hidden": 8}
     with pytest.raises(
-        UserError, match="head.hidden is not a key of urepa.method.heads.spatial.Spatial: choose another"
+        UserError, match="urepa.method.heads.spatial.Spatial needs head.kernel, which this head does not set"
     ):
         check_keys(config)
     check_keys(compose("head=repa_mlp", f"head._target_={time}"))
@@ -318,7 +318,7 @@ def test_names_of_weights_are_those_of_stored_runs() -> None:
     names = {
         ConvHead(2, "after", in_width=6, out_width=5): "0.weight 0.bias 2.weight",
         ConvHead(2, "before", in_width=6, out_width=5): "1.weight 1.bias 3.weight",
-        SpatialHead(in_width=6, out_width=5): "0.weight 0.bias",
+        SpatialHead(3, in_width=6, out_width=5): "0.weight 0.bias",
         HiddenSpatialHead(7, in_width=6, out_width=5): "0.weight 0.bias 2.weight 2.bias",
     }
     for head, expected in names.items():

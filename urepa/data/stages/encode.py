@@ -24,7 +24,7 @@ from urepa.core import progress
 from urepa.core.errors import UserError
 from urepa.core.files import read_json, write_whole
 from urepa.core.hub_names import download_failure, resolve
-from urepa.data.cache import mean_token_file, mirrored_facts, mirrored_folder, write_begun
+from urepa.data.cache import mean_token_file, mirrored_facts, mirrored_folder, of_unit_length, write_begun
 from urepa.data.image_statistics import IMAGE_TOKENS, statistics_file, sums_of
 from urepa.data.lists.samples import Sample
 from urepa.data.online_encoders import own_device
@@ -70,7 +70,7 @@ class Output:
     def sum_of(self, values: np.ndarray) -> np.ndarray | None:
         """What training records add to the store's sum; None for a store without."""
         if self.is_tokens:
-            return _token_sum(values)
+            return _token_sum(of_unit_length(values, self.facts["teacher"]))
         return sums_of(values) if self.facts.get("kind") == IMAGE_TOKENS else None
 
     def files_of(self, total: np.ndarray | None) -> dict[str, bytes]:

@@ -5,15 +5,14 @@ Shapes: B batch, N tokens, D width of the tap, E width of the teacher, h/w grid 
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from urepa.core.errors import UserError
 from urepa.core.types import Tokens
-from urepa.models.layers import masked_map, resize, resize_mask
+from urepa.models.layers import Projector, masked_map, resize, resize_mask
 
 
-class ConvHead(nn.Module):
+class ConvHead(Projector):
     """`depth` 1x1 convolutions with GELU between them.
 
     The first has a bias, the others none. At 1280 → 1024 depth 2 has 2,360,320 parameters, depth 1
@@ -41,4 +40,4 @@ class ConvHead(nn.Module):
         map_BDhw = masked_map(tapped)
         map_BEhw = self.layers(resize(map_BDhw, grid)) if self.before else resize(self.layers(map_BDhw), grid)
         tokens_BNE = map_BEhw.flatten(2).transpose(1, 2).float()
-        return Tokens(F.normalize(tokens_BNE, dim=-1), grid, resize_mask(tapped, grid))
+        return Tokens(self.scaled(tokens_BNE), grid, resize_mask(tapped, grid))

@@ -5,14 +5,13 @@ Shapes: B batch, N tokens, D width of the tap, E width of the teacher, h/w grid 
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from urepa.core.types import Tokens
-from urepa.models.layers import linear, resize_tokens
+from urepa.models.layers import Projector, linear, resize_tokens
 
 
-class LayerNormLinearHead(nn.Module):
+class LayerNormLinearHead(Projector):
     """LayerNorm over D and a dense layer to E on each token by itself, then bilinear interpolation to the target's
     grid. The dense layer is initialised as REPA's are (`urepa.models.layers.linear`). Output tokens have unit length,
     in fp32.
@@ -31,4 +30,4 @@ class LayerNormLinearHead(nn.Module):
             x_BND = x_BND.masked_fill(~mask_BN[..., None], 0)
         projected = Tokens(self.layers(x_BND).float(), tapped.grid, mask_BN)
         tokens = resize_tokens(projected, grid)
-        return Tokens(F.normalize(tokens.x_BND, dim=-1), grid, tokens.mask_BN)
+        return Tokens(self.scaled(tokens.x_BND), grid, tokens.mask_BN)

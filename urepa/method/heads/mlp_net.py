@@ -7,16 +7,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from urepa.core.errors import UserError
 from urepa.core.types import Tokens
-from urepa.models.layers import linear, resize_tokens
+from urepa.models.layers import Projector, linear, resize_tokens
 from urepa.models.time_embedding import SINUSOID, sinusoid
 
 
-class MLPHead(nn.Module):
+class MLPHead(Projector):
     """REPA's projector: three dense layers with SiLU between them, on each token by itself (arXiv
     2410.06940, §3.2). Its first weights are Xavier-uniform, as in the authors' code. Output tokens have unit length,
     in fp32.
@@ -45,7 +44,7 @@ class MLPHead(nn.Module):
                 f"the tap has {own} tokens and the teacher {targets}, and head=repa_mlp resizes neither: give a "
                 "teacher.grid (and image_size) or backbone.patch that fits, loss.grid=student, or head=conv"
             )
-        return Tokens(F.normalize(self.project(tapped.x_BND, t_B).float(), dim=-1), grid, tapped.mask_BN)
+        return Tokens(self.scaled(self.project(tapped.x_BND, t_B).float()), grid, tapped.mask_BN)
 
     def project(self, x_BND: Tensor, t_B: Tensor) -> Tensor:
         """The projected tokens [B,N,E], before normalisation."""
@@ -62,7 +61,7 @@ class ResizedMLPHead(MLPHead):
     def forward(self, tapped: Tokens, t_B: Tensor, grid: tuple[int, int]) -> Tokens:
         projected = replace(tapped, x_BND=self.project(tapped.x_BND, t_B).float())
         resized = resize_tokens(projected, grid)
-        return replace(resized, x_BND=F.normalize(resized.x_BND, dim=-1))
+        return replace(resized, x_BND=self.scaled(resized.x_BND))
 
 
 class TimeMLPHead(MLPHead):

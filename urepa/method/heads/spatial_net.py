@@ -5,29 +5,29 @@ Shapes: B batch, N tokens, D width of the tap, E width of the teacher, h/w grid 
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from urepa.core.types import Tokens
-from urepa.models.layers import masked_map, resize, resize_mask
+from urepa.models.layers import Projector, masked_map, resize, resize_mask
 
 
-class SpatialHead(nn.Module):
-    """iREPA's projector: one 3x3 convolution over the tap's grid (Singh et al. 2025), then bilinear interpolation to
-    the teacher's. Output tokens have unit length, in fp32.
+class SpatialHead(Projector):
+    """iREPA's projector: one convolution over the tap's grid (Singh et al. 2025, arXiv 2512.10794; there 3x3), then
+    bilinear interpolation to the teacher's. Output tokens have unit length, in fp32.
 
     Args:
+        kernel: rows and columns of the kernel, an odd number; the grid is padded with zeros.
         in_width, out_width: D and E.
     """
 
-    def __init__(self, *, in_width: int, out_width: int) -> None:
+    def __init__(self, kernel: int, *, in_width: int, out_width: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(in_width, out_width, 3, padding=1))
+        self.layers = nn.Sequential(nn.Conv2d(in_width, out_width, kernel, padding=kernel // 2))
 
     def forward(self, tapped: Tokens, t_B: Tensor, grid: tuple[int, int]) -> Tokens:
         map_BEhw = resize(self.layers(masked_map(tapped)), grid)
         tokens_BNE = map_BEhw.flatten(2).transpose(1, 2).float()
-        return Tokens(F.normalize(tokens_BNE, dim=-1), grid, resize_mask(tapped, grid))
+        return Tokens(self.scaled(tokens_BNE), grid, resize_mask(tapped, grid))
 
 
 class HiddenSpatialHead(SpatialHead):
@@ -39,5 +39,5 @@ class HiddenSpatialHead(SpatialHead):
     """
 
     def __init__(self, hidden: int, *, in_width: int, out_width: int) -> None:
-        super().__init__(in_width=in_width, out_width=hidden)
+        super().__init__(3, in_width=in_width, out_width=hidden)
         self.layers.extend([nn.SiLU(), nn.Conv2d(hidden, out_width, 1)])

@@ -23,11 +23,11 @@ def token_loss(student_BND: Tensor, teacher_BND: Tensor, mask_BN: Tensor | None 
     """1 − cos(student, teacher), averaged over each sample's tokens: [B], in [0,2] (REPA eq. 8,
     arXiv 2410.06940, with an added 1)."""
     assert student_BND.shape == teacher_BND.shape, f"{student_BND.shape} against {teacher_BND.shape}"
-    student_BND, teacher_BND = (_without_masked(x, mask_BN) for x in (student_BND, teacher_BND))
+    student_BND, teacher_BND = (without_masked(x, mask_BN) for x in (student_BND, teacher_BND))
     cosine_BN = (F.normalize(student_BND.float(), dim=-1) * F.normalize(teacher_BND.float(), dim=-1)).sum(-1)
     if mask_BN is None:
         return 1.0 - cosine_BN.mean(1)
-    return 1.0 - cosine_BN.sum(1) / _counts(mask_BN)
+    return 1.0 - cosine_BN.sum(1) / counts(mask_BN)
 
 
 def normalise_spatially(tokens_BND: Tensor, share: float, mask_BN: Tensor | None = None) -> Tensor:
@@ -37,11 +37,11 @@ def normalise_spatially(tokens_BND: Tensor, share: float, mask_BN: Tensor | None
     if mask_BN is None:
         mean_B1D, std_B1D = tokens_BND.mean(1, keepdim=True), tokens_BND.std(1, keepdim=True)
         return (tokens_BND - share * mean_B1D) / (std_B1D + 1e-6)
-    count_B11 = _counts(mask_BN, at_least=2)[:, None, None]
-    mean_B1D = _without_masked(tokens_BND, mask_BN).sum(1, keepdim=True) / count_B11
-    squares_B1D = _without_masked(tokens_BND - mean_B1D, mask_BN).pow(2).sum(1, keepdim=True)
+    count_B11 = counts(mask_BN, at_least=2)[:, None, None]
+    mean_B1D = without_masked(tokens_BND, mask_BN).sum(1, keepdim=True) / count_B11
+    squares_B1D = without_masked(tokens_BND - mean_B1D, mask_BN).pow(2).sum(1, keepdim=True)
     std_B1D = (squares_B1D / (count_B11 - 1)).sqrt()
-    return _without_masked((tokens_BND - share * mean_B1D) / (std_B1D + 1e-6), mask_BN)
+    return without_masked((tokens_BND - share * mean_B1D) / (std_B1D + 1e-6), mask_BN)
 
 
 def mean_square(difference_XNN: Tensor, diagonal: bool = False) -> Tensor:
@@ -59,8 +59,8 @@ def mean_square(difference_XNN: Tensor, diagonal: bool = False) -> Tensor:
 
 def pool_tokens(tokens_BND: Tensor, mask_BN: Tensor | None = None) -> Tensor:
     """A sample's vector [B,D]: the unit vector along its mean token."""
-    unit_BND = F.normalize(_without_masked(tokens_BND, mask_BN).float(), dim=-1)
-    mean_BD = unit_BND.mean(1) if mask_BN is None else unit_BND.sum(1) / _counts(mask_BN)[:, None]
+    unit_BND = F.normalize(without_masked(tokens_BND, mask_BN).float(), dim=-1)
+    mean_BD = unit_BND.mean(1) if mask_BN is None else unit_BND.sum(1) / counts(mask_BN)[:, None]
     return F.normalize(mean_BD, dim=-1)
 
 
@@ -77,12 +77,12 @@ def manifold_loss_token(
     eq. 6), without the diagonal, which is 1 on both sides, or with it. With a mask, the mean is taken over each
     sample's pairs first and then over samples, which have equal weight however many of their tokens count. Raises
     ValueError if fewer than two tokens of a sample count."""
-    student_BND, teacher_BND = (_without_masked(x, mask_BN) for x in (student_BND, teacher_BND))
+    student_BND, teacher_BND = (without_masked(x, mask_BN) for x in (student_BND, teacher_BND))
     student_BND, teacher_BND = (F.normalize(x.float(), dim=-1) for x in (student_BND, teacher_BND))
     difference_BNN = student_BND @ student_BND.mT - teacher_BND @ teacher_BND.mT
     if mask_BN is None:
         return mean_square(difference_BNN, diagonal)
-    count_B = _counts(mask_BN, at_least=2)
+    count_B = counts(mask_BN, at_least=2)
     if diagonal:
         return (difference_BNN.pow(2).sum((1, 2)) / count_B.pow(2)).mean()
     off_diagonal = ~torch.eye(mask_BN.shape[1], dtype=torch.bool, device=mask_BN.device)
@@ -97,12 +97,12 @@ def both_masks(one_BN: Tensor | None, other_BN: Tensor | None) -> Tensor | None:
     return one_BN & other_BN
 
 
-def _without_masked(x_BND: Tensor, mask_BN: Tensor | None) -> Tensor:
+def without_masked(x_BND: Tensor, mask_BN: Tensor | None) -> Tensor:
     """Sets masked tokens to 0, so that they have no gradient."""
     return x_BND if mask_BN is None else x_BND.masked_fill(~mask_BN[..., None], 0)
 
 
-def _counts(mask_BN: Tensor, at_least: int = 1) -> Tensor:
+def counts(mask_BN: Tensor, at_least: int = 1) -> Tensor:
     """How many of each sample's tokens count [B], fp32."""
     assert mask_BN.dtype == torch.bool, "a mask is True where a token counts"
     count_B = mask_BN.sum(1)

@@ -109,6 +109,11 @@ class URepaLoss:
         """The manifold terms with their weights."""
         return MANIFOLD_LEVELS[str(self.level)]
 
+    @property
+    def compares_tokens(self) -> bool:
+        """Whether a term compares the tokens of a sample with each other. Terms of weight 0 are computed too."""
+        return str(self.level) != "sample"
+
     # --- checks -------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
@@ -181,7 +186,7 @@ class URepaLoss:
         manifold = r"\mathcal{L}_{\mathrm{manifold}}"
         if self.manifold_clip is not None:
             manifold = rf"\min(\mathcal{{L}}_{{\mathrm{{manifold}}}}, {number(self.manifold_clip)})"
-        total = rf"\mathcal{{L}} = {terms}\lambda(s) \bigl[ \mathcal{{L}}_{{\mathrm{{token}}}} + w\, {manifold} \bigr]"
+        total = rf"\mathcal{{L}} = {terms}\lambda(s) \bigl[ {self._bracket(manifold)} \bigr]"
         formulas = WITH_DIAGONAL if self.manifold_diagonal else FORMULAS
         weighted = [
             formulas[level] if weight == 1 else rf"{number(weight)} \cdot {formulas[level]}"
@@ -204,6 +209,10 @@ class URepaLoss:
             *by_time(self.time_power),
             *fraction(self.diffusion_fraction),
         ]
+
+    def _bracket(self, manifold: str) -> str:
+        """What λ multiplies, as LaTeX, given the manifold term."""
+        return rf"\mathcal{{L}}_{{\mathrm{{token}}}} + w\, {manifold}"
 
     def _weight_over_the_run(self, schedule: Schedule, max_steps: int) -> str:
         """λ over the run."""

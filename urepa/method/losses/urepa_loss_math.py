@@ -10,10 +10,12 @@ grid.
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 
 import torch
 from torch import Tensor
 
+from urepa.core.comparability import TERMS
 from urepa.core.protocols import ScheduleMath
 from urepa.core.types import Batch, Tokens
 from urepa.method.alignment_grids import TEACHER
@@ -32,6 +34,8 @@ class AlignmentLoss:
         settings: those of the loss.
         schedule: the shape of λ after its warm-up, with its state in this run.
     """
+
+    token_weight = 1.0
 
     def __init__(self, settings: URepaLoss, schedule: ScheduleMath) -> None:
         self.settings, self.schedule = settings, schedule
@@ -57,8 +61,9 @@ class AlignmentLoss:
         return replace(tokens, x_BND=x_BND)
 
     def is_spike(self, terms: Terms, step: int) -> Tensor | None:
-        """Whether the manifold loss is above the threshold; None during the warm-up, or without a manifold loss."""
-        if step < self.settings.warmup_steps or terms.manifold is None:
+        """Whether the manifold loss is above the threshold; None during the warm-up, or without a manifold loss or a
+        threshold."""
+        if step < self.settings.warmup_steps or terms.manifold is None or self.settings.spike_threshold == inf:
             return None
         return (terms.manifold > self.settings.spike_threshold).detach()
 
@@ -75,6 +80,16 @@ class AlignmentLoss:
                 within = loss_math.manifold_loss_token(student_BND, teacher_BND, mask_BN, self.diagonal)
                 value = value + weight * within
         return value
+
+    def other_terms(
+        self, student_BND: Tensor, teacher_BND: Tensor, gather: Gather, mask_BN: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Terms besides the token and the manifold loss, each [B], by name, before their weights."""
+        return {}
+
+    def combined(self, token_B: Tensor, other_B: dict[str, Tensor]) -> Tensor:
+        """The weighted sum of a sample's terms [B]."""
+        return token_B
 
     def __call__(
         self,
@@ -94,6 +109,7 @@ class AlignmentLoss:
         manifold = diffusion_R.new_zeros(())
         token_B = diffusion_R.new_zeros(len(next(iter(targets.values())).x_BND))
         by_teacher = {name: torch.zeros_like(token_B) for name in targets}
+        other_B: dict[str, Tensor] = {}
         for tap, weight in self.taps.items():
             for name, own_target in targets.items():
                 student = output.tokens[name_at(tap, name)]
@@ -103,18 +119,22 @@ class AlignmentLoss:
                 target = resize_tokens(own_target, student.grid)
                 student_BND, teacher_BND = student.x_BND, target.x_BND
                 mask_BN = loss_math.both_masks(student.mask_BN, target.mask_BN)
-                own_B = loss_math.token_loss(student_BND, teacher_BND, mask_BN)
+                # with weight 0 it is logged, without a gradient, as is the manifold loss
+                compared_BND = student_BND if self.token_weight else student_BND.detach()
+                own_B = loss_math.token_loss(compared_BND, teacher_BND, mask_BN)
                 share = weight / weight_sum * shares[name]
                 by_teacher[name] = by_teacher[name] + weight / weight_sum * own_B.detach()
                 token_B = token_B + share * own_B
-                # with weight 0 it is logged, without a gradient
                 trained_BND = student_BND if self.manifold_weight else student_BND.detach()
                 manifold = manifold + share * self.manifold(trained_BND, teacher_BND, gather, mask_BN)
+                for term, value_B in self.other_terms(student_BND, teacher_BND, gather, mask_BN).items():
+                    other_B[term] = other_B.get(term, torch.zeros_like(token_B)) + share * value_B
         clipped = manifold if self.settings.manifold_clip is None else manifold.clamp(max=self.settings.manifold_clip)
-        weighted_B = weight_B * token_B
+        weighted_B = weight_B * self.combined(token_B, other_B)
         alignment = weighted_B.mean() + self.manifold_weight * clipped
         diffusion = diffusion_R.mean() if self.diffusion_fraction else diffusion_R.new_zeros(())
         total = loss_math.total_loss(diffusion, weighted_B.mean(), clipped, self.lam(step), self.manifold_weight)
         per_sample = {"diffusion": diffusion_R, "token": token_B}
         per_sample |= {f"token/{name}": own_B for name, own_B in by_teacher.items() if name}
+        per_sample |= {f"{TERMS}/{name}": value_B for name, value_B in other_B.items()}
         return Terms(total, per_sample, alignment, manifold, batch.rows_R, weighted_B)

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
 from urepa.core.comparability import DIFFUSION, NOISE_LEVELS, TOTAL
-from urepa.core.declared_keys import SIZE, TINY, setting
+from urepa.core.declared_keys import LARGEST, SIZE, TINY, setting
 from urepa.core.descriptions import Formula, number
 from urepa.core.errors import UserError
 from urepa.core.escaping import markdown
@@ -35,6 +35,13 @@ class DDPMEpsilon:
     beta_end: float = setting("β of the last timestep", ge=TINY, le=1 - TINY, alters=OF_NOISE)
     beta_schedule: BetaSchedule = setting("β over timesteps: linear, or linear in its square root", alters=OF_NOISE)
     timesteps: int = setting("number of timesteps", ge=1, le=SIZE, alters=OF_NOISE, unpairs=True)
+    min_snr: float | None = setting(
+        "γ of Min-SNR: the diffusion loss weighs timesteps as x0's error times min(SNR, γ) does; null: all equally",
+        None,
+        ge=TINY,
+        le=LARGEST,
+        alters=(DIFFUSION, TOTAL),
+    )
 
     # The scale of the diffusion loss depends on what is predicted; that of the implied x0's error does not.
     alters: ClassVar[tuple[str, ...]] = (DIFFUSION, TOTAL)
@@ -44,9 +51,10 @@ class DDPMEpsilon:
         **{name: name for name in ("beta_start", "beta_end", "beta_schedule")},
         "num_train_timesteps": "timesteps",
     }
-    training_only: ClassVar[tuple[str, ...]] = ()
+    training_only: ClassVar[tuple[str, ...]] = ("min_snr",)
     has_intervals: ClassVar[bool] = False
     predicts: ClassVar[tuple[str, str, str]] = ("epsilon", "the noise ε", r"\epsilon")  # on a card, in words, as LaTeX
+    weight_formula: ClassVar[str] = r"\min(\mathrm{SNR}, \gamma) / \mathrm{SNR}"
 
     @property
     def most_steps(self) -> int:
@@ -72,7 +80,7 @@ class DDPMEpsilon:
     def build(self) -> DDPMMath:
         from urepa.method.objectives.ddpm_math import EpsilonMath
 
-        return EpsilonMath(self.beta_start, self.beta_end, str(self.beta_schedule), self.timesteps)
+        return EpsilonMath(self.beta_start, self.beta_end, str(self.beta_schedule), self.timesteps, self.min_snr)
 
     def description(self) -> list[str | Formula]:
         _, name, target = self.predicts
@@ -83,6 +91,17 @@ class DDPMEpsilon:
             f"timesteps, drawn uniformly. β rises from {start} to {end}, {RISES[str(self.beta_schedule)]}; at the last "
             f"timestep a share of {last:.2g} of the signal's variance is left.",
             Formula(CORRUPTION + r"\bar\alpha_t = \prod_{s \le t} (1 - \beta_s), \qquad y = " + target),
+            *self._weights(),
+        ]
+
+    def _weights(self) -> list[str | Formula]:
+        """The weights of timesteps, if they are not all 1."""
+        if self.min_snr is None:
+            return []
+        return [
+            f"The diffusion term of a sample is multiplied by the Min-SNR weight of its timestep, γ = "
+            f"{number(self.min_snr)}:",
+            Formula(self.weight_formula + r", \qquad \mathrm{SNR} = \bar\alpha_t / (1 - \bar\alpha_t)"),
         ]
 
     def model_card(self) -> str:

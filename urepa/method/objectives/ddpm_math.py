@@ -22,19 +22,22 @@ class DDPMMath(ObjectiveMath):
         beta_start, beta_end: end points of β, in (0,1).
         beta_schedule: "linear" in β or "scaled_linear", linear in √β (SD-1.5's own).
         timesteps: T.
+        min_snr: γ of the Min-SNR weights (Hang et al. 2023, arXiv 2303.09556, §3.4); None: all weights are 1.
     """
 
     prediction_type: str
     samplers = ("ddim", "dpmsolver", "euler")
 
-    def __init__(self, beta_start: float, beta_end: float, beta_schedule: str, timesteps: int) -> None:
+    def __init__(
+        self, beta_start: float, beta_end: float, beta_schedule: str, timesteps: int, min_snr: float | None = None
+    ) -> None:
         self.beta_start, self.beta_end = beta_start, beta_end
         self.beta_schedule, self.timesteps = beta_schedule, timesteps
         power = {"linear": 1.0, "scaled_linear": 2.0}[beta_schedule]
         ends = beta_start ** (1 / power), beta_end ** (1 / power)
         betas = torch.linspace(*ends, timesteps, dtype=torch.float32) ** power
         self.alphas_cumprod = torch.cumprod(1.0 - betas, dim=0)
-        self.most_steps = timesteps
+        self.most_steps, self.min_snr = timesteps, min_snr
         self._train_at(torch.arange(timesteps))
         self.times = f"whole timesteps from 0 to {timesteps - 1}"
 
@@ -55,6 +58,18 @@ class DDPMMath(ObjectiveMath):
         alpha_bar_B = self.alphas_cumprod.to(t_B.device)[t_B].view(-1, 1, 1, 1)
         return alpha_bar_B**0.5, (1.0 - alpha_bar_B) ** 0.5
 
+    def loss_weight(self, t_B: Tensor) -> Tensor | None:
+        """min(SNR, γ) times the factor between the target's squared error and x0's, with SNR = ᾱ/(1−ᾱ)."""
+        if self.min_snr is None:
+            return None
+        alpha_bar_B = self.alphas_cumprod.to(t_B.device)[t_B]
+        snr_B = alpha_bar_B / (1 - alpha_bar_B)
+        return snr_B.clamp(max=self.min_snr) * self.x0_error_factor(snr_B)
+
+    @abstractmethod
+    def x0_error_factor(self, snr_B: Tensor) -> Tensor:
+        """The squared error of the implied x0 over that of the prediction, at a signal-to-noise ratio."""
+
     def to_x0(self, x_t: Tensor, prediction: Tensor, t_B: Tensor) -> Tensor:
         return self.implied_x0(x_t, prediction, *self.signal_and_noise(t_B))
 
@@ -71,6 +86,9 @@ class VelocityMath(DDPMMath):
     """v = √ᾱ·ε − √(1−ᾱ)·x0 (Salimans & Ho 2022, §4)."""
 
     prediction_type = "v_prediction"
+
+    def x0_error_factor(self, snr_B: Tensor) -> Tensor:
+        return 1 / (snr_B + 1)
 
     def target(self, x0: Tensor, noise: Tensor, t_B: Tensor) -> Tensor:
         signal, sigma = self.signal_and_noise(t_B)
@@ -90,6 +108,9 @@ class EpsilonMath(DDPMMath):
     """ε itself (Ho et al. 2020, eq. 14): what SD-1.5 was trained to predict."""
 
     prediction_type = "epsilon"
+
+    def x0_error_factor(self, snr_B: Tensor) -> Tensor:
+        return 1 / snr_B
 
     def target(self, x0: Tensor, noise: Tensor, t_B: Tensor) -> Tensor:
         return noise

@@ -22,8 +22,9 @@ class DDPMVelocity(DDPMEpsilon):
         *("v", "the velocity v"),
         r"v = \sqrt{\bar\alpha_t}\, \epsilon - \sqrt{1 - \bar\alpha_t}\, x_0",
     )
+    weight_formula: ClassVar[str] = r"\min(\mathrm{SNR}, \gamma) / (\mathrm{SNR} + 1)"
 
     def build(self) -> DDPMMath:
         from urepa.method.objectives.ddpm_math import VelocityMath
 
-        return VelocityMath(self.beta_start, self.beta_end, str(self.beta_schedule), self.timesteps)
+        return VelocityMath(self.beta_start, self.beta_end, str(self.beta_schedule), self.timesteps, self.min_snr)

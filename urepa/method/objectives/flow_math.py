@@ -109,7 +109,7 @@ class FlowMath(ObjectiveMath):
         return (d_sigma * x_t - sigma * prediction) / (signal * d_sigma - d_signal * sigma)
 
     def to_noise(self, x_t: Tensor, prediction: Tensor, t_B: Tensor) -> Tensor:
-        """The ε that a prediction implies."""
+        """The ε that a velocity implies."""
         signal, sigma, d_signal, d_sigma = self.path(t_B.view(-1, 1, 1, 1))
         return (signal * prediction - d_signal * x_t) / (signal * d_sigma - d_signal * sigma)
 

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from urepa.method.losses.loss_math import diffusion_loss
+
 Shape = tuple[int, int, int]  # C, H, W
 
 
@@ -91,6 +93,25 @@ class ObjectiveMath(ABC):
     @abstractmethod
     def target(self, x0: Tensor, noise: Tensor, t_B: Tensor) -> Tensor:
         """What the backbone must predict."""
+
+    def loss_weight(self, t_B: Tensor) -> Tensor | None:
+        """The weight of the diffusion term of samples at these times [B]; None: the same for all."""
+        return None
+
+    def diffusion_terms(
+        self, prediction_RCHW: Tensor, target: Tensor, t_B: Tensor, rows_R: Tensor | None = None
+    ) -> Tensor:
+        """The diffusion term of each row [R]: the mean squared error, times its weight.
+
+        Args:
+            target, t_B: of the whole micro-batch.
+            rows_R: the rows that were predicted; None: all.
+        """
+        weight_B = self.loss_weight(t_B)
+        if rows_R is not None:
+            target, weight_B = target[rows_R], None if weight_B is None else weight_B[rows_R]
+        error_R = diffusion_loss(prediction_RCHW, target)
+        return error_R if weight_B is None else weight_B * error_R
 
     @abstractmethod
     def to_x0(self, x_t: Tensor, prediction: Tensor, t_B: Tensor) -> Tensor:

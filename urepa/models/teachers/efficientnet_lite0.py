@@ -13,6 +13,7 @@ from urepa.core.protocols import OneTeacher
 from urepa.core.teacher_names import ALONE
 from urepa.models.teachers.efficientnet_sizes import LITE0, check_efficientnet, model_name
 from urepa.models.teachers.rectangle_sizes import proportional_grid
+from urepa.models.teachers.token_sizes import length_in_words
 
 if TYPE_CHECKING:
     from urepa.models.teachers.efficientnet_net import EfficientNetLite0Network
@@ -29,6 +30,10 @@ class EfficientNetLite0:
     grid: list[int] = setting("rows and columns of tokens after pooling", ge=1, le=SIZE, alters=ALIGNMENT)
     stride: int = setting(
         "pixels per cell of the feature map: 8, 16, or 32 for the last map", ge=1, le=SIZE, alters=ALIGNMENT
+    )
+
+    unit_length: bool = setting(
+        "whether tokens are normalised to unit length; false: as the network gives them", True, alters=ALIGNMENT
     )
 
     alters: ClassVar[tuple[str, ...]] = ALIGNMENT
@@ -50,7 +55,7 @@ class EfficientNetLite0:
         """No check: its weights are in an installed package."""
 
     def stored_as(self) -> dict[str, Any]:
-        return {"model": model_name(self.network, self.stride), "image_size": self.image_size}
+        return {"model": model_name(self.network, self.stride, self.unit_length), "image_size": self.image_size}
 
     def grid_at(self, shape: Sequence[int], side: int) -> tuple[int, int]:
         return proportional_grid(self.grid, shape, side)
@@ -61,7 +66,7 @@ class EfficientNetLite0:
     def build(self) -> EfficientNetLite0Network:
         from urepa.models.teachers.efficientnet_net import EfficientNetLite0Network
 
-        return EfficientNetLite0Network(self.image_size, self.grid, self.stride)
+        return EfficientNetLite0Network(self.image_size, self.grid, self.stride, self.unit_length)
 
     def description(self) -> str:
         size, stride = self.image_size, self.stride
@@ -69,5 +74,5 @@ class EfficientNetLite0:
         return (
             f"The teacher is {self.title} with its ImageNet-1K weights, frozen. Images are resized to {size}×{size} "
             f"pixels (bicubic); its {which} of {side}×{side} is average-pooled to {shape(self.grid)} tokens of width "
-            f"{number(self.width)}, each of unit length."
+            f"{number(self.width)}{length_in_words(self.unit_length)}."
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from urepa.core.types import Tokens
 from urepa.models.layers import unit_length
 from urepa.models.teachers.efficientnet_sizes import LITE0, LITE2, check_efficientnet, model_name
 from urepa.models.teachers.rectangle_sizes import map_size, proportional_grid
+from urepa.models.teachers.token_sizes import length_facts
 
 # The Lite models were trained on (pixel - 127) / 128, not on ImageNet's mean and deviation: with the latter a
 # k-NN on its tokens loses 10 of 80 points on CIFAR-10.
@@ -34,10 +36,11 @@ class EfficientNetLite0Network:
     vector = "mean"  # what `states` gives beside the tokens
     network, maps = "efficientnet-lite0", LITE0
 
-    def __init__(self, image_size: int, grid: list[int], stride: int) -> None:
+    def __init__(self, image_size: int, grid: list[int], stride: int, unit_length: bool = True) -> None:
         check_efficientnet(image_size, grid, stride)
         self.image_size, self.grid, self.stride = image_size, (grid[0], grid[1]), stride
         self.last_block, self.width = self.maps[stride]
+        self.unit_length = unit_length
 
     @cached_property
     def _weights(self) -> Path:
@@ -60,16 +63,20 @@ class EfficientNetLite0Network:
             grid: of the tokens; None: that of a square image.
         """
         stride = {} if self.stride == 32 else {"stride": self.stride}
-        return stride | {
-            "model": model_name(self.network, self.stride),
-            "weights_sha256": self.weights_sha256(),
-            "image_size": self.image_size,
-            "grid": list(self.grid if grid is None else grid),
-            "width": self.width,
-            "normalisation": "127/128",
-            "crop": "none",
-            "flip": "none",
-        }
+        return (
+            stride
+            | length_facts(self.unit_length)
+            | {
+                "model": model_name(self.network, self.stride, self.unit_length),
+                "weights_sha256": self.weights_sha256(),
+                "image_size": self.image_size,
+                "grid": list(self.grid if grid is None else grid),
+                "width": self.width,
+                "normalisation": "127/128",
+                "crop": "none",
+                "flip": "none",
+            }
+        )
 
     @cached_property
     def _model(self) -> Any:
@@ -89,9 +96,10 @@ class EfficientNetLite0Network:
 
     @torch.inference_mode()
     def tokens(self, images_B3HW: Tensor, grid: tuple[int, int] | None = None) -> Tokens:
-        """RGB in [0,1] of any size to Tokens [B,N,D] of unit length. Images are resized to a square, or to the
-        proportions of `grid` with tokens as large as on the square."""
-        return unit_length(self.states(images_B3HW, grid)[1])
+        """RGB in [0,1] of any size to Tokens [B,N,D], of unit length unless they are raw. Images are resized to a
+        square, or to the proportions of `grid` with tokens as large as on the square."""
+        tokens = self.states(images_B3HW, grid)[1]
+        return unit_length(tokens) if self.unit_length else replace(tokens, x_BND=tokens.x_BND.contiguous())
 
     @torch.inference_mode()
     def states(self, images_B3HW: Tensor, grid: tuple[int, int] | None = None) -> tuple[Tensor, Tokens]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from urepa.core.errors import UserError
+from urepa.models.teachers.token_sizes import named_raw
 
 # By stride: the last block whose map has this stride, and the map's channels. Stride 32 is the convolution after the
 # last block.
@@ -27,6 +28,6 @@ def check_efficientnet(image_size: int, grid: Sequence[int], stride: int) -> Non
         )
 
 
-def model_name(network: str, stride: int) -> str:
+def model_name(network: str, stride: int, unit_length: bool = True) -> str:
     """The model's name in token stores; the last map has no suffix, as it was once the only one."""
-    return network if stride == 32 else f"{network}-s{stride}"
+    return named_raw(network if stride == 32 else f"{network}-s{stride}", unit_length)

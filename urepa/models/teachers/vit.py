@@ -8,13 +8,14 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from urepa.core.comparability import ALIGNMENT
-from urepa.core.declared_keys import SIZE, setting
+from urepa.core.declared_keys import LARGEST, SIZE, setting
 from urepa.core.descriptions import number, shape
 from urepa.core.hub_names import is_hub_id
 from urepa.core.protocols import OneTeacher
 from urepa.core.teacher_names import ALONE
 from urepa.models.teachers.rectangle_sizes import proportional_grid
-from urepa.models.teachers.vit_sizes import Positions, check_file, check_vit, model_name, resamples
+from urepa.models.teachers.token_sizes import length_in_words
+from urepa.models.teachers.vit_sizes import Positions, check_cls, check_file, check_vit, resamples, stored_name
 
 if TYPE_CHECKING:
     from urepa.models.teachers.vit_net import ViTNetwork
@@ -56,6 +57,17 @@ class ViT:
         alters=ALIGNMENT,
     )
 
+    unit_length: bool = setting(
+        "whether tokens are normalised to unit length; false: as the network gives them", True, alters=ALIGNMENT
+    )
+    cls_weight: float = setting(
+        "the class token times this is added to each patch token; 0: it is not used",
+        0.0,
+        ge=0,
+        le=LARGEST,
+        alters=ALIGNMENT,
+    )
+
     alters: ClassVar[tuple[str, ...]] = ALIGNMENT
 
     def members(self) -> dict[str, OneTeacher]:
@@ -63,6 +75,7 @@ class ViT:
 
     def check(self) -> None:
         check_vit(str(self.family), self.image_size, self.patch, self.grid, self._rule())
+        check_cls(str(self.family), self.cls_weight)
 
     def check_files(self) -> None:
         check_file(self.model)
@@ -70,7 +83,10 @@ class ViT:
     def stored_as(self) -> dict[str, Any]:
         is_resampled = resamples(str(self.family), self.image_size, self.patch)
         rule = {"positions": self._rule()} if is_resampled else {}
-        return {"model": model_name(self.model), "image_size": self.image_size} | rule
+        return {
+            "model": stored_name(self.model, self.unit_length, self.cls_weight),
+            "image_size": self.image_size,
+        } | rule
 
     def grid_at(self, shape: Sequence[int], side: int) -> tuple[int, int]:
         return proportional_grid(self.grid, shape, side)
@@ -82,19 +98,23 @@ class ViT:
         from urepa.models.teachers.vit_net import ViTNetwork
 
         return ViTNetwork(
-            str(self.family), self.model, self.image_size, self.patch, self.grid, self.width, self._rule()
+            *(str(self.family), self.model, self.image_size, self.patch, self.grid, self.width, self._rule()),
+            unit_length=self.unit_length,
+            cls_weight=self.cls_weight,
         )
 
     def description(self) -> str:
         size, side, rule = self.image_size, self.image_size // self.patch, self._rule()
         positions = ""
+        mixed = f" The class token times {number(self.cls_weight)} is added to each." if self.cls_weight else ""
         if rule is not None and resamples(str(self.family), size, self.patch):
             positions = f" Its learned positions are resampled from 37×37 {RULES[rule]}."
         return (
             f"The teacher is {self.model} (family {self.family}), frozen. Images are resized to {size}×{size} pixels "
             f"(bicubic); all {side}×{side} patch tokens of its last layer, without class and register tokens, are "
-            f"average-pooled to {shape(self.grid)} tokens of width {number(self.width)}, each of unit length."
-            f"{positions}"
+            f"average-pooled to {shape(self.grid)} tokens of width "
+            f"{number(self.width)}{length_in_words(self.unit_length)}."
+            f"{mixed}{positions}"
         )
 
     def _rule(self) -> str | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from urepa.core.types import Tokens
 from urepa.models.layers import unit_length
 from urepa.models.teachers.dino.dinov2_positions import resample_by
 from urepa.models.teachers.rectangle_sizes import map_size, proportional_grid
-from urepa.models.teachers.vit_sizes import check_vit, model_name, resamples, resamples_map
+from urepa.models.teachers.token_sizes import length_facts
+from urepa.models.teachers.vit_sizes import check_cls, check_vit, resamples, resamples_map, stored_name
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -69,6 +70,8 @@ class ViTNetwork:
         positions: the rule by which family=dinov2 resamples its learned positions to other grids than 37x37 patches, a
             key of `urepa.models.teachers.dino.dinov2_positions.RULES`. At 37x37 nothing is resampled, and only "meta",
             the default in conf/, is allowed; in the other families only None.
+        unit_length: whether tokens are normalised; else they are as the last layer gives them, averaged by pooling.
+        cls_weight: the class token times this is added to each patch token, before pooling.
     """
 
     def __init__(
@@ -80,8 +83,13 @@ class ViTNetwork:
         grid: list[int],
         width: int,
         positions: str | None = None,
+        *,
+        unit_length: bool = True,
+        cls_weight: float = 0.0,
     ) -> None:
         check_vit(family, image_size, patch, grid, positions)
+        check_cls(family, cls_weight)
+        self.unit_length, self.cls_weight = unit_length, cls_weight
         self.family, self.model, self.image_size, self.patch = family, model, image_size, patch
         self.grid, self.width = (grid[0], grid[1]), width
         self.resamples, self.positions = resamples(family, image_size, patch), positions
@@ -99,15 +107,21 @@ class ViTNetwork:
         """
         is_resampled = self.resamples if grid is None else resamples_map(self.family, self._map_of(grid))
         positions = {"positions": self.positions} if is_resampled else {}
-        return positions | {
-            "family": self.family,
-            "model": model_name(self.model),
-            "image_size": self.image_size,
-            "grid": list(self.grid if grid is None else grid),
-            "width": self.width,
-            "crop": "center",
-            "flip": "none",
-        }
+        mixed = {"cls_weight": self.cls_weight} if self.cls_weight else {}
+        return (
+            positions
+            | length_facts(self.unit_length)
+            | mixed
+            | {
+                "family": self.family,
+                "model": stored_name(self.model, self.unit_length, self.cls_weight),
+                "image_size": self.image_size,
+                "grid": list(self.grid if grid is None else grid),
+                "width": self.width,
+                "crop": "center",
+                "flip": "none",
+            }
+        )
 
     @property
     def is_local(self) -> bool:
@@ -193,8 +207,11 @@ class ViTNetwork:
     def tokens(self, images_B3HW: Tensor, grid: tuple[int, int] | None = None) -> Tokens:
         """RGB in [0,1], of any size, to Tokens [B,N,D]. Images are resized to a square, or to the proportions of `grid`
         with tokens as large as on the square; positions are then resampled, by the rule `positions` if there is
-        one."""
-        return unit_length(self.states(images_B3HW, grid)[1])
+        one. The class token is added to each, `cls_weight` times; they have unit length unless they are raw."""
+        vector_BD, tokens = self.states(images_B3HW, grid)
+        if self.cls_weight:  # the same for every patch, so the order of this and of pooling does not matter
+            tokens = replace(tokens, x_BND=tokens.x_BND + self.cls_weight * vector_BD[:, None])
+        return unit_length(tokens) if self.unit_length else replace(tokens, x_BND=tokens.x_BND.contiguous())
 
     @property
     def vector(self) -> str:

@@ -7,10 +7,12 @@ from enum import Enum
 from pathlib import Path
 
 from urepa.core.errors import UserError
+from urepa.models.teachers.token_sizes import named_raw
 
 # The rows and columns on which a family's learned positions were trained, where libraries resample them differently
 # (`urepa.models.teachers.dino.dinov2_positions`). With registers they agree; DINOv3 has rotary positions.
 NATIVE = {"dinov2": 37}
+WITHOUT_CLS = ("siglip",)  # families whose only tokens are those of patches
 
 
 class Positions(Enum):
@@ -58,6 +60,20 @@ def resamples_map(family: str, patches: tuple[int, int]) -> bool:
 def model_name(model: str) -> str:
     """The model's name in token stores: the last part of a path or a hub id, without a revision."""
     return Path(model).name.partition("@")[0]
+
+
+def stored_name(model: str, unit_length: bool, cls_weight: float) -> str:
+    """The model's name in token stores, with what its tokens are beside patch tokens of unit length."""
+    mixed = f"-cls{cls_weight:g}" if cls_weight else ""
+    return named_raw(f"{model_name(model)}{mixed}", unit_length)
+
+
+def check_cls(family: str, cls_weight: float) -> None:
+    """Raises UserError if a family without a class token is asked to add it."""
+    if cls_weight and family in WITHOUT_CLS:
+        raise UserError(
+            f"teacher.cls_weight={cls_weight:g}: teacher.family={family} has no class token; give teacher.cls_weight=0"
+        )
 
 
 def check_file(model: str) -> None:

@@ -7,7 +7,7 @@ Reasons are config keys, so that the report can name them.
 from __future__ import annotations
 
 from urepa.config.alterations import alters, unpairs
-from urepa.core.comparability import EVERY_TERM, MEANS_OVER_TIMES, NOISE_LEVELS, TOKEN, TOTAL_BY_STEP
+from urepa.core.comparability import EVERY_TERM, MEANS_OVER_TIMES, NOISE_LEVELS, TERMS, TOKEN, TOTAL_BY_STEP
 from urepa.reports.comparison.metric_columns import rests_on, validation_metrics
 from urepa.runs.run_folder import is_identity
 
@@ -39,7 +39,7 @@ def incomparable_keys(key: str, config: dict[str, str], baseline: dict[str, str]
     known = {metric.key: metric for metric in validation_metrics()}
     if kind not in ("train", "val") or f"val/{term}" not in known:
         return []
-    by = {term, EVERY_TERM}
+    by = {term, EVERY_TERM} | ({TOKEN} if term == TERMS else set())
     if term == column or column == "cosine":
         by.add(MEANS_OVER_TIMES)
     if key == "train/total":  # weighted with the λ of each step, as are the points of its curve

@@ -9,7 +9,7 @@ from urepa.core.ema_initial_weights import LAGGING, SHARE, initial_share, lag_se
 from urepa.reports.comparison.arms import Arm
 from urepa.reports.comparison.by_clock import unlike_machines
 from urepa.reports.comparison.evaluation_protocol import WEIGHTS_FILE
-from urepa.reports.comparison.metric_columns import SKIPPED
+from urepa.reports.comparison.metric_columns import EPISODES, SKIPPED, SPIKES
 from urepa.reports.comparison.number_format import delta, number
 from urepa.reports.comparison.read_runs import Run, as_text
 from urepa.reports.comparison.results import Difference, Results, last_cell, missing_reason
@@ -179,6 +179,7 @@ def other_remarks(results: Results) -> list[str]:
                 f"{row.arm.label}: the diffusion loss {number(loss.mean)} is worse than predicting zero "
                 f"({number(floor_.mean)}); {advice}"
             )
+        remarks += spike_remarks(row.arm)
     remarks += slow_alignments(results)
     remarks += [
         f"{difference}: their costs and times cannot be compared" for difference in unlike_machines(results.study)
@@ -210,6 +211,19 @@ def _slow_alignment(run: Run) -> str:
     gains = [early_gain(zip(curve.steps.tolist(), curve.values.tolist(), strict=True)) for curve in curves]
     taps = [key.removeprefix("loss.taps.") for key in run.config if key.startswith("loss.taps.")]
     return slow_sentence(gains, taps, weight, run.config.get("optimizer.lr.head", "none"))
+
+
+def spike_remarks(arm: Arm) -> list[str]:
+    """A sentence part on the spikes of an arm's runs: how often, and for how many updates. Runs of before episodes were
+    counted have a rate alone."""
+    runs = list(arm.runs.values())
+    spikes = sum(run.last(SPIKES) or 0.0 for run in runs)
+    if not spikes:
+        return []
+    episodes = sum(run.last(EPISODES) or 0.0 for run in runs)
+    recovery = f"; it recovered after {spikes / episodes:.1f} updates on average" if episodes else ""
+    rate = 1000 * spikes / sum(run.last_step for run in runs)
+    return [f"{arm.label}: {rate:.1f} spikes of the manifold loss in 1,000 updates{recovery}"]
 
 
 def encoders_weights(runs: list[Run]) -> list[str]:

@@ -17,6 +17,7 @@ from urepa.core.evaluation_protocols import LAST, ROWS, Metric, Reference, metri
 DURING = "eval/"  # evaluations in the course of training
 GRADIENT_COSINE = "/grad_cosine"  # the last part of a key at a tap
 SKIPPED = "guard/skipped_steps"
+SPIKES, EPISODES = "guard/manifold_spikes", "guard/spike_episodes"
 RATE = "images_per_s"  # between two logging steps; the training time is computed from it
 OF_EVERY_LOSS = (Metric("val/total", "total loss", "↓"), Metric("val/diffusion", "diffusion loss", "↓"))
 OF_THE_IMAGE = Metric("val/x0_error", "x0 error", "↓")  # every loss has it; its column follows the loss's own terms
@@ -49,7 +50,7 @@ def is_compared(key: str) -> bool:
     """Whether the metric appears in a table, a figure or a remark. Learning rates and norms do not; their curves are
     not kept."""
     compared = key.startswith(("train/", "val/", "final/", "floor/", DURING)) or key.endswith(GRADIENT_COSINE)
-    return compared or key in (SHARE, SKIPPED, RATE)
+    return compared or key in (SHARE, SKIPPED, SPIKES, EPISODES, RATE)
 
 
 def metrics_of(keys: set[str]) -> list[Metric]:

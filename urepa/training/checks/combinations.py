@@ -6,6 +6,7 @@ import os
 from dataclasses import fields
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from math import inf
 from typing import Any
 
 from hydra.errors import HydraException
@@ -53,6 +54,7 @@ def check(config: dict[str, Any], overrides: list[str]) -> None:
     check_grid(config)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     check_trainer(config["trainer"], world)
+    check_spikes(config)
     check_validation(config)
     check_fraction(config, world)
     check_shapes(config)
@@ -331,6 +333,14 @@ def check_trainer(trainer: dict[str, Any], world: int) -> None:
         )
 
 
+def check_spikes(config: dict[str, Any]) -> None:
+    """Raises UserError if updates with a spike are to be skipped and nothing counts as one."""
+    if config["trainer"]["skip_spikes"] and getattr(declaration_of(config["loss"]), "spike_threshold", inf) == inf:
+        raise UserError(
+            "trainer.skip_spikes=true has no effect without a threshold of the manifold loss: give loss.spike_threshold"
+        )
+
+
 def check_validation(config: dict[str, Any]) -> None:
     """Raises UserError if validation images do not fill a batch, where the track's settings give their number."""
     track: Track = declaration_of(config["data"])
@@ -338,10 +348,15 @@ def check_validation(config: dict[str, Any]) -> None:
 
 
 def check_fraction(config: dict[str, Any], world: int) -> None:
-    """Raises UserError if not every process can take the same share of a part of the batch."""
+    """Raises UserError if not every process can take the same share of a part of the batch, or pairs of its samples."""
     fraction, trainer = declaration_of(config["loss"]).diffusion_fraction, config["trainer"]
     p, q = strata(fraction)
     share = trainer["batch_size"] // (world * trainer["accumulation"])
+    if getattr(declaration_of(config["objective"]), "pairs_samples", False) and share % 2:
+        raise UserError(
+            f"objective._target_={config['objective']['_target_']} pairs neighbours of a batch, and a process has "
+            f"{share} at a time; give a trainer.batch_size that is a multiple of {2 * world * trainer['accumulation']}"
+        )
     if share % q:
         raise UserError(
             f"loss.diffusion_fraction={fraction} takes {p} of every {q} samples, and a process has {share} at a "

@@ -14,6 +14,7 @@ from urepa.core.errors import UserError
 from urepa.core.part_names import TEXT
 from urepa.core.protocols import Loss, Teacher
 from urepa.core.track_protocols import Track, condition_widths
+from urepa.method.alignment_grids import TEACHER, policy_of
 from urepa.method.self_alignment import own_states
 
 
@@ -31,6 +32,7 @@ def check_shapes(config: dict[str, Any]) -> None:
     track.check()
     if loss.taps:
         check_rectangles(track, config["teacher"])
+        check_tokens(loss, track, config["teacher"])
     backbone: Backbone = declaration_of(config["backbone"])
     check_latents(backbone, [as_shape(shape) for shape in track.latent_shapes])
     check_condition(backbone, track)
@@ -92,6 +94,21 @@ def check_rectangles(track: Track, teacher: dict[str, Any]) -> None:
     declared: Teacher = declaration_of(teacher)
     for one in declared.members().values():
         track.teacher_grids(one)
+
+
+def check_tokens(loss: Any, track: Track, teacher: dict[str, Any]) -> None:
+    """Raises UserError if the loss compares the tokens of a sample with each other and a teacher has one token, such as
+    its class token alone: the term would be 0 and train nothing. A grid other than the teacher's is not checked."""
+    if not getattr(loss, "compares_tokens", False) or policy_of(loss) != TEACHER:
+        return
+    declared: Teacher = declaration_of(teacher)
+    for name, one in declared.members().items():
+        if any(rows * columns < 2 for rows, columns in track.teacher_grids(one)):
+            key = f"teacher.teachers.{name}.grid" if name else "teacher.grid"
+            raise UserError(
+                f"{key} has one token, and the loss compares the tokens of a sample with each other (loss.level, or a "
+                "term of loss.terms): give a larger grid, or loss.level=sample and terms that do not"
+            )
 
 
 def check_teacher(teacher: dict[str, Any]) -> None:

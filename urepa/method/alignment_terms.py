@@ -1,0 +1,44 @@
+"""What the declarations of `urepa.method.terms` have in common. Does not import torch."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from urepa.core.comparability import TERMS, TOTAL
+from urepa.core.declared_keys import LARGEST, setting
+from urepa.core.descriptions import Formula, number
+
+OF_TERM = (TERMS, TOTAL)  # what a setting alters that changes a term's value
+
+
+def weight_setting() -> float:
+    """The field `weight` of a term."""
+    weight: float = setting("weight of the term beside the token loss", 1.0, ge=0, le=LARGEST, alters=(TOTAL,))
+    return weight
+
+
+class AlignmentTerm:
+    """A term that compares each projected token with its target alone, and not their lengths; terms that do more
+    override what applies. `formula` is the LaTeX of one sample's term, `words` what it is, as a sentence without its
+    subject."""
+
+    weight: float
+    alters: ClassVar[tuple[str, ...]] = OF_TERM
+    compares_samples: bool = False
+    compares_tokens: bool = False
+    compares_lengths: bool = False
+
+    def check(self) -> None:
+        """Nothing to check: any settings in their ranges are valid together."""
+
+    def formula(self) -> str:
+        raise NotImplementedError
+
+    def words(self) -> str:
+        raise NotImplementedError
+
+    def description(self, name: str) -> list[str | Formula]:
+        return [
+            f"The term {name}, of weight {number(self.weight)}, is {self.words()}:",
+            Formula(rf"\mathcal{{L}}_{{\mathrm{{{name}}}}} = \mathbb{{E}}\, {self.formula()}"),
+        ]
