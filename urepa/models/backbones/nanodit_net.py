@@ -25,12 +25,13 @@ from urepa.core.types import Denoised, Tokens
 from urepa.models.backbones.backbone_sizes import EXPORTED, sit_block
 from urepa.models.backbones.sit_net import EPS, PatchEmbedder, TimeEmbedder, modulate, sine_cosine
 from urepa.models.layers import linear
-from urepa.models.register_layers import MLP_RATIO, dense, run_block
+from urepa.models.register_layers import dense, run_block
 from urepa.models.weight_files import read_safetensors, save_tensors
 
 TIMES = 1000  # t in [0,1] is scaled by it before its sinusoids
 NO_ADAPTERS = "lora has no layers to adapt in NanoDiT: give lora=none"
 SPREAD = 0.02  # standard deviation of the learned nulls' initial values
+MLP_RATIO = 4  # the inner width of an MLP divided by its width
 
 
 class SelfAttention(nn.Module):
