@@ -22,9 +22,18 @@ from urepa.core.errors import UserError
 from urepa.core.track_protocols import Track, TrackCaches
 
 Compose = Callable[..., dict[str, Any]]
-OF_THEIR_ENCODER = ("chroma_captions", "lumina2_captions")  # these set keys that other text encoders do not have
+OF_THEIR_ENCODER = (
+    "chroma_captions",
+    "lumina2_captions",
+    "nanodit",
+)  # these set keys that other text encoders do not have
 NAMES = sorted(file.stem for file in (Path(CONF) / "data").glob("*.yaml"))
 FEW = {"limit": "null", "validation_images": "6", "test_images": "6", "build_on_first_use": "true"}
+
+
+def has_captions(name: str) -> bool:
+    """Whether an option's conditions are captions."""
+    return "captions" in name or name == "nanodit"
 
 
 @pytest.fixture
@@ -34,7 +43,7 @@ def declared_from(compose: Compose, images: Path, tmp_path: Path) -> Callable[..
     def declare(name: str, *overrides: str) -> Track:
         at_images = ["data.source=folder", f"data.images={images}", "data.num_classes=3"]
         more = [f"data.root={tmp_path}/track", *(at_images if name != "digits" else ())]
-        if "captions" in name and name not in OF_THEIR_ENCODER:
+        if has_captions(name) and name not in OF_THEIR_ENCODER:
             clip = clip_at(tmp_path)
             more += ["text_encoder@data.text_encoder=clip", f"data.text_encoder.model={clip.model}"]
         settings = compose(f"data={name}", *more, *overrides)["data"]
@@ -69,7 +78,7 @@ def test_a_declared_track_is_what_the_protocol_says(declared_from: Callable[...,
     assert own_package._members(TrackCaches) <= set(dir(built))
     assert tuple(track.latent_shape) == built.latent_shape
     assert (built.name, built.num_classes) == (track.name, track.num_classes)
-    part = next((part for words, part in (("captions", "text"), ("flextok", "image")) if words in name), "class")
+    part = "text" if has_captions(name) else "image" if "flextok" in name else "class"
     assert built.conditions.dropout == {part: track.cfg_dropout}
     assert built.expected_samples() == samples
     assert not built.has_caches(None)
@@ -81,7 +90,7 @@ def test_a_declared_track_is_what_the_protocol_says(declared_from: Callable[...,
         track.check_stage("all", "0/1")
     else:
         assert stages.first[0] == "manifest"
-        assert set(stages.sharded) == {"images", "latents", "tokens"} | ({"text"} if "captions" in name else set())
+        assert set(stages.sharded) == {"images", "latents", "tokens"} | ({"text"} if has_captions(name) else set())
         with pytest.raises(UserError, match="there is no cache at"):
             track.check_inputs(1)
 

@@ -23,7 +23,12 @@ from urepa.data.stores.lmdb_pages import last_rows, rows_of
 
 FILE = "digests.npy"
 MEAN_TOKEN = "mean_token.npy"
-IN_MANIFEST = {"digests_sha256": FILE, "mean_token_sha256": MEAN_TOKEN}  # the SHA-256 of files beside it
+STATISTICS = "statistics.npy"
+IN_MANIFEST = {  # the SHA-256 of files beside it
+    "digests_sha256": FILE,
+    "mean_token_sha256": MEAN_TOKEN,
+    "statistics_sha256": STATISTICS,
+}
 KEY, CRC32, BLAKE2B = 0, 1, slice(2, 4)  # columns
 COLUMNS = 4
 
