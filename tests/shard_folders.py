@@ -127,5 +127,6 @@ def over(images: Path, root: Path, *more: str) -> list[str]:
         f"data.text_encoder.length={LENGTH}",
         f"data.text_encoder.width={TEXT_WIDTH}",
         "data.text_encoder.null_text=zeros",
+        "data.teacher_sees=images",
     ]
     return ["data=nanodit", "teacher=efficientnet_lite0_s16", *data, *text, *more]

@@ -68,6 +68,7 @@ class ShardImport:
         self.track, self.settings, self.encoder, self.folder = track, track.settings, encoder, folder
         self.sizes = ShardSizes.of(track.settings, encoder)
         self.known = read_manifest(folder, self.sizes)
+        self.scaling = self._shards_scaling()
         if there := [str(path) for path in track.csv.values() if path.exists()]:
             raise UserError(f"{' and '.join(there)} exist already; give another data.root for the shards' samples")
         if track.wanted["train"] is not None:
@@ -149,7 +150,7 @@ class ShardImport:
         manifest they are taken to be scaled as data.vae's config says."""
         here = known_scaling(self.settings.vae)
         named = {"vae": short_name(self.settings.vae)}
-        there = self._shards_scaling()
+        there = self.scaling
         if there is None or there == here:
             return None, {} if here is None else named | here.facts()
         if here is None:
