@@ -1,4 +1,4 @@
-"""`python -m urepa.preprocess data=...`: makes a track's caches before training."""
+"""`python -m urepa.preprocess data=...`: makes a track's caches before training, and reads, writes and judges them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import hydra
 from omegaconf import DictConfig
 
 from urepa.cli import CONF, prepare, run_command
+from urepa.config.command_schemas import BESIDE
 from urepa.config.declared import build_errors, declaration_of
 from urepa.config.ranges import check_given, check_numbers
 from urepa.core.errors import UserError
@@ -29,6 +30,13 @@ def main(config: DictConfig) -> None:
         from urepa.training.assembly import build_part
 
         track: Track = declaration_of(parts["data"])
+        if parts["stage"] in BESIDE:
+            from urepa.data.stages.exchange import Exchange
+
+            with build_errors(parts["data"]):
+                given = {key: parts[key] for key in ("webdataset", "shard_size", "compared_with", "batch_size")}
+                Exchange(track, declaration_of(parts["teacher"]), **given).run(parts["stage"])
+            return
         with build_errors(parts["data"]):
             track.make_caches(build_part(parts["teacher"]), parts["stage"], shard, parts["batch_size"])
 

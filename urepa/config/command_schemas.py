@@ -88,6 +88,20 @@ class Stage(Enum):
     verify = "verify"
     adopt = "adopt"
     digest = "digest"
+    read_shards = "read_shards"
+    write_shards = "write_shards"
+    statistics = "statistics"
+    diagnose = "diagnose"
+    repair = "repair"
+
+
+BESIDE = ("read_shards", "write_shards", "statistics", "diagnose", "repair")  # stages that `all` does not run
+
+
+class ComparedWith(Enum):
+    encoder = "encoder"
+    images = "images"
+    latents = "latents"
 
 
 @dataclass
@@ -95,6 +109,17 @@ class Preprocess:
     stage: Stage = setting("what is made; all: every stage in order", Stage.all)
     shard: str = setting("part i of n, from 0/n to n-1/n, for every stage", "0/1")
     batch_size: int = setting("images per batch of a network", 32, ge=1, le=SIZE)
+    webdataset: str | None = setting(
+        "the folder of shards that stage=read_shards reads, write_shards writes, and diagnose and repair judge instead "
+        "of the track's own tokens",
+        None,
+    )
+    shard_size: int | None = setting("samples per shard that is written; null: 1000", None, ge=1, le=SIZE)
+    compared_with: ComparedWith | None = setting(
+        "what stage=diagnose and repair compare tokens with: tokens that the encoder makes of the images (null: "
+        "these), the images' colours and edges, or those of the latents",
+        None,
+    )
     teacher: Any = part("the encoder whose tokens are cached")
     data: Any = part("the track: images and their caches")
 

@@ -51,6 +51,7 @@ COMMANDS = {
             ("data=track_a data.images=IMAGENET data.root=DIR", "all stages in order"),
             ("data=track_a data.root=DIR stage=verify", "one stage"),
             ("data=track_a data.root=DIR shard=0/8", "an eighth of each stage; the eight parts can run in parallel"),
+            ("data=track_a data.root=DIR stage=diagnose", "which tokens do not show their image as declared"),
         ),
         (AGAIN,),
     ),

@@ -84,6 +84,14 @@ def check_folder(key: str, path: Path) -> None:
     _check_writable(key, path, path)
 
 
+def set_aside(folder: Path) -> Path:
+    """Renames a folder to NAME.misaligned, or NAME.misaligned2 and so on. Returns its new path."""
+    number = 1
+    while (place := folder.with_name(f"{folder.name}.misaligned{number if number > 1 else ''}")).exists():
+        number += 1
+    return folder.rename(place)
+
+
 def missing_folders(folder: Path) -> list[Path]:
     """A folder and its parents, as far as they do not exist."""
     return [place for place in (folder, *folder.parents) if not place.exists()]

@@ -106,7 +106,7 @@ def _as_image(shard: Path, key: str, sample: _Sample, split: str, place: str) ->
     label = sample.others.get(LABEL)
     return SourceImage(
         sample_id,
-        0 if label is None else _class_of(_content(shard, label), place),
+        0 if label is None else _class_of(content_of(shard, label), place),
         split,
         partial(_load, shard, sample.image),
         place,
@@ -115,7 +115,7 @@ def _as_image(shard: Path, key: str, sample: _Sample, split: str, place: str) ->
     )
 
 
-def _content(shard: Path, place: Place) -> bytes:
+def content_of(shard: Path, place: Place) -> bytes:
     """The member's bytes. Raises OSError if the shard is shorter than when it was listed."""
     with open(shard, "rb") as file:
         file.seek(place.offset)
@@ -126,7 +126,7 @@ def _content(shard: Path, place: Place) -> bytes:
 
 
 def _open(shard: Path, place: Place) -> BinaryIO:
-    return io.BytesIO(_content(shard, place))
+    return io.BytesIO(content_of(shard, place))
 
 
 def _load(shard: Path, place: Place) -> np.ndarray:
@@ -145,11 +145,11 @@ def _captions(shard: Path, others: dict[str, Place], where: str, column: str | N
     either."""
     place = printable(where)
     if TEXT in others and column is None:
-        return lines(decode(_content(shard, others[TEXT]), f"{place} .txt"), f"{place} .txt")
+        return lines(decode(content_of(shard, others[TEXT]), f"{place} .txt"), f"{place} .txt")
     if JSON not in others:
         return None
     try:
-        known = json.loads(decode(_content(shard, others[JSON]), f"{place} .json"))
+        known = json.loads(decode(content_of(shard, others[JSON]), f"{place} .json"))
     except ValueError as error:
         raise UserError(f"{place}: its .json is not valid JSON ({error}); correct it") from error
     if not isinstance(known, dict):
@@ -163,10 +163,10 @@ def _captions(shard: Path, others: dict[str, Place], where: str, column: str | N
 def _samples(shard: Path, left_out: LeftOut) -> dict[str, _Sample]:
     """A shard's samples by key, in the order of their first members."""
     samples: dict[str, _Sample] = {}
-    for member in _members(shard):
+    for member in members_of(shard):
         if member.isdir():
             continue
-        path = _checked_path(shard, member.name)
+        path = checked_path(shard, member.name)
         stem, _, suffix = path.name.partition(".")
         suffix = suffix.lower()
         if not stem or stem.startswith("__"):  # hidden, or metadata of the shard
@@ -189,8 +189,8 @@ def _samples(shard: Path, left_out: LeftOut) -> dict[str, _Sample]:
 def has_labels(shard: Path) -> bool:
     """Whether the first sample of a shard has a class."""
     first = None
-    for member in _members(shard):
-        stem, _, suffix = _checked_path(shard, member.name).name.partition(".")
+    for member in members_of(shard):
+        stem, _, suffix = checked_path(shard, member.name).name.partition(".")
         if first is not None and stem != first:
             return False
         if suffix.lower() in (*IMAGES, TEXT, JSON, LABEL):
@@ -200,14 +200,14 @@ def has_labels(shard: Path) -> bool:
     return False
 
 
-def _checked_path(shard: Path, name: str) -> PurePosixPath:
+def checked_path(shard: Path, name: str) -> PurePosixPath:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name:
         raise UserError(f"{shard} has a member {printable(name)}, which is not a path inside the shard; pack it again")
     return path
 
 
-def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
+def members_of(shard: Path) -> Iterator[tarfile.TarInfo]:
     """A shard's members, without reading their contents. Raises UserError if the shard is not a complete tar file."""
     try:
         with tarfile.open(shard, "r:") as archive:

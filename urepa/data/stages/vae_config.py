@@ -193,6 +193,18 @@ def class_name(config: Mapping[str, Any], name: str) -> str:
     return found
 
 
+def scaling_of_facts(facts: Mapping[str, Any]) -> LatentScaling:
+    """The scaling in a manifest's entries, as `LatentScaling.facts` wrote them."""
+    mean, std = facts.get("latents_mean"), facts.get("latents_std")
+    return LatentScaling(
+        float(facts["scaling_factor"]),
+        float(facts.get("shift_factor", 0.0)),
+        None if mean is None else tuple(map(float, mean)),
+        None if std is None else tuple(map(float, std)),
+        int(facts.get("patch", 1)),
+    )
+
+
 def refuse_other_scaling(where: Path, manifest: Mapping[str, Any], scaling: LatentScaling, weights: str) -> None:
     """Raises UserError if the latents of a manifest were made with other constants than those of the VAE that decodes
     them. `where` is the manifest's folder. A manifest without constants, of an adopted store, is accepted."""

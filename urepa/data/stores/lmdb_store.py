@@ -149,8 +149,10 @@ def write_store(
     records: Iterable[tuple[str, np.ndarray]],
     manifest: dict[str, Any],
     extra_files: Callable[[], dict[str, bytes]] = dict,
+    batch_size: int = 512,
 ) -> None:
     """Writes a whole fp16 store beside `folder` and renames it there; a killed process leaves no unfinished store.
+    `batch_size`: records in memory, one transaction.
 
     `shape`, `dtype`, `count` and digests are added to `manifest`; `extra_files` is called after the last record.
     Raises ValueError on a record of another shape or with values that fp16 cannot hold.
@@ -160,7 +162,7 @@ def write_store(
     shape: tuple[int, ...] | None = None
     rows: list[np.ndarray] = []
     with StoreWriter(temporary) as writer:
-        for batch in batches_of(records, 512):
+        for batch in batches_of(records, batch_size):
             for key, value in batch:
                 shape = value.shape if shape is None else shape
                 if value.shape != shape:

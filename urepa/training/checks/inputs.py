@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from urepa.config.command_schemas import BESIDE
 from urepa.config.declared import declaration_of
 from urepa.core.backbone_protocols import Backbone
 from urepa.core.errors import UserError, in_bucket
@@ -13,7 +14,9 @@ from urepa.core.evaluation_protocols import ImageCounts
 from urepa.core.files import check_file_target, check_folder_target
 from urepa.core.protocols import Teacher
 from urepa.core.track_protocols import Track
+from urepa.data.lists.paths import no_cache_error
 from urepa.data.lists.split_sizes import check_batch_size
+from urepa.data.tracks.latent_track import LatentTrack
 from urepa.evaluation.classifier_file import NAME, refuse_other
 from urepa.evaluation.image_counts import cache_counts, image_counts
 from urepa.runs.checkpoint_folders import no_checkpoint, steps
@@ -79,9 +82,42 @@ def check_preprocess(config: dict[str, Any]) -> None:
     track.check()
     if not Path(track.root).is_dir():
         check_folder_target("data.root", Path(track.root))
+    check_keys_of_stage(config)
     track.check_stage(config["stage"], config["shard"])
+    if config["stage"] in BESIDE:
+        check_beside(config, track)
+        return
     if track.stages() is None:
         check_teachers_files(track, config["teacher"])
+
+
+def check_keys_of_stage(config: dict[str, Any]) -> None:
+    """Raises UserError if a key of other stages is given to a stage of `preprocess`, or one of its own is missing."""
+    stage, judges = config["stage"], ("diagnose", "repair")
+    takes = {"webdataset": ("read_shards", "write_shards", *judges), "compared_with": judges}
+    takes["shard_size"] = ("write_shards", "repair") if config["webdataset"] is not None else ("write_shards",)
+    for key, stages in takes.items():
+        if config[key] is not None and stage not in stages:
+            raise UserError(
+                f"{key}={config[key]} has no effect with stage={stage}; it is for {', '.join(stages)}: drop it"
+            )
+    if stage in ("read_shards", "write_shards") and config["webdataset"] is None:
+        raise UserError(f"stage={stage} needs the folder of the shards: webdataset=FOLDER")
+
+
+def check_beside(config: dict[str, Any], track: Track) -> None:
+    """Raises UserError if a stage beside those that make caches cannot be done, as far as file names show."""
+    stage = config["stage"]
+    if not isinstance(track, LatentTrack):
+        raise UserError(f"stage={stage} is for latent tracks; data={track.name} is none: leave it out")
+    if config["shard"] != "0/1":
+        raise UserError(f"stage={stage} takes the whole track: leave shard out")
+    if stage == "write_shards":
+        check_folder_target("webdataset", Path(config["webdataset"]))
+    reads_lists = stage in ("write_shards", "statistics") or config["webdataset"] is None
+    missing = [path for path in track.lists.values() if reads_lists and not path.exists()]
+    if missing:
+        raise no_cache_error(missing[0], track.remake)
 
 
 def check_classifier(config: dict[str, Any]) -> Path:

@@ -1,0 +1,1 @@
+"""Which part of its image each stored token shows."""
