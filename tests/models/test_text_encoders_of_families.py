@@ -6,6 +6,7 @@ Shapes: B texts, L positions, D width, P width of the pooled vector.
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,10 +17,12 @@ from typing import Any
 import pytest
 import torch
 from captioned import clip_at
+from omegaconf import OmegaConf
 from text_folders import TEXTS, WRITERS, close, encoded
 from torch.nn import Linear
 from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from urepa.cli import CONF
 from urepa.config.parts import KINDS
 from urepa.core.errors import UserError
 from urepa.costs.online_costs import text_cost
@@ -153,6 +156,39 @@ def test_gemma_is_sanas(declared: Callable[[str], Any]) -> None:
 
 
 @torch.no_grad()
+def test_gemma_after_an_instruction_is_sanas(declared: Callable[[str], Any]) -> None:
+    """The pipeline's instruction is that of conf/text_encoder/sana.yaml. The empty prompt, which is the pipeline's
+    negative one, is encoded without it."""
+    from diffusers import SanaPipeline
+    from transformers import Gemma2Model
+
+    encoder = declared("sana_text")
+    place = Path(encoder.model)
+    parts = (AutoTokenizer.from_pretrained(place / "tokenizer"), Gemma2Model.from_pretrained(place / "text_encoder"))
+    pipe: Any = SanaPipeline(*parts, None, None, None)
+    given = [text for text in TEXTS if text]
+    tokens_BLD, mask_BL, empty_BLD, empty_mask_BL = pipe.encode_prompt(
+        *(given, True, ""),
+        device=torch.device("cpu"),
+        max_sequence_length=encoder.length,
+        complex_human_instruction=encoder.before.split("\n"),
+    )
+    both = [*given, ""]
+    tokens, mask = torch.cat([tokens_BLD, empty_BLD[:1]]), torch.cat([mask_BL, empty_mask_BL[:1]]).bool()
+    found = encoded(encoder, both)
+    assert torch.equal(found.mask_BL, mask)
+    close(found.tokens_BLD[mask], tokens[mask])
+    plain = encoded(declared("gemma"), both)
+    assert found.mask_BL.sum(1).tolist() == [9, 24, 1]  # the instruction's last token too
+    assert float((found.tokens_BLD[0, 2:9] - plain.tokens_BLD[0, 1:8]).abs().max()) > 1e-3
+    cut = declared("gemma").build().tokenize(both).cut
+    assert encoder.build().tokenize(both).cut == [0, cut[1] + 1, 0]
+    asked = inspect.signature(pipe.__call__).parameters["complex_human_instruction"].default
+    text: Any = OmegaConf.load(Path(CONF) / "text_encoder" / "sana.yaml")
+    assert text.before == "\n".join(asked)
+
+
+@torch.no_grad()
 def test_t5_is_pixarts_and_fluxes(declared: Callable[[str], Any]) -> None:
     """In lower case with a mask; and unchanged with all positions attended, as the second text encoder."""
     from diffusers import FluxPipeline, PixArtSigmaPipeline
@@ -189,7 +225,7 @@ def test_t5_is_pixarts_and_fluxes(declared: Callable[[str], Any]) -> None:
 
 
 def test_every_text_encoder_of_a_folder_is_tested() -> None:
-    assert {*WRITERS, "clip_text", "minilm"} == KINDS["text_encoder"].keys()
+    assert {*WRITERS, "clip_text", "minilm", "minilm_layers"} == KINDS["text_encoder"].keys()
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -5,25 +5,20 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from flat_photos import write_flat
+from smoke_families import BACKBONES
 from workspace import Workspace, ended
 
-from urepa.cli import CONF
-
-STUDY = yaml.safe_load((Path(CONF) / "study" / "families.yaml").read_text())
 OF_FLUX = {"Flux", "Chroma", "OvisImage"}  # their objective draws the same times
 
 
 @pytest.mark.slow
 def test_one_sweep_trains_every_family_and_one_report_compares_them(work: Workspace) -> None:
-    families = [own.removeprefix("backbone=") for (own,) in STUDY["arms"].values()]
     write_flat(work.folder / "photos" / "scenes", 6)
-    given = ["+experiment=family_smoke", f"backbone={','.join(families)}", f"data.images={work.folder / 'photos'}"]
+    given = ["+experiment=family_smoke", f"backbone={','.join(BACKBONES)}", f"data.images={work.folder / 'photos'}"]
     given += ["data.validation_images=4", "data.test_images=4", f"data.root={work.folder / 'caches'}"]
     given += ["trainer.max_steps=2", "trainer.batch_size=4", "trainer.validation_group=2", "trainer.validate_every=2"]
     given += ["trainer.checkpoint_every=2", "trainer.threads=1", "evaluation.denoising.images=4", "tracking=none"]

@@ -113,14 +113,14 @@ class Workspace:
         ranks are forks with torchrun's variables; `fresh`: torchrun itself starts them."""
         overrides = list(more) if bare else self.overrides(*more)
         command = self.command(*overrides, arranged=arranged, ranks=ranks if fresh else 1)
-        done = self._ranks(command, ranks) if ranks > 1 and not fresh else ended(command, self.folder, fresh=fresh)
+        done = self.in_ranks(command, ranks) if ranks > 1 and not fresh else ended(command, self.folder, fresh=fresh)
         said = f"\n--- stdout\n{done.stdout}\n--- stderr\n{done.stderr}"
         assert code is None or done.returncode == code, f"exit code {done.returncode}, not {code}{said}"
         for word in ("terminate called", "core dumped", "Fatal Python error"):
             assert word not in done.stderr, said
         return done
 
-    def _ranks(self, command: list[str], count: int) -> subprocess.CompletedProcess[str]:
+    def in_ranks(self, command: list[str], count: int) -> subprocess.CompletedProcess[str]:
         """Runs the command in as many ranks until all have ended; the exit code is that of the first rank that
         failed."""
         with socket.socket() as free:

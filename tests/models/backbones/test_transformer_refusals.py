@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {case: write_tiny(root / case, case) for case in ("sd3", "sd35", "pixart", "lumina2", "hidream")}
 
 
+def resized(values: Any, width: int) -> Tensor:
+    """Values [...,D] with another last dimension."""
+    repeated: Tensor = torch.cat([values, values], dim=-1)[..., :width]
+    return repeated
+
+
 def noise(case: str, count: int) -> Tensor:
     return torch.randn(count, *CASES[case].latent, generator=torch.Generator().manual_seed(7))
 
@@ -42,6 +49,47 @@ def test_weights_of_another_model_are_refused(folders: dict[str, Path]) -> None:
         declared_of("sd3", str(folders["sd3"])).build(**known | {"widths": {TEXT: 31, POOLED: 24}})
     with pytest.raises(UserError, match="takes 16 latent channels; the track has 4"):
         declared_of("sd3", str(folders["sd3"])).build(**known | {"latent_shape": (4, 8, 8)})
+
+
+def test_text_of_another_width_is_refused_by_the_config_of_a_folder(folders: dict[str, Path]) -> None:
+    """Before caches are looked for. A folder may be the pipeline's or the transformer's own; a hub id is not asked, and
+    random weights take any width."""
+    for place in (folders["hidream"], folders["hidream"] / "transformer"):
+        declared = declared_of("hidream", str(place))
+        declared.check_widths(CASES["hidream"].widths)
+        for part in (TEXT, LAYERS, POOLED):
+            what = "text" if part == TEXT else f"{part}, a part of the condition,"
+            with pytest.raises(UserError, match=f"takes {what} of width {CASES['hidream'].widths[part]}; .*gives 7: "):
+                declared.check_widths(CASES["hidream"].widths | {part: 7})
+    for weights in ("random", "OWNER/NAME"):
+        declared_of("hidream", weights).check_widths({TEXT: 7, LAYERS: 7, POOLED: 7})
+    with pytest.raises(UserError, match=r"holds a PixArtTransformer2DModel, not a SD3Transformer2DModel"):
+        declared_of("sd3", str(folders["pixart"])).check_widths({TEXT: 7, POOLED: 7})
+
+
+@every
+def test_random_weights_take_the_datas_channels_and_widths(case: str) -> None:
+    declared = declared_of(case, "random")
+    declared.published = CASES[case].fixed
+    widths = {part: 2 * width for part, width in CASES[case].widths.items()} | {POOLED: 12}
+    if "joint_attention_dim" in declared.variant():
+        declared.joint_attention_dim = widths[TEXT]  # a setting
+    shape = (3 * CASES[case].latent[0] // 2, *CASES[case].latent[1:])
+    known: dict[str, Any] = {"latent_shape": shape, "num_classes": 0, "widths": widths}
+    with torch.device("meta"):
+        alike = declared.build_without_weights(**known)
+    backbone = declared.build(**known).eval()
+    assert {n: p.shape for n, p in alike.named_parameters()} == {n: p.shape for n, p in backbone.named_parameters()}
+    text = texts(case, 4)
+    other = {
+        name: replace(part, value=resized(part.value, widths[name]), null=resized(part.null, widths[name]))
+        for name, part in text.parts.items()
+    }
+    x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(7))
+    objective = CASES[case].objective
+    t_B = objective.times_of([objective.time_at(0.5)])  # type: ignore[arg-type]
+    with torch.no_grad():
+        assert backbone(x, t_B, Condition(other)).prediction_RCHW.shape == x.shape
 
 
 @every

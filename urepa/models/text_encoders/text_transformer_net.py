@@ -34,13 +34,13 @@ Prepare = Callable[[Any, list[str]], list[str]]
 @dataclass(frozen=True)
 class Tower:
     """One tokenizer with its transformer. `empty` returns the transformer alone and reads no weights. `length` None:
-    that of the text encoder; `prepare` None: unchanged texts. `adds_special`: whether the tokenizer adds its special
-    tokens."""
+    that of the text encoder; a function: the length by the tokenizer, of which costs count only the text encoder's.
+    `prepare` None: unchanged texts. `adds_special`: whether the tokenizer adds its special tokens."""
 
     load: Callable[[], Loaded]
     encode: Encode
     empty: Callable[[], Any]
-    length: int | None = None
+    length: int | Callable[[Any], int] | None = None
     prepare: Prepare | None = None
     adds_special: bool = True
 
@@ -81,7 +81,7 @@ class TextTransformer:
         self._facts = facts | {"length": length, "computed_in": computed_in}
         self._towers, self._check, self._lowercase, self._join = towers, check, lowercase, join
         self._counted = range(len(towers)) if counted is None else counted
-        self.lengths = [length if tower.length is None else tower.length for tower in towers]
+        self.lengths = [tower.length if isinstance(tower.length, int) else length for tower in towers]
         self._lock = Lock()  # a tokenizer of transformers holds the length of its last call: one thread at a time
 
     @cached_property
@@ -90,6 +90,14 @@ class TextTransformer:
         loaded = [tower.load() for tower in self._towers]
         self._check([network.config for _, network in loaded])
         return [(tokenizer, network.eval().requires_grad_(False)) for tokenizer, network in loaded]
+
+    @cached_property
+    def _positions(self) -> list[int]:
+        """`lengths`, with those that depend on the tokenizers."""
+        return [
+            tower.length(tokenizer) if callable(tower.length) else length
+            for tower, length, (tokenizer, _) in zip(self._towers, self.lengths, self._loaded, strict=True)
+        ]
 
     def manifest(self) -> dict[str, Any]:
         return dict(self._facts)
@@ -117,12 +125,14 @@ class TextTransformer:
     def _tokenize(self, texts: Sequence[str]) -> TokenizedText:
         chosen = [text.lower().strip() for text in texts] if self._lowercase else list(texts)
         rows, cut = [], [0] * len(chosen)
-        for i, ((tokenizer, _), tower, length) in enumerate(zip(self._loaded, self._towers, self.lengths, strict=True)):
+        for i, ((tokenizer, _), tower, length) in enumerate(
+            zip(self._loaded, self._towers, self._positions, strict=True)
+        ):
             own = chosen if tower.prepare is None else tower.prepare(tokenizer, chosen)
             known: dict[str, Any] = {"add_special_tokens": tower.adds_special}
             whole = tokenizer(own, truncation=False, verbose=False, **known).input_ids
             known |= {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
-            found, behind = tokenizer(own, **known), (0, max(self.lengths) - length)
+            found, behind = tokenizer(own, **known), (0, max(self._positions) - length)
             rows += [F.pad(row_BL, behind) for row_BL in (found.input_ids, found.attention_mask)]
             if i in self._counted:
                 cut = [max(most, len(ids) - length) for most, ids in zip(cut, whole, strict=True)]
@@ -132,7 +142,7 @@ class TextTransformer:
     def encode(self, inputs_BKL: Tensor) -> EncodedText:
         device, found = inputs_BKL.device, []
         with torch.autocast(device.type, enabled=False):
-            for i, (tower, length) in enumerate(zip(self._towers, self.lengths, strict=True)):
+            for i, (tower, length) in enumerate(zip(self._towers, self._positions, strict=True)):
                 ids_BL, mask_BL = inputs_BKL[:, 2 * i, :length], inputs_BKL[:, 2 * i + 1, :length]
                 found.append(_as_float32(tower.encode(self._loaded[i][1].to(device), ids_BL, mask_BL)))
         joined = self._join(found)
