@@ -31,12 +31,13 @@ from urepa.training.optimizer import groups_of
 Compose = Callable[..., dict[str, Any]]
 H200 = Device("H200", "cuda", 790e12, 141e9)
 # tests/test_urepa_experiments.py and tests/test_repa_experiments.py describe them at full size
-TOO_LARGE = {"urepa_sdxl", "urepa_kolors", "repa_sd3", "repa_flux", "repa_sana", "repa_pixart"}
+TOO_LARGE = {"nanodit", "urepa_sdxl", "urepa_kolors", "repa_sd3", "repa_flux", "repa_sana", "repa_pixart"}
 EXPERIMENTS = sorted({p.stem for p in (Path(CONF) / "experiment").glob("*.yaml")} - TOO_LARGE)
 # of a folder that is not here
 BESIDE = {
     "captions_smoke": ["data.images=DIR", "data.num_classes=2", "data.limit=100"],
     "captions_cifar10": ["data.images=DIR"],
+    "nanodit_smoke": ["data.images=DIR", "data.num_classes=2", "data.limit=100"],
     "urepa_sd15_captions": ["data.images=DIR", "data.num_classes=1", "data.train_images=100"],
 }
 HOSTILE = "a_b%$<script>&#{x}^~\\y|z`"

@@ -23,9 +23,9 @@ H200 = Device("H200", "cuda", 790e12, 141e9)
 UNSPOKEN = {
     "URepaLoss": "spike_threshold taps teachers",  # only counted; shares are told with the taps
     "PixelTrack": "root images limit validation_images test_images build_on_first_use online_teacher max_skipped "
-    "captions caption_column online_text",
+    "captions caption_column online_text image_encoder dropout patch_statistics shuffle_patches",
     "LatentTrack": "root images train_images val_images class_names token_dtype max_skipped latents tokens train val "
-    "prompts latent_shape online_teacher stage_to captions caption_column online_text",
+    "prompts latent_shape online_teacher stage_to captions caption_column online_text image_encoder dropout patch_statistics shuffle_patches",
     "SD15": "prompts",
 }
 
