@@ -37,10 +37,10 @@ class ImageTokenSettings:
         """Raises UserError if the keys are inconsistent."""
         if self.image_encoder is None:
             idle = {"dropout": bool(self.dropout), "shuffle_patches": self.shuffle_patches}
-            idle["patch_statistics"] = str(self.patch_statistics) != PatchStatistics.cls.value
+            idle["patch_statistics"] = self.has_own_patch_statistics
             for key in (key for key, is_set in idle.items() if is_set):
                 raise UserError(
-                    f"data.{key} has no effect without data.image_encoder, +teacher@data.image_encoder=NAME"
+                    f"data.{key} has no effect without data.image_encoder; give +teacher@data.image_encoder=NAME too"
                 )
             return
         if not hasattr(self.image_encoder, "stored_as"):
@@ -57,6 +57,11 @@ class ImageTokenSettings:
         """Raises UserError for a key that `data.dropout` replaces."""
         if self.image_encoder is not None and "data.cfg_dropout" in given:
             raise UserError("data.cfg_dropout has no effect with data.image_encoder; give data.dropout instead")
+
+    @property
+    def has_own_patch_statistics(self) -> bool:
+        """Whether patches are standardised by their own mean and deviation."""
+        return str(self.patch_statistics).rpartition(".")[2] == PatchStatistics.patches.value
 
     @property
     def image_widths(self) -> dict[str, int]:
@@ -78,7 +83,7 @@ class ImageTokenSettings:
         """How a condition's image is made and what is withheld, to append to a description; empty without images."""
         if self.image_encoder is None:
             return ""
-        by = "their own" if str(self.patch_statistics) == PatchStatistics.patches.value else "the vectors'"
+        by = "their own" if self.has_own_patch_statistics else "the vectors'"
         order = " Each sample's patches are in a random order, drawn anew at each update." * self.shuffle_patches
         drops = ", ".join(f"{name} {number(p)}" for name, p in self.dropout.items())
         return (

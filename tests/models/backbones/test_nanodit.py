@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from urepa.core.conditions import Condition, Part, draw_withheld
 from urepa.core.errors import UserError
 from urepa.core.part_names import CLS, PATCHES, POOLED, TEXT
+from urepa.method.guidance import guided_predictor
 from urepa.models.backbones.nanodit import NanoDiT
 from urepa.models.backbones.nanodit_net import NanoDiTNetwork
 
@@ -253,6 +254,23 @@ def test_patches_off_by_one_do_not_fill_their_grid() -> None:
         Part.of_image(torch.zeros(2, 15, PATCH_WIDTH), (4, 4))
     with pytest.raises(AssertionError, match="tokens have a mask"):
         Part.of(torch.zeros(2, LENGTH, TEXT_WIDTH))
+
+
+def test_guidance_is_the_documented_sum_of_three_passes_in_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, (x_t, t_B, condition) = small(), inputs(LYING)
+    t = t_B[0]
+
+    def velocity(*away: str) -> Tensor:
+        all_B = torch.ones(4, dtype=torch.bool)
+        return network(x_t, t.expand(4), condition.drop(dict.fromkeys(away, all_B))).prediction_RCHW
+
+    neither, text, image = velocity("text", "image"), velocity("image"), velocity("text")
+    expected = neither + 3 * (text - neither) + 2.5 * (image - neither)
+    calls, forward = [], network.forward
+    monkeypatch.setattr(network, "forward", lambda *given: calls.append(len(given[0])) or forward(*given))
+    found = guided_predictor(network, condition, {"text": 3, "image": 2.5}, torch.float32)(x_t, t)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert calls == [12]
 
 
 # --- parameters and gradients -------------------------------------------------------------------------------

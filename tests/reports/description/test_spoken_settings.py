@@ -20,12 +20,13 @@ Compose = Callable[..., dict[str, Any]]
 H200 = Device("H200", "cuda", 790e12, 141e9)
 
 # settings that the words leave to the tables at the end, by the last word of the part's _target_
+OF_IMAGE_TOKENS = " image_encoder dropout patch_statistics shuffle_patches"  # read where there is an encoder
 UNSPOKEN = {
     "URepaLoss": "spike_threshold taps teachers",  # only counted; shares are told with the taps
     "PixelTrack": "root images limit validation_images test_images build_on_first_use online_teacher max_skipped "
-    "captions caption_column online_text",
+    "captions caption_column online_text" + OF_IMAGE_TOKENS,
     "LatentTrack": "root images train_images val_images class_names token_dtype max_skipped latents tokens train val "
-    "prompts latent_shape online_teacher stage_to captions caption_column online_text",
+    "prompts latent_shape online_teacher stage_to captions caption_column online_text" + OF_IMAGE_TOKENS,
     "SD15": "prompts",
 }
 

@@ -18,7 +18,6 @@ from urepa.data.image_statistics import IMAGE_TOKENS
 from urepa.data.stages.encode import Output, device_and_dtype
 from urepa.data.text_and_image_conditions import TextAndImageConditions, image_records
 from urepa.data.text_conditions import TextConditions
-from urepa.data.track_image_tokens import PatchStatistics
 from urepa.models.teachers.rectangle_sizes import teacher_on_grid
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ def text_and_image_conditions(
         settings.image_encoder,
         settings.image_size,
         next(iter(settings.sizes.values())),
-        str(settings.patch_statistics) == PatchStatistics.patches.value,
+        settings.has_own_patch_statistics,
         settings.shuffle_patches,
         folders,
     )
