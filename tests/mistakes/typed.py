@@ -112,9 +112,9 @@ NUMBERS = of(
     ("+loss.stop_step=9", "loss.stop_step is called schedule.stop_step now: write schedule.stop_step=..."),
     ("schedule=linear schedule.decay_steps=9", "schedule.decay_steps=9 is counted from the run's first update"),
     ("schedule=similarity_cutoff schedule.threshold=2", "schedule.threshold=2.0: give -1 or more, at most 1"),
-    ("schedule=gradient_conflict schedule.least=90", "schedule=gradient_conflict has no effect in a run of 900 steps"),
+    ("schedule=gradient_conflict schedule.least=200", "schedule=gradient_conflict has no effect in a run of 900 steps"),
     ("loss=layer_sync loss.student=mid loss.teacher=mid", "loss.student and loss.teacher are both mid: give two taps"),
-    ("loss=dispersive loss.tap=mid loss.temperature=0", "loss.temperature=0.0: give 1e-12 or more"),
+    ("loss=dispersive loss.tap=mid loss.temperature=0", "loss.temperature=0.0: give more than 0"),
     (
         "loss=dispersive loss.tap=mid head.depth=2",
         "head.depth has no effect with this loss, which has neither a teacher",

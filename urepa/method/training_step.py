@@ -101,7 +101,7 @@ class AlignedModel(nn.Module):
     def averaged_states(self, second: SecondView, condition: Condition) -> dict[str, Tokens]:
         """The states at `averaged_taps` of the backbone under the averaged weights, in eval mode. The backbone's own
         weights and mode are as before afterwards."""
-        # detached: autocast keeps its casts of weights that require a gradient, and these would have none
+        # detached, so that autocast cannot keep casts of them for the student that were made without gradients
         weights = {name: own.detach() for name, own in self.backbone.named_parameters()}
         weights |= {
             name.removeprefix("backbone."): average

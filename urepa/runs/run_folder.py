@@ -271,7 +271,7 @@ def extend_names(names: Names, max_steps: int) -> Names:
 
 def tags_of(names: Names, config: dict[str, Any]) -> dict[str, str]:
     """The tags by which runs are found: their names and the most common filters."""
-    loss, aligned = config["loss"], "lambda_max" in config["loss"]
+    loss, has_teacher = config["loss"], bool(declaration_of(config["loss"]).taps)
     teacher = teacher_name(config["teacher"])
     return {
         "experiment": names.experiment,
@@ -280,9 +280,9 @@ def tags_of(names: Names, config: dict[str, Any]) -> dict[str, str]:
         "seed": str(config["seed"]),
         "backbone": family_of(config["backbone"]),
         "lora_rank": declaration_of(config["lora"]).tag,
-        "teacher": teacher if aligned else "none",
-        "head_depth": str(config["head"].get("depth", "none")) if aligned else "none",
-        "lambda": f"{loss['lambda_max']:g}" if aligned else "none",
+        "teacher": teacher if has_teacher else "none",
+        "head_depth": str(config["head"].get("depth", "none")) if has_teacher else "none",
+        "lambda": f"{loss['lambda_max']:g}" if "lambda_max" in loss else "none",
         "objective": _last_word(config["objective"]),
         "data": config["data"]["name"],
         "steps": str(config["trainer"]["max_steps"]),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from urepa.core.escaping import markdown as md
+from urepa.reports.comparison.comparable import incomparable_keys
 from urepa.reports.comparison.page import page
 from urepa.reports.comparison.ranking import ranking, ranking_text
 from urepa.reports.comparison.results import Results
@@ -60,3 +61,20 @@ def test_one_arm_has_no_ranking(add: Add, results: Summarise) -> None:
     assert ranking(found) is None
     assert ranking_text(found) == ""
     assert '<section id="ranking">' not in page(found, [], [])
+
+
+def test_settings_of_a_loss_without_a_teacher_make_its_own_term_incomparable() -> None:
+    def of(name: str, target: str, **settings: str) -> dict[str, str]:
+        return {
+            f"loss.{key}": value
+            for key, value in {"_target_": f"urepa.method.losses.{name}.{target}", **settings}.items()
+        }
+
+    hot, cold = (of("dispersive", "Dispersive", tap="mid", temperature=value) for value in ("1.0", "0.5"))
+    assert incomparable_keys("val/dispersive", hot, cold) == ["loss.temperature"]
+    assert incomparable_keys("val/diffusion", hot, cold) == []
+    near, far = (of("self_representation", "SelfRepresentation", less_noise=value) for value in ("0.1", "0.2"))
+    assert incomparable_keys("val/self_distance", near, far) == ["loss.less_noise"]
+    sync, repa = of("layer_sync", "LayerSync", student="mid"), of("urepa_loss", "URepaLoss", level="token")
+    assert "loss._target_" in incomparable_keys("val/token", sync, repa)
+    assert incomparable_keys("val/diffusion", sync, repa) == []

@@ -56,7 +56,7 @@ def read_to_describe(declared: Any, *facts: Any, **known: Any) -> set[str]:
         ["+experiment=track_a"],
         ["+experiment=repa_cifar10"],
         ["+experiment=flextok_smoke"],
-        ["+experiment=repa_smoke", "loss=layer_sync", "schedule=gradient_conflict"],
+        ["+experiment=repa_smoke", "loss=layer_sync"],
         ["+experiment=repa_smoke", "loss=dispersive"],
         ["+experiment=repa_smoke", "loss=self_representation"],
     ],

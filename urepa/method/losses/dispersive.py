@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from urepa.core.comparability import ALIGNMENT
+from urepa.core.comparability import TOTAL
 from urepa.core.declared_keys import LARGEST, TAP, TINY, setting
 from urepa.core.descriptions import Formula, number
 from urepa.core.errors import UserError
@@ -26,14 +26,16 @@ from urepa.method.self_alignment import OwnStates, WithoutTeacher
 if TYPE_CHECKING:
     from urepa.method.losses.dispersive_math import DispersiveLoss
 
+OWN_TERMS = ("dispersive", TOTAL)  # what the settings of the loss alter
+
 
 @dataclass
 class Dispersive(WithoutTeacher):
     """L_diff + λ(step)·log mean exp(−D/τ) over the pairs of the global batch (arXiv 2506.09027)."""
 
     _target_: str = "urepa.method.losses.dispersive.Dispersive"
-    tap: str = setting("the tap whose states repel each other", is_a=TAP, alters=ALIGNMENT)
-    temperature: float = setting("τ, by which squared distances are divided", ge=TINY, le=LARGEST, alters=ALIGNMENT)
+    tap: str = setting("the tap whose states repel each other", is_a=TAP, alters=OWN_TERMS)
+    temperature: float = setting("τ, by which squared distances are divided", ge=TINY, le=LARGEST, alters=OWN_TERMS)
 
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("val/dispersive", "dispersive loss", "↓", trained_by=("loss.lambda_max",)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from typing import Any, Protocol
 
 import torch
@@ -113,7 +112,7 @@ class MeasuredSchedule(KnownSchedule):
             measured = self._measured.get(update)
             if measured is not None and math.isfinite(value := measured.read()):
                 pending[str(update)] = value
-        return asdict(average) | {"measured": pending}
+        return vars(average) | {"measured": pending}
 
     def load(self, step: int, state: dict[str, Any]) -> None:
         kind = type(next(iter(self._decided.values())))
