@@ -16,14 +16,22 @@ from urepa.core.descriptions import Formula
 from urepa.core.errors import UserError
 from urepa.core.protocols import Loss, LossMath, Schedule
 from urepa.method.losses.no_loss import NoLoss
+from urepa.method.losses.several_terms import SeveralTerms
 from urepa.method.losses.urepa_loss import URepaLoss
 from urepa.method.schedules.constant import Constant
 from urepa.method.schedules.cosine import Cosine
+from urepa.method.terms.sample_relations import SampleRelations
+from urepa.method.terms.squared_distance import SquaredDistance
 
 LOSSES: dict[str, Loss] = {
     "no_loss": NoLoss(),
     "urepa_loss": URepaLoss(
         lambda_max=0.5, warmup_steps=4, manifold_weight=3.0, level="both", taps={"mid": 1.0}, spike_threshold=0.1
+    ),
+    "several_terms": SeveralTerms(
+        **{"lambda_max": 0.5, "warmup_steps": 4, "manifold_weight": 3.0, "level": "both", "taps": {"mid": 1.0}},
+        spike_threshold=0.1,
+        terms={"mse": SquaredDistance(), "pairs": SampleRelations(centred=True)},
     ),
 }
 SCHEDULES: dict[str, Schedule] = {"constant": Constant(), "cosine": Cosine(final=0.25)}
