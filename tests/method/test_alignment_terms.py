@@ -22,6 +22,7 @@ from urepa.config.parts import KINDS
 from urepa.core.collectives import gather_with_gradient
 from urepa.core.descriptions import Formula
 from urepa.core.errors import UserError
+from urepa.core.nested_dicts import flatten
 from urepa.core.types import Batch, Denoised, Tokens
 from urepa.method.heads.spatial_net import HiddenSpatialHead
 from urepa.method.losses import loss_math
@@ -37,6 +38,7 @@ from urepa.method.terms.squared_distance import SquaredDistance
 from urepa.method.terms.structure import Structure
 from urepa.method.terms.token_relations import TokenRelations
 from urepa.method.training_step import Aligned, AlignedModel
+from urepa.reports.comparison.comparable import incomparable_keys
 from urepa.training.checks.sizes import check_shapes
 
 Build = Callable[..., Any]
@@ -340,6 +342,24 @@ def test_projectors_and_terms_are_computed_in_fp32_under_bf16(unit_length: bool)
     assert torch.equal(output.tokens["mid"].x_BND, expected)
     assert value.dtype == torch.float32
 
+
+def test_values_of_unlike_terms_are_not_compared(compose: Build) -> None:
+    def flat(*overrides: str) -> dict[str, str]:
+        config = compose("+experiment=repa_cifar10_pixels", "loss=repa_early_terms", *SMOOTH, *overrides)
+        return {key: str(value) for key, value in flatten(config).items()}
+
+    keys = ("val/term/a", "val/token", "val/diffusion", "val/total")
+    for override, key, unlike in (
+        ("loss.terms.a.beta=0.5", "loss.terms.a.beta", {"val/term/a", "val/total"}),
+        ("loss.terms.a.weight=0.5", "loss.terms.a.weight", {"val/total"}),
+        ("loss.token_weight=0.5", "loss.token_weight", {"val/total"}),
+        ("loss.spatial_norm=0.5", "loss.spatial_norm", {"val/term/a", "val/token", "val/total"}),
+    ):
+        found = {name: incomparable_keys(name, flat(override), flat()) for name in keys}
+        assert found == {name: [key] if name in unlike else [] for name in keys}, override
+
+
+SMOOTH = ("+term@loss.terms.a=smooth_l1",)
 
 # --- ranks ---------------------------------------------------------------------------------------------------
 
