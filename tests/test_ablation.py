@@ -123,7 +123,10 @@ OTHERWISE |= {
         "no_warmup": "does not change loss.warmup_steps here",
         "samples_100k": "it would change",
         "scaled_beta": "besides objective.beta_schedule it would change objective._target_",
+        "skip_spikes": "trainer.skip_spikes=true has no effect without a threshold",
         "teacher_224": "it would change",
+        "teacher_clip": "it would change teacher.grid, teacher.width",
+        "teacher_mae": "it would change teacher.grid, teacher.width",
         "upsample_before": "",
     }.items()
 }

@@ -83,7 +83,10 @@ def test_only_a_threshold_may_be_infinite(compose: Compose) -> None:
     for odd in (nan, -inf, -0.1):
         with pytest.raises(UserError, match="loss.spike_threshold=.*: give 0 or more"):
             check_numbers(put(compose(), "loss.spike_threshold", odd))
-    assert [name for name, about in numeric_fields() if about.get("le") == inf] == ["URepaLoss.spike_threshold"]
+    assert [name for name, about in numeric_fields() if about.get("le") == inf] == [
+        "SeveralTerms.spike_threshold",
+        "URepaLoss.spike_threshold",
+    ]
 
 
 @pytest.mark.fast(2)

@@ -16,13 +16,14 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 from class_ids import of_ids
-from torch import Tensor
+from torch import Tensor, nn
 
 from urepa.config.parts import KINDS
 from urepa.core.collectives import gather_with_gradient
 from urepa.core.descriptions import Formula
 from urepa.core.errors import UserError
-from urepa.core.types import Batch, Tokens
+from urepa.core.nested_dicts import flatten
+from urepa.core.types import Batch, Denoised, Tokens
 from urepa.method.heads.spatial_net import HiddenSpatialHead
 from urepa.method.losses import loss_math
 from urepa.method.losses.several_terms import SeveralTerms
@@ -36,7 +37,9 @@ from urepa.method.terms.smooth_l1 import SmoothL1
 from urepa.method.terms.squared_distance import SquaredDistance
 from urepa.method.terms.structure import Structure
 from urepa.method.terms.token_relations import TokenRelations
-from urepa.method.training_step import Aligned
+from urepa.method.training_step import Aligned, AlignedModel
+from urepa.reports.comparison.comparable import incomparable_keys
+from urepa.training.checks.sizes import check_shapes
 
 Build = Callable[..., Any]
 BATCH, GRID, WIDTH = 4, (2, 3), 5
@@ -296,6 +299,67 @@ def test_heads_keep_lengths_only_for_terms_that_compare_them() -> None:
     assert not declared({"a": Structure()}).compares_lengths
     assert declared({"a": Structure(), "b": SmoothL1(beta=1.0)}).compares_lengths
 
+
+@pytest.mark.parametrize(
+    ("overrides", "compares"),
+    [
+        (("loss=repa_tiny", "head=irepa"), True),  # w = 0, and the manifold term is computed and logged
+        (("loss=repa_tiny", "head=irepa", "loss.level=sample"), False),
+        (("loss=repa_early_terms", "head=irepa", "loss.level=sample", "+term@loss.terms.a=structure"), True),
+        (("loss=repa_early_terms", "head=irepa", "loss.level=sample", "+term@loss.terms.a=squared_distance"), False),
+    ],
+)
+def test_a_teacher_with_a_class_token_alone_is_refused_where_tokens_are_compared(
+    compose: Build, overrides: tuple[str, ...], compares: bool
+) -> None:
+    """Elsewhere such a term was 0 and trained nothing."""
+    given = ["+experiment=repa_cifar10_pixels", *overrides, "teacher.grid=[1,1]"]
+    config = compose(*given, "evaluation=none")
+    if not compares:
+        check_shapes(config)
+        return
+    with pytest.raises(UserError, match=r"^teacher\.grid has one token, and the loss compares the tokens of a sample"):
+        check_shapes(config)
+    check_shapes(compose(*given, "evaluation=none", "teacher.grid=[1,2]"))
+
+
+@pytest.mark.parametrize("unit_length", [True, False])
+def test_projectors_and_terms_are_computed_in_fp32_under_bf16(unit_length: bool) -> None:
+    class Tapped(nn.Module):
+        def forward(self, x: Tensor, t_B: Tensor, condition: Any, taps: Any, rows_R: Any) -> Denoised:
+            return Denoised(x, {"mid": Tokens.from_map(F.conv2d(x, torch.ones(6, 3, 1, 1)))})
+
+    torch.manual_seed(0)
+    head = HiddenSpatialHead(8, in_width=6, out_width=5)
+    head.unit_length = unit_length
+    model = AlignedModel(Tapped(), {"mid": head})
+    x = torch.randn(2, 3, *GRID)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(x, torch.zeros(2), of_ids(torch.zeros(2, dtype=torch.long), 3), grids={"": GRID})
+        value = TERMS["squared_distance"].build()(output.tokens["mid"].x_BND, tokens(0, 2), None, alone)
+    assert (output.features["mid"].x_BND.dtype, output.tokens["mid"].x_BND.dtype) == (torch.bfloat16, torch.float32)
+    expected = head(output.features["mid"].float(), torch.zeros(2), GRID).x_BND
+    assert torch.equal(output.tokens["mid"].x_BND, expected)
+    assert value.dtype == torch.float32
+
+
+def test_values_of_unlike_terms_are_not_compared(compose: Build) -> None:
+    def flat(*overrides: str) -> dict[str, str]:
+        config = compose("+experiment=repa_cifar10_pixels", "loss=repa_early_terms", *SMOOTH, *overrides)
+        return {key: str(value) for key, value in flatten(config).items()}
+
+    keys = ("val/term/a", "val/token", "val/diffusion", "val/total")
+    for override, key, unlike in (
+        ("loss.terms.a.beta=0.5", "loss.terms.a.beta", {"val/term/a", "val/total"}),
+        ("loss.terms.a.weight=0.5", "loss.terms.a.weight", {"val/total"}),
+        ("loss.token_weight=0.5", "loss.token_weight", {"val/total"}),
+        ("loss.spatial_norm=0.5", "loss.spatial_norm", {"val/term/a", "val/token", "val/total"}),
+    ):
+        found = {name: incomparable_keys(name, flat(override), flat()) for name in keys}
+        assert found == {name: [key] if name in unlike else [] for name in keys}, override
+
+
+SMOOTH = ("+term@loss.terms.a=smooth_l1",)
 
 # --- ranks ---------------------------------------------------------------------------------------------------
 

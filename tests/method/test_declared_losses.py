@@ -19,10 +19,13 @@ from urepa.method.losses.dispersive import Dispersive
 from urepa.method.losses.layer_sync import LayerSync
 from urepa.method.losses.no_loss import NoLoss
 from urepa.method.losses.self_representation import SelfRepresentation
+from urepa.method.losses.several_terms import SeveralTerms
 from urepa.method.losses.urepa_loss import URepaLoss
 from urepa.method.schedules.constant import Constant
 from urepa.method.schedules.cosine import Cosine
 from urepa.method.self_alignment import has_alignment, own_states
+from urepa.method.terms.sample_relations import SampleRelations
+from urepa.method.terms.squared_distance import SquaredDistance
 
 LOSSES: dict[str, Loss] = {
     "no_loss": NoLoss(),
@@ -33,6 +36,11 @@ LOSSES: dict[str, Loss] = {
     "dispersive": Dispersive(lambda_max=0.5, warmup_steps=4, tap="block_1", temperature=0.5),
     "self_representation": SelfRepresentation(
         lambda_max=0.2, warmup_steps=4, student="block_1", teacher="block_3", less_noise=0.2, beta=0.05
+    ),
+    "several_terms": SeveralTerms(
+        **{"lambda_max": 0.5, "warmup_steps": 4, "manifold_weight": 3.0, "level": "both", "taps": {"mid": 1.0}},
+        spike_threshold=0.1,
+        terms={"mse": SquaredDistance(), "pairs": SampleRelations(centred=True)},
     ),
 }
 SCHEDULES: dict[str, Schedule] = {"constant": Constant(), "cosine": Cosine(final=0.25)}
