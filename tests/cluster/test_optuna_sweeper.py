@@ -182,7 +182,8 @@ def test_a_command_that_never_works_ends_and_is_tried_again(folders: Callable[[s
         (None, {"algorithm": "grid"}, r"loss.lambda_max=interval\(0.1,0.9\) has no grid"),
         (None, {"trials": None}, "say how many trials: hydra.sweeper.trials=N"),
         (None, {"trials": 0}, "hydra.sweeper.trials=0: give 1 or more"),
-        (None, {"metric": "???"}, "hydra.sweeper.metric must be given"),
+        (None, {"metric": None}, "say what is searched: hydra.sweeper.metric=KEY"),
+        (None, {"direction": None}, "say what is searched: hydra.sweeper.metric=KEY"),
         (None, {"metric": "val/difusion"}, "is no metric of .*did you mean 'val/diffusion'"),
     ],
 )

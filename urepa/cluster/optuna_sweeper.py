@@ -69,10 +69,14 @@ class OptunaSweeper(OptunaSearch, Sweeper):  # type: ignore[misc]  # settings an
 
     def sweep(self, arguments: list[str]) -> None:
         """Runs the trials that are not done. Called by Hydra."""
-        from urepa.config.ranges import check_given, check_numbers
+        from urepa.config.ranges import check_numbers
 
         with one_line_mistakes():
-            check_given({"hydra": {"sweeper": {key: self.settings[key] for key in ("metric", "direction")}}})
+            if None in (self.settings["metric"], self.settings["direction"]):
+                raise UserError(
+                    "say what is searched: hydra.sweeper.metric=KEY, one of the metrics in summary.json, and "
+                    "hydra.sweeper.direction=minimize or maximize"
+                )
             check_numbers({"hydra": {"sweeper": self.settings | {"_target_": OptunaSearch._target_}}})
             space = self._space(arguments)
             folder = Path(self.config.hydra.sweep.dir)
