@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import math
 import os
 import signal
-import struct
 import subprocess
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tracked import Value, assert_same, in_csv, in_tensorboard, in_wandb
 
-from urepa.runs.metrics import NOT_METRICS, MetricsLog, number, read_rows
+from urepa.runs.metrics import MetricsLog
 from urepa.runs.trackers.csv_sender import CSVSender
 from urepa.runs.trackers.following_sender import Follower
 from urepa.runs.trackers.several_sender import SeveralSenders
-from urepa.runs.trackers.tensorboard_sender import NAME, TensorBoardSender
+from urepa.runs.trackers.tensorboard_sender import TensorBoardSender
 from urepa.runs.trackers.wandb_sender import WandbSender
 
-Value = tuple[int, str, float]  # step, metric, value
 ROWS: list[dict[str, Any]] = [
     {"step": 5, "train/total": 2.0, "val/token": 0.25},
     {"step": 10, "train/total": 1.0, "train/x": math.inf},
@@ -48,75 +46,6 @@ def wandb_of(folder: Path) -> Follower:
     pytest.importorskip("wandb", reason="the extra wandb is not installed")
     tags = {"experiment": "quickstart", "arm": "a"}
     return WandbSender("p", None, "offline", 60.0, folder=folder, name="x", params={"seed": 0}, run_tags=tags)
-
-
-def in_csv(folder: Path) -> list[Value]:
-    with open(folder / "metrics.csv", newline="") as file:
-        return [(int(row["step"]), row["metric"], float(row["value"])) for row in csv.DictReader(file)]
-
-
-def in_tensorboard(folder: Path) -> list[Value]:
-    """Read by TensorBoard's own loader."""
-    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-    from tensorboard.compat.proto.event_pb2 import Event
-
-    events = [Event.FromString(raw) for raw in RawEventFileLoader(str(folder / "tensorboard" / NAME)).Load()]
-    assert events[0].file_version == "brain.Event:2"
-    return [(event.step, value.tag, value.simple_value) for event in events[1:] for value in event.summary.value]
-
-
-def in_wandb(folder: Path) -> list[Value]:
-    """The history in all of a run's offline files, in the order of their beginnings, as `wandb sync` puts them
-    together. W&B's own step of a row is its number."""
-    import json
-
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    rows: list[dict[str, Any]] = []
-    for file in sorted(folder.glob("wandb/offline-run-*/run-*.wandb")):
-        for raw in _log_records(file.read_bytes()):
-            record = Record.FromString(raw)
-            if record.WhichOneof("record_type") == "history":
-                items = record.history.item
-                rows.append({".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items})
-    assert [row["_step"] for row in rows] == list(range(len(rows)))
-    return [
-        (int(row["step"]), key, number(value))
-        for row in rows
-        for key, value in sorted(row.items())
-        if key not in NOT_METRICS and not key.startswith("_")
-    ]
-
-
-def _log_records(data: bytes) -> Iterator[bytes]:
-    """The records of a LevelDB log, whose blocks have 32 KiB, behind W&B's header of 7 bytes."""
-    at, block, parts = 7, 1 << 15, b""
-    while at + 7 <= len(data):
-        if block - at % block < 7:
-            at += block - at % block
-            continue
-        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
-        if not kind:
-            return
-        parts += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # a whole record, or the last part of one
-            yield parts
-            parts = b""
-
-
-def expected(folder: Path) -> list[Value]:
-    rows = read_rows(folder / "metrics.jsonl")
-    return [(row["step"], k, number(v)) for row in rows for k, v in sorted(row.items()) if k not in NOT_METRICS]
-
-
-def assert_same(found: list[Value], folder: Path) -> None:
-    # in the order of the rows; a row's values have no order
-    assert len(found) == len(expected(folder))
-    for one, other in zip(sorted(found, key=str), sorted(expected(folder), key=str), strict=True):
-        assert one[:2] == other[:2]
-        assert one[2] == other[2] or (math.isnan(one[2]) and math.isnan(other[2]))
-    assert [step for step, _, _ in found] == [step for step, _, _ in expected(folder)]
 
 
 KINDS = [(csv_of, in_csv), (tensorboard_of, in_tensorboard), (wandb_of, in_wandb)]
@@ -168,7 +97,7 @@ def test_rows_that_are_computed_again_are_not_sent_again(folder: Path, build: Bu
 KILLED = """
     import os, signal, sys, time
     from pathlib import Path
-    sys.path.insert(0, sys.argv[2])
+    sys.path[:0] = [sys.argv[2], str(Path(sys.argv[2]).parent)]
     import test_trackers_of_files as tests
     from urepa.runs.metrics import MetricsLog
     folder = Path(sys.argv[1])
