@@ -21,6 +21,8 @@ from urepa.runs.run_folder import folder_name
 
 optuna = pytest.importorskip("optuna", reason="the extra optuna is not installed")
 
+pytestmark = pytest.mark.slow  # sqlite writes every step of every trial
+
 METRIC = "val/diffusion"
 SPACE = ["loss.lambda_max=interval(0.1,0.9)", "head.depth=1,2,3", "x=4"]
 
@@ -61,9 +63,9 @@ def search(folder: Path, runs: Runs, arguments: list[str] | None = None, **setti
         **{"storage": f"sqlite:///{folder}/search.db", "study": None, "params": None},
     }
     sweeper = OptunaSweeper(**known | settings)
-    sweeper.hydra_context = SimpleNamespace(config_loader=Loader())  # type: ignore[assignment]
+    sweeper.hydra_context = SimpleNamespace(config_loader=Loader())
     sweeper.config = OmegaConf.create({"hydra": {"sweep": {"dir": str(folder)}}})
-    sweeper.launcher = runs  # type: ignore[assignment]
+    sweeper.launcher = runs
     sweeper.sweep(SPACE if arguments is None else arguments)
 
 

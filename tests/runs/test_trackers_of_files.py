@@ -48,8 +48,9 @@ def wandb_of(folder: Path) -> Follower:
     return WandbSender("p", None, "offline", 60.0, folder=folder, name="x", params={"seed": 0}, run_tags=tags)
 
 
-KINDS = [(csv_of, in_csv), (tensorboard_of, in_tensorboard), (wandb_of, in_wandb)]
-kinds = pytest.mark.parametrize(("build", "read"), KINDS, ids=["csv", "tensorboard", "wandb"])
+KINDS: list[Any] = [(csv_of, in_csv), (tensorboard_of, in_tensorboard)]
+BY_PROCESS = pytest.param(wandb_of, in_wandb, marks=pytest.mark.slow)  # W&B starts a process of its own
+kinds = pytest.mark.parametrize(("build", "read"), [*KINDS, BY_PROCESS], ids=["csv", "tensorboard", "wandb"])
 Build = Callable[[Path], Follower]
 Read = Callable[[Path], list[Value]]
 
@@ -128,7 +129,7 @@ def test_a_killed_process_doubles_and_loses_nothing(folder: Path, build: Build, 
     assert_same(read(folder), folder)
 
 
-@pytest.mark.parametrize(("build", "read"), KINDS[:2], ids=["csv", "tensorboard"])
+@pytest.mark.parametrize(("build", "read"), KINDS, ids=["csv", "tensorboard"])
 @pytest.mark.parametrize("damage", ["removed", "shorter", "longer"])
 def test_a_file_that_was_changed_is_made_whole(folder: Path, build: Build, read: Read, damage: str) -> None:
     sender: Any = build(folder)
@@ -148,7 +149,7 @@ def test_a_file_that_was_changed_is_made_whole(folder: Path, build: Build, read:
     assert_same(read(folder), folder)
 
 
-@pytest.mark.parametrize(("build", "read"), KINDS[:2], ids=["csv", "tensorboard"])
+@pytest.mark.parametrize(("build", "read"), KINDS, ids=["csv", "tensorboard"])
 def test_a_full_disk_stops_no_run(folder: Path, build: Build, read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rest arrives with the next command."""
 
@@ -180,6 +181,7 @@ def test_one_of_several_that_fails_keeps_none_of_the_others(folder: Path) -> Non
     assert csv_of(folder).has_all()
 
 
+@pytest.mark.slow
 def test_an_upload_that_hangs_is_ended(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The rows are in W&B's files, and are uploaded when the command runs again."""
     wandb_of(folder)
