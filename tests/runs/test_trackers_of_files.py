@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -179,6 +180,23 @@ def test_one_of_several_that_fails_keeps_none_of_the_others(folder: Path) -> Non
     assert_same(in_csv(folder), folder)
     assert not several.has_all()
     assert csv_of(folder).has_all()
+
+
+@pytest.mark.slow
+def test_a_session_whose_end_was_not_recorded_is_replaced(folder: Path) -> None:
+    """W&B has written the file whole, and the process is killed before it stores its cursor."""
+    sender: Any = wandb_of(folder)
+    sender.start({})
+    while sender._handled.step < 10 or sender._next[1] < len(ROWS):
+        sender.wake()
+        time.sleep(0.02)
+    sender._run.finish()
+    sender._done.set()
+    assert_same(in_wandb(folder), folder)
+    assert not wandb_of(folder).has_all()
+    send(wandb_of(folder))
+    assert wandb_of(folder).has_all()
+    assert_same(in_wandb(folder), folder)
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ and tell. Each trial is an ordinary run: the command that a user would type, sta
 Trials are stored in a database. The same command goes on after a kill: trials that were begun are run first, with the
 same settings and so in the same folders, where the runs resume or are found finished. The sampler is seeded for each
 trial and key, so a search that was interrupted proposes what it would have proposed. hydra-optuna-sweeper is not
-used: it needs Optuna 2 and an in-memory study cannot be resumed.
+used: it asks for Optuna below 3, and each start proposes all trials anew.
 """
 
 from __future__ import annotations
