@@ -12,7 +12,7 @@ import pytest
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob
+from hydra.core.override_parser.types import Glob, IntervalSweep
 
 from launchers.ablation_grid import settings_of, split_arguments
 from urepa.cli import CONF
@@ -63,6 +63,8 @@ def first_of_each(arguments: list[str]) -> list[str]:
         if isinstance(value, Glob):
             options = sorted(p.stem for p in (Path(CONF) / override.key_or_group).glob("*.yaml"))
             chosen.append(f"{override.get_key_element()}={value.filter(options)[0]}")
+        elif isinstance(value, IntervalSweep):
+            chosen.append(f"{override.get_key_element()}={value.start}")
         elif override.is_sweep_override():
             chosen.append(f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}")
         else:

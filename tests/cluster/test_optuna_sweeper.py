@@ -21,6 +21,8 @@ from urepa.runs.run_folder import folder_name
 
 optuna = pytest.importorskip("optuna", reason="the extra optuna is not installed")
 
+pytestmark = pytest.mark.slow  # sqlite writes every step of every trial
+
 METRIC = "val/diffusion"
 SPACE = ["loss.lambda_max=interval(0.1,0.9)", "head.depth=1,2,3", "x=4"]
 
@@ -61,9 +63,9 @@ def search(folder: Path, runs: Runs, arguments: list[str] | None = None, **setti
         **{"storage": f"sqlite:///{folder}/search.db", "study": None, "params": None},
     }
     sweeper = OptunaSweeper(**known | settings)
-    sweeper.hydra_context = SimpleNamespace(config_loader=Loader())  # type: ignore[assignment]
+    sweeper.hydra_context = SimpleNamespace(config_loader=Loader())
     sweeper.config = OmegaConf.create({"hydra": {"sweep": {"dir": str(folder)}}})
-    sweeper.launcher = runs  # type: ignore[assignment]
+    sweeper.launcher = runs
     sweeper.sweep(SPACE if arguments is None else arguments)
 
 
@@ -182,7 +184,8 @@ def test_a_command_that_never_works_ends_and_is_tried_again(folders: Callable[[s
         (None, {"algorithm": "grid"}, r"loss.lambda_max=interval\(0.1,0.9\) has no grid"),
         (None, {"trials": None}, "say how many trials: hydra.sweeper.trials=N"),
         (None, {"trials": 0}, "hydra.sweeper.trials=0: give 1 or more"),
-        (None, {"metric": "???"}, "hydra.sweeper.metric must be given"),
+        (None, {"metric": None}, "say what is searched: hydra.sweeper.metric=KEY"),
+        (None, {"direction": None}, "say what is searched: hydra.sweeper.metric=KEY"),
         (None, {"metric": "val/difusion"}, "is no metric of .*did you mean 'val/diffusion'"),
     ],
 )

@@ -20,6 +20,7 @@ from urepa.runs.run_folder import RunFolder, require_config, stored_yaml
 from urepa.runs.stored_config import read_config, read_plain
 
 Compose = Callable[..., dict[str, Any]]
+TRACKERS = ["tracking=several", *(f"+tracking@tracking.trackers.{n}={n}" for n in ("csv", "mlflow", "wandb"))]
 EVERY = "evaluation=[digits,generation,knn,alignment,spatial,dense,linear_probe,inception,clip_score]"
 
 
@@ -67,7 +68,8 @@ def test_nothing_in_a_foreign_config_runs_or_reads(
 
 
 @pytest.mark.parametrize(
-    "more", [[], ["+experiment=track_a"], ["+experiment=repa_imagenet256"], [EVERY], ["evaluation=cifar10_fd"]]
+    "more",
+    [[], [*TRACKERS], ["+experiment=track_a"], ["+experiment=repa_imagenet256"], [EVERY], ["evaluation=cifar10_fd"]],
 )
 def test_every_config_of_urepa_is_read_as_it_was_stored(compose: Compose, tmp_path: Path, more: list[str]) -> None:
     composed = compose(*more)

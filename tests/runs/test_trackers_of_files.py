@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import math
 import os
 import signal
-import struct
 import subprocess
 import sys
 import textwrap
+import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tracked import Value, assert_same, in_csv, in_tensorboard, in_wandb
 
-from urepa.runs.metrics import NOT_METRICS, MetricsLog, number, read_rows
+from urepa.runs.metrics import MetricsLog
 from urepa.runs.trackers.csv_sender import CSVSender
 from urepa.runs.trackers.following_sender import Follower
 from urepa.runs.trackers.several_sender import SeveralSenders
-from urepa.runs.trackers.tensorboard_sender import NAME, TensorBoardSender
+from urepa.runs.trackers.tensorboard_sender import TensorBoardSender
 from urepa.runs.trackers.wandb_sender import WandbSender
 
-Value = tuple[int, str, float]  # step, metric, value
 ROWS: list[dict[str, Any]] = [
     {"step": 5, "train/total": 2.0, "val/token": 0.25},
     {"step": 10, "train/total": 1.0, "train/x": math.inf},
@@ -50,77 +49,9 @@ def wandb_of(folder: Path) -> Follower:
     return WandbSender("p", None, "offline", 60.0, folder=folder, name="x", params={"seed": 0}, run_tags=tags)
 
 
-def in_csv(folder: Path) -> list[Value]:
-    with open(folder / "metrics.csv", newline="") as file:
-        return [(int(row["step"]), row["metric"], float(row["value"])) for row in csv.DictReader(file)]
-
-
-def in_tensorboard(folder: Path) -> list[Value]:
-    """Read by TensorBoard's own loader."""
-    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-    from tensorboard.compat.proto.event_pb2 import Event
-
-    events = [Event.FromString(raw) for raw in RawEventFileLoader(str(folder / "tensorboard" / NAME)).Load()]
-    assert events[0].file_version == "brain.Event:2"
-    return [(event.step, value.tag, value.simple_value) for event in events[1:] for value in event.summary.value]
-
-
-def in_wandb(folder: Path) -> list[Value]:
-    """The history in all of a run's offline files, in the order of their beginnings, as `wandb sync` puts them
-    together. W&B's own step of a row is its number."""
-    import json
-
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    rows: list[dict[str, Any]] = []
-    for file in sorted(folder.glob("wandb/offline-run-*/run-*.wandb")):
-        for raw in _log_records(file.read_bytes()):
-            record = Record.FromString(raw)
-            if record.WhichOneof("record_type") == "history":
-                items = record.history.item
-                rows.append({".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items})
-    assert [row["_step"] for row in rows] == list(range(len(rows)))
-    return [
-        (int(row["step"]), key, number(value))
-        for row in rows
-        for key, value in sorted(row.items())
-        if key not in NOT_METRICS and not key.startswith("_")
-    ]
-
-
-def _log_records(data: bytes) -> Iterator[bytes]:
-    """The records of a LevelDB log, whose blocks have 32 KiB, behind W&B's header of 7 bytes."""
-    at, block, parts = 7, 1 << 15, b""
-    while at + 7 <= len(data):
-        if block - at % block < 7:
-            at += block - at % block
-            continue
-        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
-        if not kind:
-            return
-        parts += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # a whole record, or the last part of one
-            yield parts
-            parts = b""
-
-
-def expected(folder: Path) -> list[Value]:
-    rows = read_rows(folder / "metrics.jsonl")
-    return [(row["step"], k, number(v)) for row in rows for k, v in sorted(row.items()) if k not in NOT_METRICS]
-
-
-def assert_same(found: list[Value], folder: Path) -> None:
-    # in the order of the rows; a row's values have no order
-    assert len(found) == len(expected(folder))
-    for one, other in zip(sorted(found, key=str), sorted(expected(folder), key=str), strict=True):
-        assert one[:2] == other[:2]
-        assert one[2] == other[2] or (math.isnan(one[2]) and math.isnan(other[2]))
-    assert [step for step, _, _ in found] == [step for step, _, _ in expected(folder)]
-
-
-KINDS = [(csv_of, in_csv), (tensorboard_of, in_tensorboard), (wandb_of, in_wandb)]
-kinds = pytest.mark.parametrize(("build", "read"), KINDS, ids=["csv", "tensorboard", "wandb"])
+KINDS: list[Any] = [(csv_of, in_csv), (tensorboard_of, in_tensorboard)]
+BY_PROCESS = pytest.param(wandb_of, in_wandb, marks=pytest.mark.slow)  # W&B starts a process of its own
+kinds = pytest.mark.parametrize(("build", "read"), [*KINDS, BY_PROCESS], ids=["csv", "tensorboard", "wandb"])
 Build = Callable[[Path], Follower]
 Read = Callable[[Path], list[Value]]
 
@@ -168,7 +99,7 @@ def test_rows_that_are_computed_again_are_not_sent_again(folder: Path, build: Bu
 KILLED = """
     import os, signal, sys, time
     from pathlib import Path
-    sys.path.insert(0, sys.argv[2])
+    sys.path[:0] = [sys.argv[2], str(Path(sys.argv[2]).parent)]
     import test_trackers_of_files as tests
     from urepa.runs.metrics import MetricsLog
     folder = Path(sys.argv[1])
@@ -199,7 +130,7 @@ def test_a_killed_process_doubles_and_loses_nothing(folder: Path, build: Build, 
     assert_same(read(folder), folder)
 
 
-@pytest.mark.parametrize(("build", "read"), KINDS[:2], ids=["csv", "tensorboard"])
+@pytest.mark.parametrize(("build", "read"), KINDS, ids=["csv", "tensorboard"])
 @pytest.mark.parametrize("damage", ["removed", "shorter", "longer"])
 def test_a_file_that_was_changed_is_made_whole(folder: Path, build: Build, read: Read, damage: str) -> None:
     sender: Any = build(folder)
@@ -219,7 +150,7 @@ def test_a_file_that_was_changed_is_made_whole(folder: Path, build: Build, read:
     assert_same(read(folder), folder)
 
 
-@pytest.mark.parametrize(("build", "read"), KINDS[:2], ids=["csv", "tensorboard"])
+@pytest.mark.parametrize(("build", "read"), KINDS, ids=["csv", "tensorboard"])
 def test_a_full_disk_stops_no_run(folder: Path, build: Build, read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rest arrives with the next command."""
 
@@ -251,6 +182,24 @@ def test_one_of_several_that_fails_keeps_none_of_the_others(folder: Path) -> Non
     assert csv_of(folder).has_all()
 
 
+@pytest.mark.slow
+def test_a_session_whose_end_was_not_recorded_is_replaced(folder: Path) -> None:
+    """W&B has written the file whole, and the process is killed before it stores its cursor."""
+    sender: Any = wandb_of(folder)
+    sender.start({})
+    while sender._handled.step < 10 or sender._next[1] < len(ROWS):
+        sender.wake()
+        time.sleep(0.02)
+    sender._run.finish()
+    sender._done.set()
+    assert_same(in_wandb(folder), folder)
+    assert not wandb_of(folder).has_all()
+    send(wandb_of(folder))
+    assert wandb_of(folder).has_all()
+    assert_same(in_wandb(folder), folder)
+
+
+@pytest.mark.slow
 def test_an_upload_that_hangs_is_ended(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The rows are in W&B's files, and are uploaded when the command runs again."""
     wandb_of(folder)

@@ -4,7 +4,7 @@ and tell. Each trial is an ordinary run: the command that a user would type, sta
 Trials are stored in a database. The same command goes on after a kill: trials that were begun are run first, with the
 same settings and so in the same folders, where the runs resume or are found finished. The sampler is seeded for each
 trial and key, so a search that was interrupted proposes what it would have proposed. hydra-optuna-sweeper is not
-used: it needs Optuna 2 and an in-memory study cannot be resumed.
+used: it asks for Optuna below 3, and each start proposes all trials anew.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import os
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,29 +53,41 @@ class Trial(NamedTuple):
     overrides: list[str]
 
 
-@dataclass
-class OptunaSweeper(OptunaSearch, Sweeper):  # type: ignore[misc]  # settings and Hydra's methods in one class
-    """A search over the intervals, ranges and choices of a command."""
+class OptunaSweeper(OptunaSearch, Sweeper):
+    """A search over the intervals, ranges and choices of a command. Hydra makes it from its settings and calls `setup`,
+    then `sweep`."""
 
-    def __post_init__(self) -> None:
+    hydra_context: Any
+    config: Any
+    launcher: Any
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The settings as plain data."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "_target_"}
         plain = OmegaConf.to_container(OmegaConf.create(values), enum_to_str=True)
         assert isinstance(plain, dict)
-        self.settings: dict[str, Any] = {str(key): value for key, value in plain.items()}
+        return {str(key): value for key, value in plain.items()}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
-        plugins, known = Plugins.instance(), {"hydra_context": hydra_context, "task_function": task_function}
-        self.launcher = plugins.instantiate_launcher(config=config, **known)
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
 
     def sweep(self, arguments: list[str]) -> None:
         """Runs the trials that are not done. Called by Hydra."""
-        from urepa.config.ranges import check_given, check_numbers
+        from urepa.config.ranges import check_numbers
 
         with one_line_mistakes():
-            check_given({"hydra": {"sweeper": {key: self.settings[key] for key in ("metric", "direction")}}})
+            if None in (self.settings["metric"], self.settings["direction"]):
+                raise UserError(
+                    "say what is searched: hydra.sweeper.metric=KEY, one of the metrics in summary.json, and "
+                    "hydra.sweeper.direction=minimize or maximize"
+                )
             check_numbers({"hydra": {"sweeper": self.settings | {"_target_": OptunaSearch._target_}}})
             space = self._space(arguments)
+            _optuna()  # before anything is written
             folder = Path(self.config.hydra.sweep.dir)
             folder.mkdir(parents=True, exist_ok=True)
             name = self._name(space)

@@ -74,8 +74,8 @@ class OptunaSearch:
     """A search with Optuna."""
 
     _target_: str = SEARCH
-    metric: str = setting("the metric that is searched for, as final/... or val/... in summary.json")
-    direction: Direction = setting("which of its values are better")
+    metric: str | None = setting("the metric whose best value is searched, a key in summary.json; must be given", None)
+    direction: Direction | None = setting("which of its values are better; must be given", None)
     algorithm: Algorithm = setting("tpe: proposals from earlier trials; grid: all combinations of the values")
     trials: int | None = setting("trials in all, with those of earlier starts; null: all of a grid", ge=1, le=SIZE)
     at_once: int = setting("trials that are proposed and started together", ge=1, le=WORKERS)

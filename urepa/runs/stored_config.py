@@ -118,14 +118,15 @@ def _parts(config: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], dict[
 
 def _walk_parts(part: Any, kinds: tuple[str, ...], key: str) -> Iterator[tuple[str, tuple[str, ...], dict[str, Any]]]:
     schema = _declared_schema(part, kinds, key)
+    below = kinds if kinds == ("tracking",) else BELOW  # tracking=several has trackers
     yield key, kinds, part
     for name in (f.name for f in fields(schema) if _holds_parts(f) and part.get(f.name) is not None):
         value, place = part[name], f"{key}.{name}"
         if isinstance(value, dict) and "_target_" not in value:
             for one in value:
-                yield from _walk_parts(value[one], BELOW, f"{place}.{one}")
+                yield from _walk_parts(value[one], below, f"{place}.{one}")
         else:
-            yield from _walk_parts(value, BELOW, place)
+            yield from _walk_parts(value, below, place)
 
 
 def _holds_parts(one: Field[Any]) -> bool:

@@ -143,6 +143,17 @@ def test_two_machines_with_their_own_paths_to_the_same_data_are_one_arm(add: Add
     ]
 
 
+def test_runs_from_other_weights_in_one_folder_are_two_arms(add: Add, study: Group) -> None:
+    """The run at the given path went on between the first two seeds and the third."""
+    for seed, digest in ((0, "a" * 64), (1, "a" * 64), (2, "b" * 64)):
+        source = {"folder": "outputs/x/seed0", "step": 3, "sha256": digest}
+        changes = {"warm_start.checkpoint": "outputs/x/seed0"}
+        add(seeds=(seed,), changes=changes, summary={"warm_start": source, "data": {}})
+    found = study()
+    assert [sorted(arm.runs) for arm in found.arms] == [[0, 1], [2]]
+    assert [str(change) for change in found.arms[1].changes] == [f"warm_start.content: {'a' * 10} → {'b' * 10}"]
+
+
 def test_set_apart(add: Add, study: Group) -> None:
     add()
     add(seeds=(3,), finished=False)
