@@ -271,7 +271,7 @@ def extend_names(names: Names, max_steps: int) -> Names:
 
 def tags_of(names: Names, config: dict[str, Any]) -> dict[str, str]:
     """The tags by which runs are found: their names and the most common filters."""
-    loss, has_teacher = config["loss"], bool(declaration_of(config["loss"]).taps)
+    loss, has_teacher = config["loss"], "taps" in config["loss"]
     teacher = teacher_name(config["teacher"])
     return {
         "experiment": names.experiment,
