@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from urepa.config.part_schemas import DeviceKind, Precision, Trainer
+from urepa.config.part_schemas import DeviceKind, Precision, Trainer, WarmStart
 from urepa.core.declared_keys import LARGEST, LAST_SEED, SIZE, WORKERS, part, setting
 from urepa.core.samplers import Sampler
 
@@ -18,22 +18,6 @@ class Arm:
 
     families: list[str] = setting("families of the backbones that the arm is for")
     changes: list[str] = setting("dotted keys, all and only those in which the arm differs from its baseline")
-
-
-@dataclass
-class WarmStart:
-    checkpoint: str | None = setting(
-        "starts a new run from the weights of another: a run's folder (the EMA weights of its newest checkpoint), or a "
-        "file of tensors by parameter name, .safetensors or torch's",
-        None,
-    )
-    allow_missing: list[str] = setting(
-        "patterns of parameters that the checkpoint may lack; they keep their initial values", []
-    )
-    allow_shape: list[str] = setting(
-        "patterns of parameters whose shape may differ; they keep their initial values", []
-    )
-    allow_unused: list[str] = setting("patterns of the checkpoint's weights that this run may not have", [])
 
 
 @dataclass

@@ -64,3 +64,19 @@ class Trainer:
     )
     deterministic: bool = setting("cuDNN uses deterministic kernels and does not benchmark", False)
     threads: int | None = setting("CPU threads; null: PyTorch's choice", None, ge=1, le=WORKERS)
+
+
+@dataclass
+class WarmStart:
+    checkpoint: str | None = setting(
+        "starts a new run from the weights of another: a run's folder (the EMA weights of its newest checkpoint), or a "
+        "file of tensors by parameter name, .safetensors or torch's",
+        None,
+    )
+    allow_missing: list[str] = setting(
+        "patterns of parameters that the checkpoint may lack; they keep their initial values", []
+    )
+    allow_shape: list[str] = setting(
+        "patterns of parameters whose shape may differ; they keep their initial values", []
+    )
+    allow_unused: list[str] = setting("patterns of the checkpoint's weights that this run may not have", [])

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from urepa.core import alignment_progress, ema_initial_weights, progress
+from urepa.core import ema_initial_weights, progress
 from urepa.core.collectives import all_objects, any_rank, gather_with_gradient, mean_over_ranks, on_main, sum_over_ranks
 from urepa.core.errors import UserError
 from urepa.core.protocols import CONFLICT
@@ -32,9 +32,11 @@ from urepa.evaluation.validation_loss import Validation
 from urepa.method.training_step import Aligned, AlignedModel, Terms, step_terms, tap_gradients
 from urepa.models.weight_files import trainable
 from urepa.runs import checkpoint
-from urepa.runs.metrics import MetricsLog, Rows, number
+from urepa.runs.metrics import MetricsLog
+from urepa.training import slow_alignment
 from urepa.training.ema import EMA
 from urepa.training.gpu_sensors import GpuSensors
+from urepa.training.gradient_cosine import cosine_of_sums
 from urepa.training.non_finite_guard import Guard, non_finite, some_of
 from urepa.training.optimizer import clip_by_global_norm, step_unless
 from urepa.training.spike_records import SpikeRecords
@@ -235,20 +237,11 @@ class Trainer:
 
     def judge_alignment(self, step: int) -> None:
         """Prints a remark, once in a run, if the alignment did not improve at its beginning."""
-        if self.judged or step < alignment_progress.STEPS or self.loss.lambda_max == 0:
+        if self.judged or not slow_alignment.can_judge(step, self.loss):
             return
         self.judged = True
-        rows = list(Rows(self.metrics.path))
-        if any(alignment_progress.STEPS <= row["step"] < step for row in rows):
-            return  # an earlier process has judged it
-        points = ([(row["step"], number(row[key])) for row in rows if key in row] for key in alignment_progress.KEYS)
         rates = [group["lr"] for group in self.optimizer.param_groups if group["name"] == "head"]
-        text = alignment_progress.slow_sentence(
-            map(alignment_progress.early_gain, points),
-            list(self.loss.taps),
-            self.loss.lambda_max,
-            f"{rates[0]:.3g} at this step" if rates else "none",
-        )
+        text = slow_alignment.remark(self.metrics.path, step, self.loss, rates)
         if text:
             self.accelerator.print(f"step {step}: {text}")
 
@@ -401,16 +394,6 @@ def _merge_terms(terms: list[Terms]) -> Terms:
         per_sample,
         manifold=torch.stack(manifolds).mean() if manifolds else None,
     )
-
-
-def cosine_of_sums(measured: list[dict[str, Tensor]]) -> Tensor | None:
-    """The cosine of two gradients over all micro-batches, taps and ranks, from the sums of `tap_gradients`. NaN if one
-    is 0; None without an alignment term."""
-    sums = [of_tap for taps in measured for of_tap in taps.values()]
-    if not sums:
-        return None
-    d, a, inner = sum_over_ranks(torch.stack(sums).sum(0))
-    return inner / (d.sqrt() * a.sqrt())
 
 
 def _short(row: dict[str, Any]) -> str:

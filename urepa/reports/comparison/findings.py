@@ -205,11 +205,11 @@ def slow_alignments(results: Results) -> list[str]:
 def _slow_alignment(run: Run) -> str:
     """The remark on one run; "" if there is none."""
     weight = float(run.config.get("loss.lambda_max", 0))
-    if weight == 0:
+    taps = [key.removeprefix("loss.taps.") for key in run.config if key.startswith("loss.taps.")]
+    if weight == 0 or not taps:
         return ""
     curves = (run.curves[key] for key in KEYS if key in run.curves)
     gains = [early_gain(zip(curve.steps.tolist(), curve.values.tolist(), strict=True)) for curve in curves]
-    taps = [key.removeprefix("loss.taps.") for key in run.config if key.startswith("loss.taps.")]
     return slow_sentence(gains, taps, weight, run.config.get("optimizer.lr.head", "none"))
 
 
