@@ -12,7 +12,7 @@ import torch
 from urepa.core.protocols import CONFLICT
 from urepa.method.schedules.cutoff_math import Cutoff
 from urepa.runs import checkpoint
-from urepa.training.trainer import cosine_of_sums
+from urepa.training.gradient_cosine import cosine_of_sums
 
 Build = Callable[..., Any]
 TAPS = {

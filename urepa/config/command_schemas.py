@@ -7,17 +7,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from urepa.config.part_schemas import DeviceKind, Precision, Trainer, WarmStart
+from urepa.config.part_schemas import Arm, DeviceKind, Moved, Precision, Trainer, WarmStart
 from urepa.core.declared_keys import LARGEST, LAST_SEED, SIZE, WORKERS, part, setting
 from urepa.core.samplers import Sampler
-
-
-@dataclass
-class Arm:
-    """Metadata in an ablation file, with which `urepa.training.checks.combinations` compares a run."""
-
-    families: list[str] = setting("families of the backbones that the arm is for")
-    changes: list[str] = setting("dotted keys, all and only those in which the arm differs from its baseline")
 
 
 @dataclass
@@ -45,11 +37,6 @@ class Train:
 @dataclass
 class Prefetch(Train):
     pass
-
-
-@dataclass
-class Moved:
-    root: str | None = setting("where the caches are now; null: where they were in training", None)
 
 
 @dataclass

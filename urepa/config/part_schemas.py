@@ -80,3 +80,16 @@ class WarmStart:
         "patterns of parameters whose shape may differ; they keep their initial values", []
     )
     allow_unused: list[str] = setting("patterns of the checkpoint's weights that this run may not have", [])
+
+
+@dataclass
+class Arm:
+    """Metadata in an ablation file, with which `urepa.training.checks.combinations` compares a run."""
+
+    families: list[str] = setting("families of the backbones that the arm is for")
+    changes: list[str] = setting("dotted keys, all and only those in which the arm differs from its baseline")
+
+
+@dataclass
+class Moved:
+    root: str | None = setting("where the caches are now; null: where they were in training", None)

@@ -241,8 +241,7 @@ class Trainer:
             return
         self.judged = True
         rates = [group["lr"] for group in self.optimizer.param_groups if group["name"] == "head"]
-        text = slow_alignment.remark(self.metrics.path, step, self.loss, rates)
-        if text:
+        if text := slow_alignment.remark(self.metrics.path, step, self.loss, rates):
             self.accelerator.print(f"step {step}: {text}")
 
     def require_defined(self, step: int, row: dict[str, Any]) -> None:
