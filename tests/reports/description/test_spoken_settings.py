@@ -30,7 +30,7 @@ UNSPOKEN = {
 }
 
 
-EVERY = "evaluation=[digits,knn,linear_probe,alignment,generation,spatial,dense,clip_score,classified,flextok]"
+EVERY = "evaluation=[digits,knn,linear_probe,alignment,generation,spatial,dense,clip_score,classified,denoising,flextok]"
 
 
 def read_to_describe(declared: Any, *facts: Any, **known: Any) -> set[str]:
