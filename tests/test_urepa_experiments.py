@@ -84,6 +84,7 @@ def test_the_objective_is_the_familys(compose: Compose, experiment: str) -> None
         "beta_end": end,
         "beta_schedule": "scaled_linear",
         "timesteps": timesteps,
+        "min_snr": None,
     }
 
 

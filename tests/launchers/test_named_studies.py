@@ -22,7 +22,7 @@ from urepa.runs.run_folder import differences, is_identity
 
 NAMES = sorted(p.stem for p in (Path(CONF) / "study").glob("*.yaml"))
 GIVEN = ["data.source=folder", "data.images=/somewhere/photos"]
-COUNTED = {key: ["data.num_classes=1"] for key in ("lora_alignment", "families")}  # of a folder that is not here
+COUNTED = {name: ["data.num_classes=1"] for name in ("lora_alignment", "families")}  # of a folder that is not here
 SMALL: dict[str, Any] = {
     "overrides": ["+experiment=repa_cifar10_cpu", "trainer.max_steps=300"],
     "baseline": "base",

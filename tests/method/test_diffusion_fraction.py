@@ -243,7 +243,8 @@ def test_impossible_fractions_are_user_errors() -> None:
     with pytest.raises(UserError, match="give p/q"):
         strata(0.2503)
     loss = {"_target_": "urepa.method.losses.urepa_loss.URepaLoss", "diffusion_fraction": 0.25}
-    config = {"loss": loss, "trainer": {"batch_size": 12, "accumulation": 1}}
+    objective = {"_target_": "urepa.method.objectives.flow.Flow"}
+    config = {"loss": loss, "objective": objective, "trainer": {"batch_size": 12, "accumulation": 1}}
     check_fraction(config, 1)
     with pytest.raises(UserError, match="multiple of 8"):
         check_fraction(config, 2)

@@ -20,7 +20,7 @@ from urepa.core.files import read_json, write_whole
 from urepa.data.sources.source_changes import refuse_changes
 from urepa.runs.run_folder import RunFolder, content_of
 from urepa.runs.summary import read_summary
-from urepa.training.warm_start import read_note
+from urepa.training.warm_start_record import read_note
 
 FILE = "provenance.json"
 UNCHECKED = "data not checked: the version that began this run did not record its samples"

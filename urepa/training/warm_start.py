@@ -1,7 +1,7 @@
 """Warm start: a new run whose parameters are copied from a checkpoint of another run.
 
-FOLDER/warm_start.json: {"folder": the checkpoint as it was given, "step", "file": the file of weights, "sha256": its
-digest}. It is written before the first step, and the file is read once. A run that resumes reads its own checkpoint.
+The record of the weights (`urepa.training.warm_start_record`) is written before the first step, and their file is read
+once. A run that resumes reads its own checkpoint.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from urepa.core.errors import UserError
-from urepa.core.files import read_json, write_whole
+from urepa.core.files import write_whole
 from urepa.models.weight_files import read_safetensors, read_torch
 from urepa.runs import checkpoint
+from urepa.training.warm_start_record import FILE, in_words, read_note
 
-FILE = "warm_start.json"
 EMA = "ema.safetensors"  # of a run's checkpoint
 SHOWN = 5  # names in a message
 
@@ -51,18 +51,6 @@ def note(folder: Path, source: str) -> None:
             f"{in_words(now)}); move that folder away"
         )
     write_whole(folder / FILE, json.dumps(now))
-
-
-def read_note(folder: Path) -> dict[str, Any] | None:
-    """The record of what a run started from; None if its weights were not copied."""
-    file = folder / FILE
-    return read_json(file) if file.exists() else None
-
-
-def in_words(known: dict[str, Any]) -> str:
-    """`outputs/a/seed0 at step 12, sha256 0123456789`. Records of earlier versions have no digest."""
-    step = "" if known["step"] is None else f" at step {known['step']}"
-    return f"{known['folder']}{step}" + (f", sha256 {known['sha256'][:10]}" if "sha256" in known else "")
 
 
 def load(parameters: Mapping[str, nn.Parameter], settings: dict[str, Any], folder: Path) -> str:

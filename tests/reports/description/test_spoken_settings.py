@@ -31,7 +31,8 @@ UNSPOKEN = {
 }
 
 
-EVERY = "evaluation=[digits,knn,linear_probe,alignment,generation,spatial,dense,clip_score,classified,flextok]"
+OF_FEATURES = "knn,linear_probe,alignment,spatial,dense,denoising"
+EVERY = f"evaluation=[digits,generation,clip_score,classified,flextok,{OF_FEATURES}]"
 
 
 def read_to_describe(declared: Any, *facts: Any, **known: Any) -> set[str]:
