@@ -1,6 +1,5 @@
 """Every arm `method_*` trains on a small repa_cifar10_cpu: its terms are finite and reach backbone and heads, and with
-λ = 0 its backbone is that of `loss=none`: bit for bit behind REPA's head, and to rounding behind a convolution, whose
-gradient of 0 has another layout in memory."""
+λ = 0 its backbone is that of `loss=none`, bit for bit."""
 
 from __future__ import annotations
 
@@ -18,7 +17,12 @@ from urepa.training.assembly import build_part
 
 Build = Callable[..., Any]
 FILES = {p.stem: yaml.safe_load(p.read_text()) for p in sorted((Path(CONF) / "ablation").glob("method_*.yaml"))}
-ARMS = [name for name, content in FILES.items() if "sit" in content["arm"]["families"]]
+# a stop acts after more updates than are done here
+ARMS = [
+    name
+    for name, content in FILES.items()
+    if "sit" in content["arm"]["families"] and not any(key.startswith("schedule") for key in content["arm"]["changes"])
+]
 pytestmark = pytest.mark.slow
 
 
@@ -32,7 +36,7 @@ def small(tmp_path_factory: pytest.TempPathFactory, compose: Build) -> list[str]
         *("data.limit=40", "data.validation_images=20", "data.test_images=20"),
         *("data.image_size=16", "data.unshuffle=1", "evaluation=none", "trainer.evaluate_every=null"),
         *("teacher=efficientnet_lite0_s16", "teacher.image_size=64", "teacher.grid=[4,4]"),
-        *("backbone.depth=3", "backbone.width=32", "backbone.heads=2"),
+        *("backbone.depth=4", "backbone.width=32", "backbone.heads=2"),
         *("trainer.batch_size=8", "trainer.validation_group=10", "trainer.max_steps=10", "tracking=none"),
     ]
     for unit_length in ("true", "false"):
@@ -60,21 +64,19 @@ def test_a_method_trains_and_with_lambda_0_leaves_the_backbone_alone(
     update = trained(trainer)
     assert all(value.isfinite() for value in update.terms.means().values())
     for part, start in before.items():
-        assert any(not torch.equal(start[k], v) for k, v in weights(trainer, part).items()), part
+        assert (not start and part == "heads") or any(
+            not torch.equal(start[k], v) for k, v in weights(trainer, part).items()
+        ), part
     assert all(v == v and abs(v) < 1e9 for v in trainer.validate(3).values())
     aligned = weights(trainer, "backbone")
-    own_head = any(word.startswith("/head") for word in _overridden(arm))
-    off = trainer_of(*arm_of, "loss.lambda_max=0", *([] if own_head else ["head=repa_mlp_small"]))
+    off = trainer_of(*arm_of, "loss.lambda_max=0")
     trained(off)
     objective = next((w.partition(": ")[2] for w in map(str, _overridden(arm)) if w.startswith("/objective")), None)
     alike = [] if objective is None else [f"objective={objective}", "objective.draw=lognormal"]
     without = trainer_of(*(o for o in small if not o.startswith("teacher")), *alike, "loss=none")
     trained(without)
     found, expected = weights(off, "backbone"), weights(without, "backbone")
-    if own_head:
-        assert all(torch.allclose(found[k], expected[k], rtol=0, atol=1e-7) for k in expected)
-    else:
-        assert all(torch.equal(found[k], expected[k]) for k in expected)
+    assert all(torch.equal(found[k], expected[k]) for k in expected)
     assert any(not torch.allclose(aligned[k], expected[k], rtol=0, atol=1e-6) for k in expected)
 
 

@@ -13,10 +13,19 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 UNKNOWN = "unknown"
 # Increased by a change that alters the numbers of a run with an unchanged config. A change with a config key of its own
 # does not need it: the key's value determines the behaviour.
-NUMERICS = 2
+NUMERICS = 3
 # Paths below urepa/ that read, plan or display runs. No number of a run depends on them.
 READERS = (
-    *("bench.py", "bench_reading.py", "compare.py", "describe.py", "export.py", "generate.py", "plan.py"),
+    *(
+        "bench.py",
+        "bench_reading.py",
+        "compare.py",
+        "describe.py",
+        "export.py",
+        "generate.py",
+        "one_batch.py",
+        "plan.py",
+    ),
     *("tokenize.py", "detokenize.py", "inference/token_codes.py"),
     *("train_classifier.py", "costs", "reports", "runs/last_table.py", "core/escaping.py"),
     *("inference/export_weights.py", "inference/image_request.py", "inference/model_card.py"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -20,6 +20,7 @@ from urepa.core.conditions import Condition
 from urepa.core.protocols import LossMath
 from urepa.core.types import Batch, Tokens, no_rows
 from urepa.method.alignment_grids import TEACHER, Grid, compared_on
+from urepa.method.gradient_layout import with_gradient_in_own_layout
 from urepa.method.objectives.objective_math import ObjectiveMath, shape_of
 from urepa.method.self_alignment import own_states
 
@@ -42,6 +43,11 @@ class Aligned:
     features: dict[str, Tokens]  # by tap
     tokens: dict[str, Tokens]  # by head
     averaged: dict[str, Tokens] = field(default_factory=dict)  # states of the averaged weights, without gradient
+
+
+def _for_heads(feature: Tokens) -> Tokens:
+    """A tap in fp32, whose gradient from the heads has the layout of the backbone's own."""
+    return replace(feature, x_BND=with_gradient_in_own_layout(feature.x_BND)).float()
 
 
 class AlignedModel(nn.Module):
@@ -88,7 +94,7 @@ class AlignedModel(nn.Module):
         with self.attention():
             denoised = self.backbone(x_t, t_B, condition, taps=self.taps, rows_R=rows_R)
         with torch.autocast(x_t.device.type, enabled=False):  # fp32: heads are small, and losses use them
-            tapped = {tap: denoised.features[tap].float() for tap in self.taps}
+            tapped = {tap: _for_heads(denoised.features[tap]) for tap in self.taps}
             tokens = {}
             for name, head in self.heads.items():
                 tap, _, teacher = name.partition("/")
