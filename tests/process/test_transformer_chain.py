@@ -14,6 +14,8 @@ from safetensors import safe_open
 from transformers_tiny import declared_of, write_pipeline
 from workspace import Workspace, ended
 
+pytestmark = pytest.mark.long
+
 TAPS = {"sd3": "block_8", "flux": "block_8", "sana": "block_10", "pixart": "block_10"}
 LATENTS = {"sd3": [16, 16, 16], "flux": [16, 16, 16], "sana": [8, 4, 4], "pixart": [4, 16, 16]}
 PROMPT = "a red cat"

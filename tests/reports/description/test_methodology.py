@@ -28,6 +28,8 @@ from urepa.runs.run_folder import NOT_IDENTITY
 from urepa.training.assembly import build_loss, build_model, build_part
 from urepa.training.optimizer import groups_of
 
+pytestmark = pytest.mark.long
+
 Compose = Callable[..., dict[str, Any]]
 H200 = Device("H200", "cuda", 790e12, 141e9)
 # tests/test_urepa_experiments.py and tests/test_repa_experiments.py describe them at full size
