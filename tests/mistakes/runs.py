@@ -50,7 +50,7 @@ EVALUATE = [
             "caches run",
             write(f"{RUN}/mlflow.json", "{"),
         ),
-        (f"run={RUN} evaluation=knn tracking=wandb", "tracking has no option 'wandb'", "caches run"),
+        (f"run={RUN} evaluation=knn tracking=wandbb", "tracking has no option 'wandbb'", "caches run"),
         (f"run={RUN} evaluation=knn trainer.max_steps=3", "no key 'trainer", "caches run"),
         (f"run={RUN} evaluation=samples", "evaluation has no option 'samples'", "caches run"),
     ),

@@ -108,7 +108,7 @@ NUMBERS = of(
     ("loss.lambda_max=-1", "loss.lambda_max=-1.0: give 0 or more"),
     ("loss.diffusion_fraction=2", "loss.diffusion_fraction=2.0: give 0 or more, at most 1"),
     ("loss.diffusion_fraction=0.3", "loss.diffusion_fraction=0.3 takes 3 of every 10"),
-    ("loss.stop_step=9", "loss.stop_step is called schedule.stop_step now: write schedule.stop_step=..."),
+    ("loss.stop_step=9", "loss.stop_step is called schedule.stop_step now: write schedule.stop_step=9"),
     ("+loss.stop_step=9", "loss.stop_step is called schedule.stop_step now: write schedule.stop_step=9"),
     ("schedule=linear schedule.decay_steps=9", "schedule.decay_steps=9 is counted from the run's first update"),
     ("schedule=similarity_cutoff schedule.threshold=2", "schedule.threshold=2.0: give -1 or more, at most 1"),
