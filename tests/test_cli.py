@@ -37,6 +37,7 @@ def test_without_a_command_it_lists_them(arguments: list[str], tmp_path: Path) -
     assert sorted(rows) == sorted({c.module.rpartition(".")[2] for c in COMMANDS.values()})
 
 
+@pytest.mark.slow
 def test_a_misspelt_command_is_one_line(tmp_path: Path) -> None:
     done = called(tmp_path, str(ENTRY), "trian")
     assert (done.returncode, done.stdout) == (1, "")

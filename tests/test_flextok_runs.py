@@ -91,6 +91,7 @@ def test_a_step_is_the_flows_loss_less_the_cosine_and_the_projector_begins_above
     assert torch.equal(trainer.objective.corrupt(batch.x0, batch.noise, batch.t_B), x_t)
 
 
+@pytest.mark.slow
 def test_every_parameter_trains_in_one_group_at_its_own_rate(train: Build) -> None:
     trainer = train("optimizer=adamw_flextok_scratch", "optimizer.lr.backbone=2e-4", "optimizer.warmup_ratio=0")
     trainer.declared_optimizer.set_lr(trainer.optimizer, 0, 10)
@@ -105,6 +106,7 @@ def test_every_parameter_trains_in_one_group_at_its_own_rate(train: Build) -> No
     assert still == set()
 
 
+@pytest.mark.slow
 def test_alignment_alone_reaches_the_encoder(train: Build) -> None:
     """Registers reach the patches before the tap once the decoder's gates are open."""
     trainer = train("loss.diffusion_fraction=0")
@@ -135,6 +137,7 @@ def test_a_run_resumes_bit_for_bit(train: Build) -> None:
     )
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

@@ -27,6 +27,7 @@ def row(text: str, name: str) -> list[str]:
     return next(line.split()[len(name.split()) :] for line in text.splitlines() if line.strip().startswith(name))
 
 
+@pytest.mark.slow
 def test_the_tables_of_flextok_and_no_run(tmp_path: Path, small_flextok: list[str]) -> None:
     done = run(tmp_path, *small_flextok)
     assert (done.returncode, done.stderr) == (0, "")
@@ -37,6 +38,7 @@ def test_the_tables_of_flextok_and_no_run(tmp_path: Path, small_flextok: list[st
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_values_are_the_trainers(trainer_of: Callable[..., Any], small_flextok: list[str]) -> None:
     torch.set_num_threads(1)
     text = "\n".join(tables(trainer_of(*small_flextok)))
@@ -64,6 +66,7 @@ def test_without_a_teacher_there_is_no_tap(trainer_of: Callable[..., Any], small
     assert not any(word in text for word in ("tap", "projected", "teacher", "train/token", "head"))
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

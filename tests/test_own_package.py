@@ -118,6 +118,7 @@ def test_an_undeclared_part_is_refused(work: Path) -> None:
     assert "there is no folder" in refused(work, "urepa.train", "--config-dir", "elsewhere")
 
 
+@pytest.mark.slow
 def test_each_parts_kind_follows_from_its_place_in_the_config(tmp_path: Path) -> None:
     """For any group, for a part inside a part, and for a file at a config's root; not for urepa's or Hydra's own."""
     classes = {"One": "EfficientNetLite0", "Two": "Pixels", "Three": "GeneratedImages", "Four": "AdamW"}

@@ -35,6 +35,7 @@ def test_names_and_revisions(tmp_path: Path) -> None:
     assert not any(is_hub_id(n) for n in (str(tmp_path), "random", "./a/b", "/no/such"))
 
 
+@pytest.mark.slow
 def test_one_file_of_a_repository_is_fetched_alone(compose: Callable[..., dict[str, Any]]) -> None:
     repa = ("+experiment=repa_cifar10_pixels", "evaluation=none")
     assert required_files(compose(*repa, "backbone.weights=owner/name/sit/xl.pt")) == {"owner/name@main": ["sit/xl.pt"]}

@@ -53,6 +53,7 @@ def everything(trainer: Any) -> dict[str, torch.Tensor]:
     return {f"{part}/{k}": v.detach().clone() for part, own in parts.items() for k, v in own.items()}
 
 
+@pytest.mark.slow
 def test_a_step_is_the_flows_loss_less_half_the_cosine(train: Build) -> None:
     trainer = train()
     steps(trainer, 0, 2)  # away from the zeros at the start
@@ -139,6 +140,7 @@ def test_a_time_conditioned_head_trains_resumes_and_is_evaluated(train: Build) -
     assert not torch.allclose(again, otherwise)
 
 
+@pytest.mark.slow
 def test_after_the_stop_training_continues_without_the_teacher(train: Build) -> None:
     trainer = train("schedule.stop_step=2")
     assert [trainer.loss.lam(step) for step in (0, 1, 2, 9)] == [0.5, 0.5, 0.0, 0.0]

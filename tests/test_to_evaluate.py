@@ -15,6 +15,7 @@ from urepa.evaluate import evaluation_config
 from urepa.runs.run_folder import RunFolder
 
 
+@pytest.mark.slow
 def test_numbers_of_a_finished_run_are_accepted_and_those_of_a_request_are_checked(
     tmp_path: Path, compose: Callable[..., dict[str, Any]]
 ) -> None:
@@ -33,6 +34,7 @@ def test_numbers_of_a_finished_run_are_accepted_and_those_of_a_request_are_check
         evaluation_config(asked)
 
 
+@pytest.mark.slow
 def test_credentials_are_not_sent_to_a_server_that_only_a_config_names(
     tmp_path: Path, compose: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

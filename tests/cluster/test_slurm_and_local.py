@@ -287,6 +287,7 @@ def test_a_run_takes_the_gpus_of_one_node(settings: dict[str, Any], gpus: int) -
         SlurmQueue(settings | {"gpus": gpus})
 
 
+@pytest.mark.slow
 def test_a_run_without_its_evaluation_is_done_and_reported(
     tmp_path: Path, module: Callable[[str, str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -116,6 +116,7 @@ def test_the_last_step_has_a_checkpoint_that_is_found() -> None:
     assert NAME.fullmatch(f"step_{last + 1:08d}") is None
 
 
+@pytest.mark.slow
 def test_pairs_must_ascend(compose: Compose) -> None:
     check_numbers(compose("objective.beta_start=0.1", "objective.beta_end=0.1"))
     with pytest.raises(UserError, match=r"^objective.beta_start=0.2 is above objective.beta_end=0.1; give a smaller"):

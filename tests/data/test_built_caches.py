@@ -61,6 +61,7 @@ def test_another_teacher_or_size_refuses_and_names_both(built: Path, build_of: A
         build.track.open(build.teacher)
 
 
+@pytest.mark.slow
 def test_a_store_of_an_earlier_version_is_read_with_its_own_rule_of_positions(
     built: Path, build_of: Any, tmp_path: Path
 ) -> None:
@@ -81,6 +82,7 @@ def test_a_store_of_an_earlier_version_is_read_with_its_own_rule_of_positions(
     cache.close()
 
 
+@pytest.mark.slow
 def test_two_teachers_tokens_lie_side_by_side(built: Path, build_of: Any, tmp_path: Path) -> None:
     root = copy_of(built, tmp_path)
     first = root / "dino_tokens_lmdb"
@@ -97,6 +99,7 @@ def test_two_teachers_tokens_lie_side_by_side(built: Path, build_of: Any, tmp_pa
     assert {name: (first / name).read_bytes() for name in before} == before
 
 
+@pytest.mark.slow
 def test_several_teachers_have_a_store_each(
     built: Path, material: Path, compose: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -272,6 +275,7 @@ def test_a_staged_copy_that_was_lost_or_damaged_is_copied_again(tmp_path: Path) 
     assert staged().stat().st_ino != inode
 
 
+@pytest.mark.slow
 def test_latents_and_prompts_of_another_origin_are_refused(
     built: Path, material: Path, build_of: Any, tmp_path: Path
 ) -> None:

@@ -85,6 +85,7 @@ def test_cached_tokens_are_the_teachers_of_the_decoded_latents(decoded: Path, bu
     cache.close()
 
 
+@pytest.mark.slow
 def test_online_tokens_need_latents_alone(decoded: Path, build_of: Any, material: Path, tmp_path: Path) -> None:
     """Neither images nor a token cache are needed. The tokens equal the cached ones before rounding to fp16."""
     root = Path(shutil.copytree(decoded, tmp_path / "cache", ignore=shutil.ignore_patterns("images", "dino_*")))
@@ -129,6 +130,7 @@ def test_a_tiny_autoencoder_takes_x0_by_its_own_constants(
     cached.close()
 
 
+@pytest.mark.slow
 def test_the_mean_of_moments_is_decoded_and_online_latents_are_decoded_directly(
     decoded: Path, build_of: Any, material: Path
 ) -> None:

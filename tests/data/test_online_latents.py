@@ -182,6 +182,7 @@ def test_a_run_without_a_cache_resumes_bit_for_bit_and_is_the_cached_one(sit: Ca
 # --- what is there and what is not -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_outputs_of_online_encoders_are_not_cached(
     build_of: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -201,6 +202,7 @@ def test_outputs_of_online_encoders_are_not_cached(
     assert cache_sizes(build.track, build.teacher) == []
 
 
+@pytest.mark.slow
 def test_parts_of_squares_alone_leave_verifying_to_the_last(
     build_of: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -74,6 +74,7 @@ def assert_close(found: Condition, expected: Condition) -> None:
             torch.testing.assert_close(ours.null, theirs.null, **ROUNDED)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("name", ["clip", "t5", "zeros"])
 def test_values_are_those_of_the_store(place: Path, tmp_path: Path, name: str) -> None:
     """To the rounding of its records: of training batches with what they draw and withhold, of validation, of prompts

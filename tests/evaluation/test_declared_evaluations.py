@@ -191,6 +191,7 @@ def write_weights(name: str, file: Path) -> None:
     save_file(network.state_dict(), file, metadata=stated)
 
 
+@pytest.mark.slow
 def test_they_load_without_torch_and_a_run_loads_what_they_measure_with(compose: Compose) -> None:
     code = "import sys; from urepa.config.parts import KINDS; assert KINDS['encoder'] and 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -55,6 +55,7 @@ def measured(context: Context, objective: Any, **settings: Any) -> dict[str, flo
     return asked(replace(context, model=model, objective=objective))
 
 
+@pytest.mark.slow
 def test_one_denoiser_has_one_error_under_every_objective(context: Context) -> None:
     """A timestep's ratio is not exactly the asked one, which moves the error by a percent at most."""
     expected = measured(context, OBJECTIVES["linear"])
@@ -88,6 +89,7 @@ def test_a_ratio_that_no_time_has_is_refused() -> None:
         time_at_ratio(OBJECTIVES["epsilon"], 1000.0)
 
 
+@pytest.mark.slow
 def test_a_real_model_is_measured(make_context: Callable[..., Context]) -> None:
     """Of the quickstart, with classes as conditions."""
     context = make_context()

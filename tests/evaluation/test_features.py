@@ -33,6 +33,7 @@ def with_other_labels(samples: list[Any]) -> list[Any]:
     return [replace(s, class_id=(s.class_id + 1) % 10) for s in samples]
 
 
+@pytest.mark.slow
 def test_chunks_contain_the_models_output_under_the_null_condition(context: Context) -> None:
     samples = context.cache.splits["train"][:6]
     (chunk,) = chunks(context, samples, ("mid",), 500)
@@ -54,6 +55,7 @@ def test_chunks_contain_the_models_output_under_the_null_condition(context: Cont
     assert chunk.heads["mid"].grid == (2, 2)
 
 
+@pytest.mark.slow
 def test_shuffled_labels_change_nothing(context: Context) -> None:
     samples = context.cache.splits["train"]
     pools = {"tap": tap_pool("mid"), "head": lambda chunk: mean_token(chunk.heads["mid"])}

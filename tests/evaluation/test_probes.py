@@ -41,6 +41,7 @@ def mid_taps(context: Context, samples: list[Any]) -> np.ndarray:
     return pool_chunks(context, samples, ("mid",), 100, {"tap": tap_pool("mid")})["tap"]
 
 
+@pytest.mark.slow
 def test_features_are_those_of_the_null_condition(context: Context) -> None:
     samples = context.cache.splits["train"][:12]
     features = mid_taps(context, samples)
@@ -50,6 +51,7 @@ def test_features_are_those_of_the_null_condition(context: Context) -> None:
     assert not np.allclose(features, by_hand(context, samples, classes), atol=1e-3), "the condition reaches the tap"
 
 
+@pytest.mark.slow
 def test_shuffled_labels_change_no_feature(context: Context) -> None:
     samples = context.cache.splits["train"]
     shuffled = [replace(s, class_id=(s.class_id + 1) % context.cache.num_classes) for s in samples]

@@ -191,6 +191,7 @@ def test_the_split_depends_on_names_alone_or_on_sub_folders(halves: Path, tmp_pa
     assert [Path(s.path).parts[-3] for s in (*train, *test)] == ["train", "val"]
 
 
+@pytest.mark.slow
 def test_pictures_of_one_name_in_both_splits_are_two(tmp_path: Path, seen: Context) -> None:
     dark, light = np.full((16, 16), 30), np.full((16, 16), 200)
     write(tmp_path / "train", "a", dark, dark % 5)

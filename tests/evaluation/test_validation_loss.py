@@ -68,6 +68,7 @@ def test_a_probe_of_a_missing_tap_is_refused_before_training(build_trainer: Buil
         build_trainer("evaluation=cifar10", "evaluation.probe.tap=midd")
 
 
+@pytest.mark.slow
 def test_validation_leaves_the_model_as_it_was(build_trainer: Build) -> None:
     trainer = build_trainer()
     before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}

@@ -205,6 +205,7 @@ def test_a_small_unets_card_says_how_to_sample(
     assert torch.equal(found["x"], ours)
 
 
+@pytest.mark.slow
 def test_a_cards_steps_divide_the_timesteps(compose: Compose, small_run: list[str], tmp_path: Path) -> None:
     run = write_run(tmp_path / "outputs" / "quickstart" / "seed0", compose(*small_run, "objective.timesteps=60"), 3)
     assert "scheduler.set_timesteps(30)\n" in (export(asked_of(run)) / "README.md").read_text()

@@ -191,6 +191,7 @@ def test_a_negative_prompt_without_effect_is_refused(run: Path, ask: Ask, given:
         ask(run, "prompt=red", "negative=blue", *given)
 
 
+@pytest.mark.slow
 def test_a_run_of_classes_takes_no_negative_prompt(
     compose: Any, ask: Ask, small_run: list[str], tmp_path: Path
 ) -> None:

@@ -156,6 +156,7 @@ def test_features_are_read_without_a_caption(run: Path) -> None:
     assert tokens.x_BND.shape[0] == 2
 
 
+@pytest.mark.slow
 def test_an_export_makes_the_same_images(run: Path, ask: Ask, tmp_path: Path) -> None:
     """With diffusers alone: the null's tensors are beside the U-Net."""
     from diffusers import UNet2DConditionModel

@@ -132,6 +132,7 @@ def rewritten(codes: Path, out: Path, rows: Any = None, **changes: str) -> Path:
     return out
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -300,6 +300,7 @@ def test_heads_keep_lengths_only_for_terms_that_compare_them() -> None:
     assert declared({"a": Structure(), "b": SmoothL1(beta=1.0)}).compares_lengths
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     ("overrides", "compares"),
     [
@@ -343,6 +344,7 @@ def test_projectors_and_terms_are_computed_in_fp32_under_bf16(unit_length: bool)
     assert value.dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_values_of_unlike_terms_are_not_compared(compose: Build) -> None:
     def flat(*overrides: str) -> dict[str, str]:
         config = compose("+experiment=repa_cifar10_pixels", "loss=repa_early_terms", *SMOOTH, *overrides)

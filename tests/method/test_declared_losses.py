@@ -75,6 +75,7 @@ def test_a_declared_loss_is_what_the_protocol_says(name: str) -> None:
     assert bool(own.model_card()) == has_alignment(own)
 
 
+@pytest.mark.slow
 def test_every_file_declares_one_and_loads_without_torch() -> None:
     assert LOSSES.keys() == KINDS["loss"].keys()
     code = "import sys; from urepa.config.parts import KINDS; assert KINDS['loss'] and KINDS['schedule']\n"

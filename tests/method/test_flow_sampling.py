@@ -115,6 +115,7 @@ def sde_by_hand(velocity: Slope, score: Slope, steps: int) -> float:
     return float(np.sqrt(variance))
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("path", ["linear", "cosine"])
 @pytest.mark.parametrize("sampler", ["euler", "heun"])
 def test_the_odes_steps_follow_the_formula(sampler: str, path: str) -> None:

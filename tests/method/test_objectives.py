@@ -327,6 +327,7 @@ def test_decreasing_betas_are_refused() -> None:
             declared(name, **BETAS | {"beta_start": 0.2}).check()
 
 
+@pytest.mark.slow
 def test_every_file_declares_an_objective_that_can_be_chosen_and_loads_without_torch(
     compose: Callable[..., Any],
 ) -> None:

@@ -63,6 +63,7 @@ def test_logit_normal_times_are_normal_after_their_logit(flow: Any, shape: Any, 
     assert logit.std() == pytest.approx(0.7, abs=0.02)
 
 
+@pytest.mark.slow
 def test_uniform_draws_are_shifted_too() -> None:
     """P(t < s/(1 + s)) is P(u < 1/2)."""
     flow, rng = ShiftedFlowMath("uniform", 0.0, 1.0, 3.0, "even"), np.random.default_rng(0)

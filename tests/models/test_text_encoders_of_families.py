@@ -228,6 +228,7 @@ def test_every_text_encoder_of_a_folder_is_tested() -> None:
     assert {*WRITERS, "clip_text", "minilm", "minilm_layers"} == KINDS["text_encoder"].keys()
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_other_captions_of_a_batch_have_no_effect(declared: Callable[[str], Any], name: str) -> None:
     """Up to rounding; after a record was read again, the digest of weights and the name are the same."""

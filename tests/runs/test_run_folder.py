@@ -278,6 +278,7 @@ def killed_before_renaming(path: Path) -> None:
     assert os.WTERMSIG(status) == signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_files_half_written_by_a_killed_owner_are_removed(tmp_path: Path) -> None:
     first, second = RunFolder(tmp_path), RunFolder(tmp_path)
     (tmp_path / "samples").mkdir()

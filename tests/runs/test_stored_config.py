@@ -67,6 +67,7 @@ def test_nothing_in_a_foreign_config_runs_or_reads(
     assert known > 60
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     "more",
     [[], [*TRACKERS], ["+experiment=track_a"], ["+experiment=repa_imagenet256"], [EVERY], ["evaluation=cifar10_fd"]],

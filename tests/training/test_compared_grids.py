@@ -58,6 +58,7 @@ def test_the_floor_of_the_token_loss_follows_the_policy_at_each_tap(build_traine
         assert not torch.allclose(constant.token_D, cache.mean_token(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_token_loss_is_that_of_the_resized_teacher(build_trainer: Build) -> None:
     trainer = build_trainer("loss.grid=[3,5]", "loss.level=token")
     batch = trainer.validation.reader.read(0)
@@ -89,6 +90,7 @@ def test_by_default_the_stored_mean_token_is_the_floor_bit_for_bit(build_trainer
     assert found["floor/constant_token"] == torch.cat(rows).double().sum().item() / 20
 
 
+@pytest.mark.slow
 def test_with_a_normalised_target_there_is_no_constant(build_trainer: Build) -> None:
     trainer = build_trainer("loss.grid=student", "loss.spatial_norm=0.5", "loss.manifold_weight=0")
     assert trainer.validation.constants == {}
@@ -153,12 +155,14 @@ def make_policy_context(build_trainer: Build, tmp_path: Path) -> Build:
 # --- refusals -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("grid", ["smaller", "[2,2]"])
 def test_a_policy_without_effect_is_refused(build_trainer: Build, grid: str) -> None:
     with pytest.raises(UserError, match=r"^loss.grid=.* has no effect here, as it is the teacher's grid at every tap"):
         build_trainer(f"loss.grid={grid}")
 
 
+@pytest.mark.slow
 def test_an_unknown_policy_is_refused_before_anything_is_built(compose: Build) -> None:
     with pytest.raises(UserError, match="^loss.grid=students: give teacher, student, smaller, or rows and columns"):
         check(compose("loss.grid=students"), ["loss.grid=students"])
@@ -185,6 +189,7 @@ def test_a_head_that_does_not_resize_works_with_any_teacher_on_the_taps_grid(
         trainer_of(*other, "loss.grid=[4,4]")
 
 
+@pytest.mark.slow
 def test_the_target_keeps_its_type_on_its_own_grid(build_trainer: Build) -> None:
     trainer = build_trainer()
     batch = trainer.validation.reader.read(0)

@@ -14,6 +14,7 @@ from torch import nn
 from urepa.training.first_lines import classes, device, parameters, start_lines
 
 
+@pytest.mark.slow
 def test_a_run_prints_a_line_on_each_part(build_trainer: Callable[..., Any]) -> None:
     """20 of 40 digits are for validation, so 40 train: 5 steps of 8 per epoch."""
     trainer = build_trainer("trainer.max_steps=12", "trainer.ema_warmup=true")

@@ -34,6 +34,7 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "my photos, (all)"
 
 
+@pytest.mark.slow
 def test_the_command_after_the_quickstart(compose: Compose) -> None:
     """Without a warm-up of the average, 0.99^50 of the initial weights would be left."""
     own = ["trainer.max_steps=50", "trainer.ema_warmup=true"]

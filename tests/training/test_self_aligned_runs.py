@@ -44,6 +44,7 @@ def weights(trainer: Any) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in trainer.model.backbone.named_parameters()}
 
 
+@pytest.mark.fast(1)
 @each
 def test_at_a_lambda_of_0_the_backbone_is_that_without_the_loss_bit_for_bit(sit: Build, name: str) -> None:
     ends = []
@@ -59,6 +60,7 @@ def test_at_a_lambda_of_0_the_backbone_is_that_without_the_loss_bit_for_bit(sit:
     assert any(not torch.equal(ours, ends[1][key]) for key, ours in weights(trainer).items())
 
 
+@pytest.mark.fast(1)
 @each
 def test_a_resumed_run_equals_an_uninterrupted_one(sit: Build, name: str) -> None:
     """Weights, averages, optimiser and the logged terms; the averages are those of the checkpoint."""
@@ -136,6 +138,7 @@ CUT = (
 )
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("overrides", [(), ("loss=layer_sync", *TAPS["layer_sync"])], ids=["repa", "layer_sync"])
 def test_the_measurement_is_the_logged_cosine_and_the_teacher_is_not_asked_after_the_cut_off(
     small_sit: list[str], trainer_of: Build, overrides: tuple[str, ...]
@@ -173,6 +176,7 @@ def test_a_conflict_is_measured_over_all_micro_batches_and_taps() -> None:
     assert bool(nothing.isnan())
 
 
+@pytest.mark.slow
 def test_the_state_of_a_conflict_goes_through_a_checkpoint(sit: Build) -> None:
     trainer = sit("loss=layer_sync", *TAPS["layer_sync"], *CUT)
     assert trainer.loss.schedule.measures == CONFLICT

@@ -76,6 +76,7 @@ def test_the_report_says_how_often_and_for_how_long() -> None:
     assert spike_remarks(arm(manifold_spikes=30.0)) == ["mine: 15.0 spikes of the manifold loss in 1,000 updates"]
 
 
+@pytest.mark.slow
 def test_skipping_needs_a_threshold(compose: Build) -> None:
     for overrides in (["loss=none"], ["loss.spike_threshold=inf"]):
         with pytest.raises(UserError, match=r"trainer\.skip_spikes=true has no effect without a threshold"):

@@ -107,6 +107,7 @@ def test_a_non_finite_checkpoint_of_an_earlier_version_is_named(build_trainer: B
         trainer.restore(checkpoint.newest(trainer.folder / "checkpoints"), None)
 
 
+@pytest.mark.slow
 def test_an_alignment_that_does_not_improve_is_remarked_once(
     build_trainer: Build, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,6 +128,7 @@ def test_an_alignment_that_does_not_improve_is_remarked_once(
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(("override", "last"), [("loss.lambda_max=0", 0.1), ("loss.lambda_max=0.5", 0.13)])
 def test_other_runs_are_not_remarked(
     build_trainer: Build, capsys: pytest.CaptureFixture[str], override: str, last: float

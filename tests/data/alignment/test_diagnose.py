@@ -96,7 +96,7 @@ FAULTS: dict[str, tuple[Callable[[Tensor], Tensor], str, float]] = {  # what it 
 }
 
 
-@pytest.mark.fast(5)
+@pytest.mark.fast(2)
 @pytest.mark.parametrize("reference", ["encoder", "images", "latents"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_named(images: Tensor, references: dict[str, Any], fault: str, reference: str) -> None:
@@ -111,6 +111,7 @@ def test_a_fault_is_named(images: Tensor, references: dict[str, Any], fault: str
         assert abs(found.apart - apart) < 1.5
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("reference", ["encoder", "images", "latents"])
 def test_right_tokens_are_never_called_misaligned(images: Tensor, references: dict[str, Any], reference: str) -> None:
     found = judge(encoder_at(images), GRID, SIZE, references[reference])
@@ -132,6 +133,7 @@ def test_noise_few_samples_and_values_that_are_not_finite(images: Tensor, refere
     assert judge(noise, GRID, SIZE, references["latents"]).state is State.misaligned
 
 
+@pytest.mark.slow
 def test_the_encoder_need_not_be_the_one_that_made_the_tokens(images: Tensor, references: dict[str, Any]) -> None:
     """Tokens of a random DINOv3, against the images' and the latents' own colours: with the description's slice, which
     counts the registers among the patches, and with the right one. Against EfficientNet's tokens, which they hardly

@@ -98,6 +98,7 @@ def test_the_documented_buckets_have_as_many_patches_as_the_backbone_has_tokens(
 # --- in and out ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_shards_fill_the_stores(exchange: Callable[..., Exchange], shards: Path, samples: Any) -> None:
     own = exchange(shards)
     own.run("read_shards")
@@ -131,6 +132,7 @@ def test_shards_fill_the_stores(exchange: Callable[..., Exchange], shards: Path,
         np.testing.assert_allclose(sums[-WIDTH:], (train[:, 1:] ** 2).sum((0, 1)))
 
 
+@pytest.mark.slow
 def test_a_track_that_shards_filled_is_opened_for_training(exchange: Callable[..., Exchange], shards: Path) -> None:
     own = exchange(shards)
     own.run("read_shards")
@@ -143,6 +145,7 @@ def test_a_track_that_shards_filled_is_opened_for_training(exchange: Callable[..
     cache.close()
 
 
+@pytest.mark.slow
 def test_stores_written_as_shards_and_read_again_are_equal(
     exchange: Callable[..., Exchange], shards: Path, tmp_path: Path
 ) -> None:
@@ -162,6 +165,7 @@ def test_stores_written_as_shards_and_read_again_are_equal(
     assert {name for name in before if before[name] != after[name]} == set()
 
 
+@pytest.mark.slow
 def test_an_export_that_was_killed_goes_on(exchange: Callable[..., Exchange], shards: Path, tmp_path: Path) -> None:
     exchange(shards).run("read_shards")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -181,6 +185,7 @@ def test_an_export_that_was_killed_goes_on(exchange: Callable[..., Exchange], sh
         exchange(killed).run("write_shards")
 
 
+@pytest.mark.slow
 def test_ids_with_dots_and_slashes_are_kept(exchange: Callable[..., Exchange], samples: Any, tmp_path: Path) -> None:
     def rename(key: str, members: dict[str, bytes]) -> None:
         members["json"] = json.dumps(json.loads(members["json"]) | {"id": f"a/{key}.jpg"}).encode()
@@ -218,6 +223,7 @@ def test_latents_are_converted_to_the_scale_of_the_vae(
 # --- statistics ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_statistics_are_those_of_all_training_latents(
     exchange: Callable[..., Exchange], shards: Path, tmp_path: Path
 ) -> None:
@@ -320,6 +326,7 @@ def test_a_faulty_sample_is_refused(
     assert not (tmp_path / "root" / "buckets.json").exists()
 
 
+@pytest.mark.slow
 def test_incomplete_samples_are_counted_by_split_and_member(
     exchange: Callable[..., Exchange], samples: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -360,6 +367,7 @@ def test_shards_whose_manifest_says_another_view_are_refused(
         exchange(tmp_path / "in").run("read_shards")
 
 
+@pytest.mark.slow
 def test_folders_that_do_not_fit_are_refused(
     exchange: Callable[..., Exchange], shards: Path, samples: Any, tmp_path: Path
 ) -> None:

@@ -306,6 +306,7 @@ def test_a_second_writer_of_images_is_refused(build_of: Any, tmp_path: Path) -> 
     assert not leftover.exists()
 
 
+@pytest.mark.slow
 def test_no_sample_is_encoded_twice(built: Path, build_of: Any, tmp_path: Path) -> None:
     """Stopped after every third batch; with flips, which the stage adds to a finished store."""
     root = tmp_path / "cache"
@@ -357,6 +358,7 @@ def test_parts_that_run_all_stages_leave_verifying_to_the_last(
         assert (f"{TRAIN + VAL} samples are whole" in said) is (i == 1)
 
 
+@pytest.mark.slow
 def test_finished_images_need_no_source(built: Path, build_of: Any, tmp_path: Path) -> None:
     root = copy_of(built, tmp_path)
     build_of(root, f"data.images={tmp_path / 'gone'}", "data.flip=true").run("all")

@@ -174,6 +174,7 @@ def test_damaged_tokens_are_found(make_track: Any, teacher: Any, damage: str, fl
         look(track, teacher)
 
 
+@pytest.mark.slow
 def test_training_refuses_what_verify_found(built: Path, build_of: Any, tmp_path: Path) -> None:
     build = build_of(Path(shutil.copytree(built, tmp_path / "cache")))
     changed("train_china_0003", zeroed)(build.track.buckets[0].latents)
@@ -329,6 +330,7 @@ def test_a_small_track_gets_digests_too(make_track: Any, teacher: Any, capsys: p
     assert files_of(track.folder) == expected
 
 
+@pytest.mark.slow
 def test_a_store_that_an_earlier_version_began_is_finished_with_all_digests(
     built: Path, build_of: Any, tmp_path: Path
 ) -> None:

@@ -84,6 +84,7 @@ def test_the_text_stage_of_a_latent_track(
     cache.close()
 
 
+@pytest.mark.slow
 def test_layers_are_read_and_withheld_with_their_tokens(tmp_path: Path) -> None:
     """Under one name; withheld ones equal those of the empty prompt, also in the null condition."""
     encoder = write_hidream(tmp_path / "hidream")

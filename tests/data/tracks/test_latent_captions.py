@@ -94,6 +94,7 @@ def test_classes_are_counted_where_nothing_else_is_missing(
         compose(*without, "text_encoder@data.text_encoder=t5")
 
 
+@pytest.mark.slow
 def test_other_buckets_in_a_folder_are_refused(bucket_build: Callable[..., Build], tmp_path: Path) -> None:
     bucket_build(tmp_path).run("manifest")
     two = "data.buckets=[[64,64],[48,80]]"

@@ -281,6 +281,7 @@ def test_a_declared_head_is_what_the_protocol_says(compose: Callable[..., dict[s
     assert not head.description().endswith(".")
 
 
+@pytest.mark.slow
 def test_declarations_load_without_torch() -> None:
     code = "import sys; from urepa.config.parts import KINDS; assert KINDS['head'] and 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -254,6 +254,7 @@ def test_text_of_other_widths_is_refused(tmp_path: Path, family: str, widths: di
         backbone_of(folder, family, latent_shape=(12, 8, 8))
 
 
+@pytest.mark.slow
 def test_the_conditions_that_each_family_supports(compose: Callable[..., Any], tmp_path: Path) -> None:
     """SD-1.5 neither uses nor needs the pooled vector."""
     from urepa.models.backbones.sd15_text import SD15Text

@@ -340,6 +340,7 @@ def test_a_transformers_patches_are_compared_with_the_teachers_tokens(tmp_path: 
         declared.check_grids(LATENT, {"teacher.teachers.a.grid": [4, 4], "teacher.teachers.b.grid": [4, 5]})
 
 
+@pytest.mark.slow
 def test_declarations_load_without_torch_and_a_run_loads_what_they_build_with(
     compose: Callable[..., dict[str, Any]],
 ) -> None:

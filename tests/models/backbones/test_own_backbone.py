@@ -169,6 +169,7 @@ def test_an_arm_is_for_its_family(own: dict[str, Any]) -> None:
     assert tags_of(Names("quickstart", "baseline", ()), own)["backbone"] == "pixelwise"
 
 
+@pytest.mark.slow
 def test_it_is_counted_and_described(own: dict[str, Any]) -> None:
     planned = plan(own, Device("cpu", "cpu", None, None))
     channels, side, _ = build_part(own["data"]).latent_shape

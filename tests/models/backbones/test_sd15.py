@@ -91,6 +91,7 @@ def test_the_prediction_is_diffusers_own_bit_for_bit(small: dict[str, Path], tap
     assert {tap: f.grid for tap, f in ours.features.items()} == {tap: grids[tap] for tap in taps}
 
 
+@pytest.mark.slow
 def test_taps_have_the_documents_shapes() -> None:
     backbone = real_architecture()
     with torch.device("meta"):

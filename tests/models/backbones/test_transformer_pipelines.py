@@ -75,6 +75,7 @@ def base_pipeline(folders: dict[str, Path], case: str) -> Any:
     return pipeline_of(backbone_of(folders[case], case).transformer, case)
 
 
+@pytest.mark.fast(3)
 @every
 def test_latents_are_those_of_the_familys_own_pipeline(folders: dict[str, Path], case: str) -> None:
     """In guided steps from the same noise: time, sign, conditions, the times of the sampler."""
@@ -166,6 +167,7 @@ def held(backbone: Any) -> dict[str, Tensor]:
     return dict(backbone.named_parameters()) | dict(backbone.named_buffers())
 
 
+@pytest.mark.fast(3)
 @every
 def test_weights_read_in_bf16_are_those_that_were_cast(folders: dict[str, Path], case: str) -> None:
     """Adapters and tables of positions in fp32; and all is what diffusers reads."""
@@ -349,6 +351,7 @@ PUBLISHED = {
 }
 
 
+@pytest.mark.fast(3)
 @pytest.mark.parametrize("option", PUBLISHED)
 def test_published_architectures_have_their_sizes(option: str, compose: Any) -> None:
     """As a sum of their parts and as a number; and the usual tap is there."""

@@ -68,6 +68,7 @@ def test_targets_that_are_no_part_are_reported() -> None:
         declaration_of({"_target_": "urepa.method.objectives.flow.Flow", "paht": "linear"})
 
 
+@pytest.mark.slow
 def test_declarations_load_without_torch_and_a_run_loads_what_they_build_with(compose: Compose) -> None:
     code = "import sys; from urepa.config.parts import KINDS; assert KINDS['teacher'] and 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

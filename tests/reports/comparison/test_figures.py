@@ -31,6 +31,7 @@ def arms_of(panel: Panel) -> list[str]:
     return [line[1] for line in lines]
 
 
+@pytest.mark.slow
 def test_an_arm_without_a_finite_value_has_no_line(add: Add, results: Summarise) -> None:
     """Diverged from the first point on in every seed; and one seed of another arm."""
     add(course=lambda seed: {300: {"val/x0_error": 0.4}})
@@ -126,6 +127,7 @@ def test_smoothing_is_a_running_mean(n: int) -> None:
         np.testing.assert_allclose(found.values, means[np.searchsorted(steps, found.steps)], atol=5e-3)
 
 
+@pytest.mark.slow
 def test_panels_of_long_runs_are_small(add: Add, results: Summarise) -> None:
     """They are sent to other processes."""
     add(seeds=(0,), changes={"trainer.max_steps": 6000}, points=6000)

@@ -222,6 +222,7 @@ def test_the_cost_of_an_update_after_the_stop(small: Compose) -> None:
     assert said in prose(texts(config)[0])
 
 
+@pytest.mark.slow
 def test_a_warm_start_in_words(small: Compose, tmp_path: Path) -> None:
     assert "with random initial weights, on x0 of" in (text := prose(texts(small())[0]))
     assert "EMA weights" not in text

@@ -52,6 +52,7 @@ def test_a_run_is_evaluated_at_its_own_tap_and_time(compose: Compose, tmp_path: 
     assert (found["knn"]["tap"], found["dense"]["timestep"]) == ("block_3", 0.5)
 
 
+@pytest.mark.slow
 def test_a_tracks_classifier_is_read_from_the_runs_own_root(compose: Compose, tmp_path: Path) -> None:
     config = compose("+experiment=repa_cifar10_pixels", "data.root=/there/it was", "evaluation=cifar10_fd")
     place = {
