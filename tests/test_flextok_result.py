@@ -1,7 +1,8 @@
-"""The numbers of the FlexTok table in docs/results.md are those of the stored runs."""
+"""The numbers of the FlexTok tables in docs/results.md are those of the stored runs and of their comparison."""
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -28,9 +29,14 @@ KEYS = {
 }
 
 
-def table() -> dict[str, list[str]]:
-    section = (ROOT / "docs" / "results.md").read_text().partition("## FlexTok on digits")[2]
-    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| ")]
+SHORTER = {f"{label} (untrained)": label for label in ("probe of the first code", "probe of 8 codes")}
+
+
+def table(number: int) -> dict[str, list[str]]:
+    """Rows of the section's first or second table."""
+    section = (ROOT / "docs" / "results.md").read_text().partition("## FlexTok on digits")[2].partition("\n## ")[0]
+    blocks = re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE)
+    rows = [line.strip("|").split("|") for line in blocks[number].splitlines() if not line.startswith("|---")]
     return {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
 
 
@@ -43,7 +49,7 @@ def metrics(column: str) -> dict[str, float]:
 
 @pytest.mark.parametrize("label", KEYS)
 def test_the_table_is_that_of_the_runs(label: str) -> None:
-    rows = table()
+    rows = table(0)
     assert rows.keys() - {""} == KEYS.keys()
     for column, cell in zip(rows[""], rows[label], strict=True):
         own, key = metrics(column), KEYS[label]
@@ -52,3 +58,21 @@ def test_the_table_is_that_of_the_runs(label: str) -> None:
         assert bool(numbers) == (key in own), column
         for written, name in zip(numbers, keys, strict=True):
             assert written == f"{own[name]:.{len(written.partition('.')[2])}f}", (column, name)
+
+
+def test_the_differences_are_those_of_the_comparison() -> None:
+    compared = csv.DictReader((ROOT / "results" / "flextok" / "table.csv").read_text().splitlines())
+    arms = {row["arm"]: row for row in compared}
+    keys = {SHORTER.get(label, label): key for label, key in KEYS.items()}
+    rows = table(1)
+    names = rows.pop("difference to `control`")
+    assert names == ["aligned", "aligned_half"]
+    assert len(rows) == 11
+    for label, cells in rows.items():
+        for name, cell in zip(names, cells, strict=True):
+            numbers = re.findall(r"[-+]\d+\.?\d*", cell.replace("−", "-"))
+            places = len(numbers[0].partition(".")[2])
+            row = [float(arms[name][f"{keys[label]} {column}"]) for column in ("difference", "low", "high")]
+            assert numbers == [f"{value:+.{places}f}" for value in row], (label, name)
+            beyond = float(arms[name][f"{keys[label]} p_holm"]) < 0.05
+            assert cell.endswith("●" if beyond else "○"), (label, name)
