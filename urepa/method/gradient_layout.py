@@ -21,7 +21,7 @@ class _InLayout(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         if gradient.stride() == ctx.strides:
             return gradient, None
         laid_out = torch.empty_strided(gradient.shape, ctx.strides, dtype=gradient.dtype, device=gradient.device)
@@ -32,4 +32,4 @@ def with_gradient_in_own_layout(x_BND: Tensor) -> Tensor:
     """`x_BND`; the gradient that comes back to it has the layout of the backbone's own: tokens that are a view of a map
     have the map's, and others are contiguous, whatever their own layout is, as layer norms return them."""
     strides = x_BND.stride() if x_BND._is_view() else torch.empty(x_BND.shape, device="meta").stride()
-    return _InLayout.apply(x_BND, strides)  # type: ignore[no-any-return]
+    return _InLayout.apply(x_BND, strides)
