@@ -106,11 +106,15 @@ def test_a_database_that_is_removed_while_it_is_open(
     sending = shipper()
     sending.start(DATA)
     wait_until_sent(sending)
-    (here / "mlflow.db").unlink()
-    shutil.copy(empty_db, here / "mlflow.db")
-    log(RUN, {"step": 4, "train/total": 4.0})
-    with pytest.warns(UserWarning, match="any more; everything is sent again"):
+    shutil.copy(empty_db, here / "other.db")
+
+    def exchange_and_close() -> None:
+        (here / "other.db").replace(here / "mlflow.db")  # at once: the sender may look at any moment
+        log(RUN, {"step": 4, "train/total": 4.0})
         sending.close("FINISHED", [], {})
+
+    with pytest.warns(UserWarning, match="any more; everything is sent again"):
+        exchange_and_close()
     assert "database error" not in capfd.readouterr().err
     assert_there()
 
