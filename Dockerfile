@@ -1,14 +1,14 @@
 # urepa in a container. For CPUs:
-#     docker build -t urepa .
+#     docker build -t urepa --build-arg TORCH_INDEX=URL .       # URL: an index of torch's builds for CPUs
 #     docker run --rm -v "$PWD:/work" urepa urepa.train
 # For NVIDIA GPUs (the driver and the container toolkit are the host's; torch brings the CUDA libraries):
-#     docker build -t urepa:cuda --build-arg VARIANT=cuda --build-arg TORCH_INDEX= .
+#     docker build -t urepa:cuda --build-arg VARIANT=cuda .
 #     docker run --rm --gpus all --shm-size 8g -v "$PWD:/work" urepa:cuda urepa.train
 FROM python:3.11-slim-bookworm
 
-# cpu or cuda: which constraints, and the index of CPU builds of torch (empty: the default index, with CUDA)
+# cpu or cuda: which constraints, and the index of CPU builds of torch (empty: pip's own)
 ARG VARIANT=cpu
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG TORCH_INDEX=
 ARG EXTRAS=tensorboard,wandb,optuna,kolors
 
 # git: the version of the code in a run's records; gcc: torch.compile
