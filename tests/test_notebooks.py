@@ -41,6 +41,8 @@ SMALL = (
     "trainer.validation_group=10",
 )
 
+FEW_STEPS = ("trainer.max_steps=3", "trainer.validate_every=3", "trainer.checkpoint_every=3", "trainer.threads=1")
+
 
 def code(notebook: Any) -> list[str]:
     return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
@@ -66,7 +68,8 @@ def test_a_notebook_is_short_and_without_outputs_and_imports_urepa(path: Path) -
 
 
 def test_nothing_imports_them() -> None:
-    assert [p.name for p in NOTEBOOKS] == ["01_quickstart.ipynb", "02_compare.ipynb", "03_alignment.ipynb"]
+    names = ["01_quickstart", "02_compare", "03_alignment", "04_families", "05_nanodit", "06_flextok"]
+    assert [p.stem for p in NOTEBOOKS] == names
     sources = [*(ROOT / "urepa").rglob("*.py"), *(ROOT / "launchers").rglob("*.py")]
     assert not [p for p in sources if "notebooks" in p.read_text()]
 
@@ -146,3 +149,49 @@ def test_the_compare_notebook_runs(compose: Compose, tmp_path: Path) -> None:
     (finding,) = (line for line in table.splitlines() if line.startswith("- X0 error:"))
     assert "differs in 4 of 5 comparisons after Holm" in finding
     assert len(shown(compare, "image/png")) == 2, "the grid and the intervals"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_the_families_notebook_runs(tmp_path: Path) -> None:
+    """Two families, and in place of a published size that of the experiment."""
+    from captioned_photos import write_captioned_photos
+
+    photos = write_captioned_photos(tmp_path / "photos", 12)
+    counts = ["data.validation_images=12", "data.test_images=6"]
+    small = {"PUBLISHED": ["family_smoke"], "DATA": [f"data.images={photos}"], "SIZE": counts}
+    families = executed("families", tmp_path, FAMILIES=["sd3", "sana"], **small)
+    printed = "".join(shown(families, "text/plain"))
+    assert "sd3  SD3  FlowShifted" in printed
+    assert "sd3: 2,407,360 parameters, x0 [48, 16, 16], tap [64, 128] on (8, 8), head [64, 112]" in printed
+    assert "tap [256, 128] on (16, 16), head [64, 112]" in printed, "Sana's patches have one latent each"
+    assert "family_smoke: 2 million parameters" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_the_nanodit_notebook_runs(tmp_path: Path) -> None:
+    from captioned_photos import nanodit_overrides, write_captioned_photos
+
+    photos = write_captioned_photos(tmp_path / "photos", 12)
+    _, images, *overrides = nanodit_overrides(photos, tmp_path / "data", None, *FEW_STEPS)
+    assert images == f"data.images={photos}"
+    places = {"WORK": f"Path({str(tmp_path)!r})", "PHOTOS": f"Path({str(photos)!r})"}
+    nanodit = executed("nanodit", tmp_path, **places, OVERRIDES=overrides, STEPS=2)
+    assert len(shown(nanodit, "image/png")) == 2, "the four modes and the grid of scales"
+    assert "a temple, square" in "".join(shown(nanodit, "text/plain"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_the_flextok_notebook_runs(tmp_path: Path, small_flextok: list[str]) -> None:
+    overrides = [*small_flextok[1:], "loss=none", "trainer.max_steps=6", "trainer.threads=1"]
+    left_out = ("teacher.", "head.", "trainer.max_steps=10")
+    overrides = [text for text in overrides if not text.startswith(left_out)]
+    flextok = executed("flextok", tmp_path, WORK=f"Path({str(tmp_path)!r})", OVERRIDES=overrides, IMAGES=10, STEPS=2)
+    assert len(shown(flextok, "image/png")) == 2, "decoded images and their errors"
+    printed = "".join(shown(flextok, "text/plain"))
+    assert "10 images, 8 codes each" in printed
+    by_count = ast.literal_eval("{" + printed.partition("{")[2].partition("}")[0] + "}")
+    assert list(by_count) == [0, 1, 2, 4, 8]
+    assert all(0 < error < 1 for error in by_count.values())

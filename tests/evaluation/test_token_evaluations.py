@@ -74,8 +74,8 @@ def test_reconstructions_are_compared_with_their_images(context: Context) -> Non
     assert sheet.size[1] > 3 * 16
 
 
-def test_frechet_distances_are_of_each_number_of_tokens(context: Context) -> None:
-    """Against scipy's matrix root, on averages of a quarter of the image in [-1,1], which numpy computes."""
+def test_distances_are_of_each_number_of_tokens(context: Context) -> None:
+    """Against scipy's matrix root and cosines, on means of a quarter of the image in [-1,1] by numpy."""
     asked = Reconstruction(images=12, shown=1, steps=2, encoders={"coarse": Pixels(grid=2)}, guidance=1.0)
     found = asked(context)
     samples = subset(held_out_samples(context), 12)
@@ -92,6 +92,11 @@ def test_frechet_distances_are_of_each_number_of_tokens(context: Context) -> Non
         a, b = (np.cov(x, rowvar=False) + 1e-12 * np.eye(12) for x in (real, made))
         expected = np.square(real.mean(0) - made.mean(0)).sum() + np.trace(a + b - 2 * sqrtm(a @ b).real)
         assert found[f"final/reconstruction_fd/coarse_{count}"] == pytest.approx(expected, rel=1e-2, abs=1e-5)
+        cosines = (real * made).sum(1) / np.linalg.norm(real, axis=1) / np.linalg.norm(made, axis=1)
+        assert found[f"final/reconstruction_distance/coarse_{count}"] == pytest.approx(1 - cosines.mean(), abs=1e-6)
+    others = features(_decode(asked, context, samples, codes.roll(1, dims=0), 8))
+    cosines = (real * others).sum(1) / np.linalg.norm(real, axis=1) / np.linalg.norm(others, axis=1)
+    assert found["final/reconstruction_distance_other/coarse"] == pytest.approx(1 - cosines.mean(), abs=1e-6)
     assert "final/circular/coarse_1" not in found
 
 
@@ -157,7 +162,15 @@ def test_tokens_of_separate_classes_have_a_silhouette_and_a_probe(context: Conte
     assert found["final/token_probe/1"] == linear_scores(first, labels)[""] > 0.3  # type: ignore[arg-type]
     assert found["final/token_silhouette/8"] < 0.5
     assert found["final/untrained_token_silhouette/1"] < 0.5
-    assert {key.rpartition("/")[2] for key in found} == {"1", "2", "4", "8"}
+    for count in (1, 2, 4, 8):
+        share = found[f"final/token_probe/{count}"]
+        for end in ("low", "high"):  # Wilson's interval: where the share is 1.96 standard errors away
+            bound = found[f"final/token_probe_{end}/{count}"]
+            assert (share - bound) ** 2 == pytest.approx(1.95996**2 * bound * (1 - bound) / 20, rel=1e-4)
+        assert found[f"final/token_probe_low/{count}"] < share < found[f"final/token_probe_high/{count}"]
+    most_frequent = np.bincount(labels[0]).argmax()
+    assert found["final/token_probe_chance"] == np.mean(labels[1] == most_frequent)
+    assert {key.rpartition("/")[2] for key in found} == {"1", "2", "4", "8", "token_probe_chance"}
 
 
 def test_a_silhouette_is_rousseeuws() -> None:

@@ -180,10 +180,16 @@ def image_features(tokens: Tokens) -> Tensor:
     return tokens.x_BND.float().mean(1) * tokens.x_BND.shape[2] ** 0.5
 
 
-def encode_images(context: Context, encoder: Any, rgb_B3SS: Tensor) -> np.ndarray:
-    """Features [B,D], float32. They are computed in the encoder's precision, not in the run's."""
+def encode_tokens(context: Context, encoder: Any, rgb_B3SS: Tensor) -> Tokens:
+    """The encoder's tokens, computed in its precision, not in the run's."""
     with torch.no_grad(), torch.autocast(context.device.type, enabled=False):
-        return image_features(encoder.tokens(rgb_B3SS)).cpu().numpy()
+        tokens: Tokens = encoder.tokens(rgb_B3SS)
+    return tokens
+
+
+def encode_images(context: Context, encoder: Any, rgb_B3SS: Tensor) -> np.ndarray:
+    """Features [B,D], float32."""
+    return image_features(encode_tokens(context, encoder, rgb_B3SS)).cpu().numpy()
 
 
 def is_circular(context: Context, encoder: Any) -> bool:

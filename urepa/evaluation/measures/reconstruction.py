@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 class Reconstruction:
     """The errors of images decoded from their first tokens, for powers of two up to all tokens. References: images
     decoded from all tokens of another image, and without tokens. A picture has a row for each image and a column for
-    each number of tokens. With encoders also the Fréchet distances between reconstructions and their images."""
+    each number of tokens. With encoders also distances between reconstructions and their images in features."""
 
     _target_: str = "urepa.evaluation.measures.reconstruction.Reconstruction"
     images: int = setting("number of held-out images, at most", ge=2, le=COUNT)
     shown: int = setting("number of images in the picture", ge=1, le=SIZE)
     steps: int = setting("steps of the Euler sampler", ge=1, le=SIZE, is_a=SAMPLER_STEPS)
-    encoders: dict[str, Any] = part("the encoders of the Fréchet distances, by the names of their columns; {}: none")
+    encoders: dict[str, Any] = part("the encoders of the distances, by the names of their columns; {}: none")
     guidance: float = setting("scale of classifier-free guidance; 1: no guidance", ge=0, le=LARGEST)
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("final/reconstruction_psnr/{}", "PSNR from {} tokens", "↑", place=60),
@@ -32,6 +32,8 @@ class Reconstruction:
         Metric("final/reconstruction_mse_other", "error from another image's tokens", place=62),
         Metric("final/reconstruction_mse_null", "error without tokens", place=62),
         # the name is that of the encoder and the number of tokens, as in pixels_4
+        Metric("final/reconstruction_distance/{}", "distance to the image ({})", "↓", place=62, circular=CIRCULAR),
+        Metric("final/reconstruction_distance_other/{}", "distance from another image's tokens ({})", place=62),
         Metric("final/reconstruction_fd/{}", "FD of reconstructions ({})", "↓", place=63, circular=CIRCULAR),
     )
 
@@ -48,8 +50,9 @@ class Reconstruction:
         guided = "without guidance" if self.guidance == 1 else f"at guidance {number(self.guidance)}"
         named = join_with_and([f"{name} ({encoder_text(encoder)})" for name, encoder in self.encoders.items()])
         distances = (
-            " Fréchet distances, for each number of tokens, between the reconstructions and their images in the "
-            f"features of {named}."
+            " For each number of tokens, reconstructions and their images are compared by the features of "
+            f"{named}: 1 − the cosine of the tokens at the same position, averaged over positions and images, and the "
+            "Fréchet distance."
             if named
             else ""
         )

@@ -1,6 +1,6 @@
 """Decodes images from their first tokens and measures the errors.
 
-Shapes: N images, B images of a chunk, K tokens of an image, CHW latent, S side of an image.
+Shapes: N images, B images of a chunk, K tokens of an image, CHW latent, S side of an image, M tokens [D] of an encoder.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from urepa.evaluation.features import held_out_samples, subset
 from urepa.evaluation.frechet_and_kid import Moments, frechet_distance
 from urepa.evaluation.image_tokens import codes_of, powers_of_two, tokenizer_of
 from urepa.evaluation.images.generated_images_math import decode_rgb
-from urepa.evaluation.measures.image_distances_math import encode_images, is_circular
+from urepa.evaluation.measures.image_distances_math import encode_tokens, image_features, is_circular
 from urepa.evaluation.measures.reconstruction import Reconstruction
 from urepa.method.flow_sampling import sample
 from urepa.method.guidance import scales_of
@@ -46,7 +47,7 @@ def reconstruct(asked: Reconstruction, context: Context) -> dict[str, float]:
         )
     codes_NK = codes_of(context, samples)
     real_N3SS = decode_rgb(context, context.cache.x0(samples)).cpu()
-    real = {name: moments_of(context, encoder, real_N3SS) for name, encoder in encoders.items()}
+    real = {name: Seen(context, encoder, real_N3SS) for name, encoder in encoders.items()}
     counts = powers_of_two(backbone.registers)
     metrics, columns = {}, []
     for count in counts:
@@ -56,12 +57,16 @@ def reconstruct(asked: Reconstruction, context: Context) -> dict[str, float]:
         metrics[f"final/reconstruction_mse/{count}"] = float(mse_N.mean())
         metrics[f"final/reconstruction_psnr/{count}"] = float((-10 * mse_N.clamp(min=1e-10).log10()).mean())
         for name, encoder in encoders.items():
-            made = moments_of(context, encoder, made_N3SS)
-            metrics[f"final/reconstruction_fd/{name}_{count}"] = frechet_distance(real[name], made)
+            made = Seen(context, encoder, made_N3SS)
+            metrics[f"final/reconstruction_fd/{name}_{count}"] = frechet_distance(real[name].moments, made.moments)
+            metrics[f"final/reconstruction_distance/{name}_{count}"] = made.distance(real[name])
             if is_circular(context, encoder):
                 metrics[f"final/circular/{name}_{count}"] = 1.0
     others_N3SS = _decode(asked, context, samples, codes_NK.roll(1, dims=0), backbone.registers)
     metrics["final/reconstruction_mse_other"] = float(_errors(others_N3SS, real_N3SS).mean())
+    for name, encoder in encoders.items():
+        distance = Seen(context, encoder, others_N3SS).distance(real[name])
+        metrics[f"final/reconstruction_distance_other/{name}"] = distance
     nothing_N3SS = _decode(asked, context, samples, codes_NK, 0)
     metrics["final/reconstruction_mse_null"] = float(_errors(nothing_N3SS, real_N3SS).mean())
     folder = context.folder / "samples"
@@ -85,13 +90,23 @@ def _available(declared: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, s
     return {name: e for name, e in encoders.items() if f"encoders.{name}" not in lacking}, lacking
 
 
-def moments_of(context: Context, encoder: Any, rgb_N3SS: Tensor) -> Moments:
-    """Mean and covariance of the features of images."""
-    features = [encode_images(context, encoder, part) for part in rgb_N3SS.split(CHUNK)]
-    moments = Moments(features[0].shape[1])
-    for feature_BD in features:
-        moments.add(feature_BD)
-    return moments
+class Seen:
+    """Images as an encoder sees them.
+
+    Args:
+        rgb_N3SS: images in [0,1].
+    """
+
+    def __init__(self, context: Context, encoder: Any, rgb_N3SS: Tensor) -> None:
+        tokens = [encode_tokens(context, encoder, part) for part in rgb_N3SS.split(CHUNK)]
+        self.tokens_NMD = torch.cat([part.x_BND.float().cpu() for part in tokens])
+        features_ND = torch.cat([image_features(part) for part in tokens]).cpu().numpy()
+        self.moments = Moments(features_ND.shape[1])
+        self.moments.add(features_ND)
+
+    def distance(self, other: Seen) -> float:
+        """The mean over images and positions of 1 − the cosine of the two tokens: 0 for the same images, at most 2."""
+        return float(1 - F.cosine_similarity(self.tokens_NMD.double(), other.tokens_NMD.double(), dim=-1).mean())
 
 
 def _decode(asked: Reconstruction, context: Context, samples: Sequence[Sample], codes_NK: Tensor, count: int) -> Tensor:

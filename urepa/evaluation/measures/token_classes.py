@@ -34,8 +34,13 @@ class TokenClasses:
             "linear probe of the first {} tokens",
             "↑",
             place=68,
-            beside=(Reference("final/untrained_token_probe/{}", UNTRAINED),),
+            beside=(
+                Reference("final/untrained_token_probe/{}", UNTRAINED),
+                Reference("final/token_probe_low/{}"),
+                Reference("final/token_probe_high/{}"),
+            ),
         ),
+        Metric("final/token_probe_chance", "share of the most frequent class", place=68),
     )
 
     def __call__(self, context: Context) -> dict[str, float]:
@@ -51,5 +56,6 @@ class TokenClasses:
             f"Classes of tokens: the values of an image's first 1, 2, 4, ... and all tokens, joined. Reported are "
             f"their mean silhouette by class over at most {number(self.test_images)} held-out images, and the accuracy "
             f"on these of a linear probe (logistic regression, C = 0.1, on standardised values) fitted to "
-            f"{number(self.train_images)} training images. The reference is the run's encoder before training."
+            f"{number(self.train_images)} training images, with Wilson's 95 % interval. References: the run's encoder "
+            "before training, and always answering the most frequent class of the training images."
         )

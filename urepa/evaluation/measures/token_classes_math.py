@@ -14,13 +14,14 @@ from urepa.evaluation.features import held_out_samples, labels_of, subset
 from urepa.evaluation.image_counts import cache_counts
 from urepa.evaluation.image_tokens import codes_of, powers_of_two, tokenizer_of, vectors_of
 from urepa.evaluation.knn_and_linear import linear_scores
+from urepa.evaluation.measures.classified_math import wilson_interval
 from urepa.evaluation.measures.token_classes import TokenClasses
 from urepa.method.training_step import AlignedModel
 
 
 def classes_of_tokens(asked: TokenClasses, context: Context) -> dict[str, float]:
     """The silhouette and the probe's accuracy by number of tokens, for the trained encoder and the encoder before
-    training."""
+    training; the interval of the trained one's accuracy, and the accuracy of the most frequent class."""
     asked.check_images(cache_counts(context.cache))
     registers = tokenizer_of(context).registers
     train = subset(context.cache.splits["train"], asked.train_images)
@@ -38,6 +39,11 @@ def classes_of_tokens(asked: TokenClasses, context: Context) -> dict[str, float]
             pair = fitted[:, :count].reshape(len(train), -1), read[:, :count].reshape(len(test), -1)
             metrics[f"final/{prefix}token_silhouette/{count}"] = silhouette(pair[1], labels[1])
             metrics[f"final/{prefix}token_probe/{count}"] = linear_scores(pair, labels)[""]
+    for count in powers_of_two(registers):
+        correct = round(metrics[f"final/token_probe/{count}"] * len(test))
+        low, high = wilson_interval(correct, len(test))
+        metrics |= {f"final/token_probe_low/{count}": low, f"final/token_probe_high/{count}": high}
+    metrics["final/token_probe_chance"] = float((labels[1] == np.bincount(labels[0]).argmax()).mean())
     return metrics
 
 
