@@ -35,6 +35,7 @@ class EfficientNetLite0Network:
     is_local = True  # its weights are in an installed package
     vector = "mean"  # what `states` gives beside the tokens
     network, maps = "efficientnet-lite0", LITE0
+    architecture = "efficientnet-lite0"
 
     def __init__(self, image_size: int, grid: list[int], stride: int, unit_length: bool = True) -> None:
         check_efficientnet(image_size, grid, stride)
@@ -82,7 +83,7 @@ class EfficientNetLite0Network:
     def _model(self) -> Any:
         from efficientnet_lite_pytorch import EfficientNet
 
-        model = EfficientNet.from_name(self.network)
+        model = EfficientNet.from_name(self.architecture)
         model.load_state_dict(torch.load(self._weights, map_location="cpu", weights_only=True))
         return model.eval().requires_grad_(False)
 
@@ -91,7 +92,7 @@ class EfficientNetLite0Network:
         model."""
         from efficientnet_lite_pytorch import EfficientNet
 
-        self._model = EfficientNet.from_name(self.network).eval().requires_grad_(False)
+        self._model = EfficientNet.from_name(self.architecture).eval().requires_grad_(False)
         return self._model
 
     @torch.inference_mode()
@@ -132,6 +133,7 @@ class EfficientNetLite2Network(EfficientNetLite0Network):
     """
 
     network, maps = "efficientnet-lite2", LITE2
+    architecture = "efficientnet-lite2"
 
     @cached_property
     def _weights(self) -> Path:
