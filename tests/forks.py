@@ -173,14 +173,23 @@ def leave(code: int) -> NoReturn:
 
 
 def import_everything() -> None:
-    """Imports what `urepa.train` and `urepa.evaluate` import, and registers what each command registers first."""
-    from urepa.cli import prepare
+    """Imports what `urepa.train` and `urepa.evaluate` import, registers what each command registers first, and checks
+    the quickstart's config."""
+    import hydra
+
+    from urepa.cli import CONF, prepare
+    from urepa.config import own_package
+    from urepa.runs.run_folder import to_plain
+    from urepa.training.checks.combinations import check
 
     for name in (*IMPORTS, *modules_of_packages()):
         importlib.import_module(name)
     for name in ("urepa.train", "urepa.evaluate"):
         del sys.modules[name]  # they run as __main__
     prepare()
+    own_package.load([])
+    with hydra.initialize_config_dir(CONF, version_base="1.3"):  # what compositions and checks keep for later ones
+        check(to_plain(hydra.compose("train")), [])
     if sys.platform == "linux":  # a process with threads cannot be forked safely; pyarrow's allocator sees to its own
         others = [
             p.read_text().strip() for p in Path("/proc/self/task").glob("*/comm") if p.parent.name != str(os.getpid())
