@@ -26,6 +26,8 @@ WRITES_BYTECODE = not sys.dont_write_bytecode
 sys.dont_write_bytecode = False  # while tests are collected: every process compiles them and urepa again otherwise
 gc.disable()  # until then: what is imported stays
 HERE = Path(__file__).parent
+PROCESS, SD15 = 3 * 10**9, 10**10  # bytes of a process of tests with what it starts, and of a test of SD-1.5
+MOST = 8  # more processes would wait for the longest files
 
 
 @pytest.hookimpl(wrapper=True)  # around the marks of tests/process/conftest.py and around `-m`
@@ -53,8 +55,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two processes for the fast part, which computes all the time; three for all tests, of which many wait."""
-    return 2 if "not slow" in config.option.markexpr else 3
+    """A process for each core in the fast part, which computes all the time; one more for all tests, of which many
+    wait. On two cores two and three, on more cores as many as there is memory for."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 2
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if "not slow" in config.option.markexpr:
+        return max(2, min(cores, MOST, memory // PROCESS))
+    return max(3, min(cores + 1, MOST, (memory - SD15) // PROCESS))
 
 
 def pytest_collection_finish() -> None:

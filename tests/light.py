@@ -14,15 +14,19 @@ import sys
 import tempfile
 import traceback
 from importlib.abc import MetaPathFinder
+from pathlib import Path
 from typing import NoReturn
 
 import hydra
 from hydra._internal.hydra import Hydra
 
 import urepa.cluster.hydra_launchers
+import urepa.inference.chosen_prompts
 import urepa.training.checks.combinations
 import urepa.training.checks.inputs
 from urepa.cli import CONF, prepare
+from urepa.config import own_package
+from urepa.runs.run_folder import to_plain
 
 HEAVY = ("torch", "diffusers", "mlflow", "transformers", "scipy", "sklearn")
 AT_ONCE = (
@@ -30,6 +34,7 @@ AT_ONCE = (
     urepa.training.checks.combinations,
     urepa.training.checks.inputs,
     urepa.cluster.hydra_launchers,
+    urepa.inference.chosen_prompts,
 )  # by every fork again, if they were not here
 IMPORTED, FORMATTED = 77, 78  # exit codes
 
@@ -84,9 +89,12 @@ if __name__ == "__main__":
     sys.meta_path.insert(0, NoHeavy())
     if "groups" not in sys.argv:  # Hydra's own help needs them
         Hydra.format_config_groups = lambda *_, **__: end("formats all groups", FORMATTED)
-    prepare()  # by every fork again, likewise, and what a first composition keeps for later ones
+    prepare()  # by every fork again, likewise, and what compositions and checks keep for later ones
+    own_package.load([])
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
-        hydra.compose("train")
+        urepa.training.checks.combinations.check(to_plain(hydra.compose("train")), [])
+        for root in Path(CONF).glob("*.yaml"):
+            hydra.compose(root.stem)
     gc.disable()  # Hydra makes much garbage, and a fork is short
     for line in sys.stdin:
         print(json.dumps(forked(json.loads(line))), flush=True)

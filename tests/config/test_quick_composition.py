@@ -16,7 +16,7 @@ from omegaconf import OmegaConf, _utils
 from yaml import YAMLError
 
 from urepa.cli import CONF, prepare
-from urepa.config import quick_composition
+from urepa.config import quick_composition, repeated_composition
 from urepa.config.commands import COMMANDS
 from urepa.config.conf_options import options_of
 
@@ -73,6 +73,35 @@ def test_every_experiment_is_composed_as_by_hydra(experiment: str, both: Callabl
 def test_every_command_is_composed_as_by_hydra(root: str, both: Callable[..., Any]) -> None:
     theirs, ours = both(lambda: composed(root))
     assert ours == theirs
+
+
+@pytest.mark.slow
+def test_later_compositions_are_composed_as_by_hydra(both: Callable[..., Any]) -> None:
+    """Arms after each other, which begin where the last one has merged the same files, and one with an own value."""
+    arms = [f"+ablation={arm}" for arm in ("lora_16", "taps_three", "no_warmup", "taps_three_lora_all")]
+
+    def each() -> list[Any]:
+        own = composed("train", "+experiment=track_a", arms[1], "loss.taps.mid=0.25")
+        return [own, *(composed("train", "+experiment=track_a", arm) for arm in arms)]
+
+    merges = repeated_composition.MERGED
+    theirs, ours = both(each)
+    assert ours == theirs
+    assert any(step[0] == "experiment/track_a" for steps in merges for step in steps), "nothing was taken from before"
+
+
+def test_a_file_that_has_changed_is_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "main.yaml"
+
+    def read() -> Any:
+        with initialize_config_dir(str(tmp_path), version_base="1.3"):
+            return OmegaConf.to_container(hydra_compose("main"))
+
+    for text, value in (("a: {b: 1}", 1), ("a: {b: 1}", 1), ("a: {b: 10}", 10), ("a: {b: 2}", 2)):
+        file.write_text(text)
+        found = read()
+        assert found == {"a": {"b": value}}
+        found["a"]["b"] = 3  # of this composition alone
 
 
 def test_a_choice_that_refers_to_another_group_is_resolved(both: Callable[..., Any], tmp_path: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import pickle
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -24,11 +27,25 @@ def declaration_of(part: Any) -> Any:
     if not isinstance(part, dict) or "_target_" not in part:
         raise UserError(f"{part} is not a part: choose one of conf/ instead, GROUP=NAME")
     with build_errors(part):
-        found = instantiate(part, _convert_="all")
+        # urepa's declarations depend on their settings alone; a check asks for each of them several times
+        found = copy.deepcopy(_built(pickle.dumps(part))) if _is_urepas(part) else instantiate(part, _convert_="all")
     is_declared = type(found) in SCHEMAS.values()  # an evaluation has no build
     if not hasattr(found, "build") and not is_declared:
         raise UserError(f"{part['_target_']} declares no part: it has no build, as urepa/core/protocols.py says")
     return found
+
+
+@lru_cache(maxsize=1024)
+def _built(settings: bytes) -> Any:
+    """The declaration with these settings, a pickled dict. It must not be modified."""
+    return instantiate(pickle.loads(settings), _convert_="all")
+
+
+def _is_urepas(part: Any) -> bool:
+    """Whether the part and those below it are none of a user's own package."""
+    if isinstance(part, dict):
+        return str(part.get("_target_", "urepa.")).startswith("urepa.") and all(map(_is_urepas, part.values()))
+    return all(map(_is_urepas, part)) if isinstance(part, list) else True
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """Speeds up Hydra's composition by a factor of two with the same result, which saves 0.1 s per command and job.
 
-Three functions of Hydra and OmegaConf are replaced by equivalent ones. They are private, so pyproject.toml bounds the
+Functions of Hydra and OmegaConf are replaced by equivalent ones. They are private, so pyproject.toml bounds the
 versions, and a test composes every command and experiment of conf/ with and without the replacements.
 """
 
@@ -12,21 +12,32 @@ from functools import cache
 from typing import Any
 
 import yaml
-from hydra._internal import config_repository, defaults_list
+from hydra._internal import config_loader_impl, config_repository, defaults_list
 from hydra.core.default_element import GroupDefault, InputDefault
 from omegaconf import _utils
+
+from urepa.config import repeated_composition
 
 PARTS = (  # (holder, name) of the replaced functions
     (defaults_list, "_create_interpolation_map"),
     (config_repository.CachingConfigRepository, "__init__"),
     (_utils, "get_yaml_loader"),
+    (config_repository.CachingConfigRepository, "load_config"),
+    (config_loader_impl.ConfigLoaderImpl, "_compose_config_from_defaults_list"),
 )
-interpolation_map, _, yaml_loader = ORIGINALS = tuple(getattr(holder, name) for holder, name in PARTS)
+interpolation_map, _, yaml_loader, *_ = ORIGINALS = tuple(getattr(holder, name) for holder, name in PARTS)
 
 
 def install() -> None:
     """Replaces the functions for this process. Repeated calls have no further effect."""
-    for (holder, name), new in zip(PARTS, (_interpolation_map, _caching_repository, _yaml_loader), strict=True):
+    ours = (
+        _interpolation_map,
+        _caching_repository,
+        _yaml_loader,
+        repeated_composition.load_config,
+        repeated_composition.compose_from_defaults,
+    )
+    for (holder, name), new in zip(PARTS, ours, strict=True):
         setattr(holder, name, new)
 
 
@@ -46,6 +57,7 @@ def _caching_repository(self: Any, delegate: Any) -> None:
     caller's. That method assigns a new list of sources and does not change the old one, so a shallow copy is enough."""
     self.delegate = copy.copy(delegate)
     self.cache = {}
+    self.stamps = {}  # of `repeated_composition`
 
 
 @cache

@@ -10,6 +10,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
+from functools import cache
 from typing import Any, get_args, get_type_hints
 
 from omegaconf import MISSING
@@ -73,10 +74,13 @@ class Key:
     is_a: str | None  # what its value means for a run
 
 
+_hints_of = cache(get_type_hints)
+
+
 def keys_of(schema: type, prefix: str = "") -> Iterator[Key]:
     """The keys of a schema in order, with the keys of nested schemas at their place. Asserts that each has a
     meaning."""
-    hints = get_type_hints(schema)
+    hints = _hints_of(schema)
     for one in fields(schema):
         if one.name.startswith("_"):  # a key of Hydra's
             continue

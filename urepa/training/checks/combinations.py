@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from dataclasses import fields
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -219,9 +220,16 @@ def check_keys(config: dict[str, Any]) -> None:
         if odd := sorted(part.keys() - known):
             raise UserError(f"{place}.{odd[0]} is not a key of {part['_target_']}: choose another {place}")
         try:
-            OmegaConf.merge(OmegaConf.structured(schema), part)
+            _check_types(schema, pickle.dumps(part))
         except OmegaConfBaseException as error:
             raise UserError(declaration_message(place, error, sorted(known))) from None
+
+
+@lru_cache(maxsize=1024)
+def _check_types(schema: type, settings: bytes) -> None:
+    """Raises what OmegaConf does if the settings, a pickled dict, do not have the types of their declaration. The arms
+    of a study have most parts in common."""
+    OmegaConf.merge(OmegaConf.structured(schema), pickle.loads(settings))
 
 
 def check_declared(config: dict[str, Any]) -> None:
