@@ -95,4 +95,5 @@ class SmallTextUNet(PublishedTextUNet):
 
     def description(self, facts: BackboneFacts) -> list[str | Formula]:
         sizes = (self.block_out_channels, self.attention, self.layers_per_block, self.head_dim)
-        return [*super().description(facts), describe_unet_sizes(*sizes, facts)]
+        (family,) = super().description(facts)
+        return [f"{family} {describe_unet_sizes(*sizes, facts)}"]
