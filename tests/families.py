@@ -78,12 +78,10 @@ def added_to(family: str, condition: Condition, ids: list[int]) -> dict[str, Any
     return {} if family == "sd15" else {"added_cond_kwargs": added}
 
 
-def pipeline_of(unet: Any, family: str, scheduler: Any) -> Any:
+def pipeline_of(unet: Any, family: str, scheduler: Any, vae: Any) -> Any:
     """The family's own pipeline, without text encoders."""
     import diffusers
-    from diffusers import AutoencoderKL
 
-    vae = AutoencoderKL(norm_num_groups=4, block_out_channels=(8,) * 4)
     if family == "sd15":
         parts = (vae, None, None, unet, scheduler, None, None)
         pipe = diffusers.StableDiffusionPipeline(*parts, requires_safety_checker=False)

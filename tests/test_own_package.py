@@ -110,6 +110,35 @@ def test_mistakes_in_files(tmp_path: Path, file: str, before: str, after: str, s
     assert said in refused(tmp_path, "urepa.train", *OWN, "head=norm")
 
 
+FORGETFUL = {
+    "term": (
+        "from urepa.method.alignment_terms import AlignmentTerm",
+        "AlignmentTerm",
+        "formula, words, which urepa.method.alignment_terms.AlignmentTerm leaves to its subclasses; define them",
+    ),
+    "schedule": (
+        "from urepa.method.schedules.shape_math import Decay",
+        "Decay",
+        "words, which urepa.method.schedules.shape_math.Decay leaves to its subclasses; define it",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FORGETFUL)
+def test_a_part_that_lacks_a_member_of_its_base_is_refused(tmp_path: Path, kind: str) -> None:
+    """By every command that is given its folder, without torch."""
+    line, base, said = FORGETFUL[kind]
+    target = "my_parts.forgetful.Mine"
+    text = (
+        f"from dataclasses import dataclass\n{line}\n@dataclass\nclass Mine({base}):\n    _target_: str = '{target}'\n"
+    )
+    (write(tmp_path) / "my_parts" / "forgetful.py").write_text(text)
+    (tmp_path / "configs" / kind).mkdir(exist_ok=True)
+    (tmp_path / "configs" / kind / "mine.yaml").write_text(f"_target_: {target}\n")
+    assert refused(tmp_path, "urepa.train", *OWN) == f"{target} does not define {said}"
+
+
 @pytest.mark.slow
 def test_an_undeclared_part_is_refused(work: Path) -> None:
     """Nothing is imported from it, and a missing folder is reported."""

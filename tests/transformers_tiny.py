@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from photos import write_vae
+from family_vaes import write_family_vae
 from text_folders import write_flux, write_gemma, write_sd3, write_t5
 from torch import Tensor, nn
 from transformer_cases import CASES as CASES
@@ -75,10 +75,7 @@ def write_pipeline(folder: Path, case: str) -> list[str]:
     if POOLED in CASES[case].widths:
         changes[TEXT_WIDTHS[family][1]] = text.pooled_width
     write_tiny(folder, case, **changes)
-    if family == "sana":
-        small_dc().save_pretrained(folder / "vae")
-    else:
-        write_vae(folder, CASES[case].latent[0], **({} if family == "pixart" else {"shift_factor": 0.1}))
+    write_family_vae(folder, case, CASES[case].latent[0])
     encoder = overrides_of("data.text_encoder", {f.name: getattr(text, f.name) for f in fields(text)})
     return [
         f"data.vae={folder}",
@@ -123,33 +120,11 @@ def texts(case: str, *lengths: int, seed: int = 1) -> Condition:
     return Condition(parts)
 
 
-def small_dc() -> Any:
-    """A random AutoencoderDC: 8 channels at 1/32."""
-    from diffusers import AutoencoderDC
-
-    return AutoencoderDC(
-        **{"latent_channels": 8, "encoder_block_out_channels": (8,) * 6, "decoder_block_out_channels": (8,) * 6},
-        **{"encoder_layers_per_block": (1,) * 6, "decoder_layers_per_block": (1,) * 6},
-        **{"encoder_qkv_multiscales": ((),) * 6, "decoder_qkv_multiscales": ((),) * 6, "attention_head_dim": 8},
-        **{"encoder_block_types": "ResBlock", "decoder_block_types": "ResBlock"},
-    )
-
-
-def pipeline_of(transformer: Any, case: str) -> Any:
+def pipeline_of(transformer: Any, case: str, vae: Any) -> Any:
     """The family's own pipeline, without text encoders."""
     import diffusers
-    from diffusers import AutoencoderKL
 
     tiny = CASES[case]
-    vae = AutoencoderKL(norm_num_groups=4, block_out_channels=(8,) * 4)
-    if case == "sana":
-        vae = small_dc()
-    if case.startswith("flux2"):
-        from diffusers import AutoencoderKLFlux2
-
-        vae = AutoencoderKLFlux2(
-            latent_channels=2, norm_num_groups=4, block_out_channels=(8,) * 4, batch_norm_eps=0.0
-        )  # whose batch norm changes nothing
     parts = dict.fromkeys(tiny.parts)
     pipe = getattr(diffusers, tiny.pipeline)(transformer=transformer, vae=vae, scheduler=tiny.scheduler(), **parts)
     for name, value in tiny.of_pipe.items():

@@ -1,4 +1,5 @@
-"""Two gloo processes compute the gradients of one, for the small network of each family of transformers."""
+"""Two gloo processes compute the gradients of one, for the small network of each family of transformers and captioned
+U-Nets."""
 
 from __future__ import annotations
 

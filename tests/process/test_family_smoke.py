@@ -1,5 +1,5 @@
-"""A small random network of every published family of transformers, trained by one sweep on the same photographs with
-captions, in one comparison."""
+"""A small random network of every published family of transformers and captioned U-Nets, trained by one sweep on the
+same photographs with captions, in one comparison."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_one_sweep_trains_every_family_and_one_report_compares_them(work: Worksp
 def check_cells(cells: dict[str, dict[str, Any]]) -> None:
     """Every family has an error at given noise. Means over a family's own times are compared only where these are drawn
     alike; the first family is the baseline."""
-    assert len(cells) == 10
+    assert len(cells) == 13
     for own in cells.values():
         assert own["final/x0_error"]["n"] == 1
         assert math.isfinite(own["final/x0_error"]["mean"])

@@ -1,4 +1,5 @@
-"""A run of each family of transformers that continues from its checkpoint equals one without a stop, bit for bit."""
+"""A run of each family of transformers and captioned U-Nets that continues from its checkpoint equals one without a
+stop, bit for bit."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from urepa.config import conf_options
 from urepa.config.mistyped_keys import declaration_message
 from urepa.config.parts import KINDS, PROTOCOLS, SCHEMAS
+from urepa.core.abstract import check_complete
 from urepa.core.declared_keys import keys_of
 from urepa.core.errors import UserError, did_you_mean
 
@@ -157,6 +158,7 @@ def _check_declaration(cls: Any, kind: str, target: str) -> None:
             f"{target} is not a declaration: it must be a dataclass, not frozen, whose fields are its settings, the "
             f'first of them _target_: str = "{target}"'
         )
+    check_complete(cls)
     protocol = PROTOCOLS.get(kind)
     needed = set() if protocol is None else _members(protocol)
     there = {f.name for f in fields(cls)}.union(*map(vars, cls.__mro__))  # not all fields are class attributes

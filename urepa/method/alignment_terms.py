@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import ClassVar
 
+from urepa.core.abstract import Abstract
 from urepa.core.comparability import TERMS, TOTAL
 from urepa.core.declared_keys import LARGEST, setting
 from urepa.core.descriptions import Formula, number
@@ -17,10 +19,9 @@ def weight_setting() -> float:
     return weight
 
 
-class AlignmentTerm:
+class AlignmentTerm(Abstract):
     """A term that compares each projected token with its target alone, and not their lengths; terms that do more
-    override what applies. `formula` is the LaTeX of one sample's term, `words` what it is, as a sentence without its
-    subject."""
+    override what applies."""
 
     weight: float
     alters: ClassVar[tuple[str, ...]] = OF_TERM
@@ -31,11 +32,13 @@ class AlignmentTerm:
     def check(self) -> None:
         """Nothing to check: any settings in their ranges are valid together."""
 
+    @abstractmethod
     def formula(self) -> str:
-        raise NotImplementedError
+        """The LaTeX of one sample's term."""
 
+    @abstractmethod
     def words(self) -> str:
-        raise NotImplementedError
+        """What the term is, as a sentence without its subject."""
 
     def description(self, name: str) -> list[str | Formula]:
         return [

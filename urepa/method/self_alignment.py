@@ -9,12 +9,14 @@ evaluated in eval mode and without gradients (`urepa.method.training_step.Aligne
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from omegaconf import MISSING
 
+from urepa.core.abstract import Abstract
 from urepa.core.comparability import ALIGNMENT, TOTAL, TOTAL_BY_STEP
 from urepa.core.declared_keys import LARGEST, setting
 from urepa.core.descriptions import Formula, number
@@ -49,7 +51,7 @@ def has_alignment(loss: Any) -> bool:
 
 
 @dataclass
-class WithoutTeacher:
+class WithoutTeacher(Abstract):
     """The settings and answers that losses without a teacher share (`urepa.core.protocols.Loss`). A subclass gives
     `own_states`, `build` and `description`."""
 
@@ -65,6 +67,11 @@ class WithoutTeacher:
     diffusion_fraction: ClassVar[float] = 1.0
     has_head: ClassVar[bool] = False  # whether it builds a head of its own, which trains in the group "head"
     measures: ClassVar[tuple[str, ...]] = ()  # what a schedule can measure of it (`Schedule.measures`)
+
+    @property
+    @abstractmethod
+    def own_states(self) -> OwnStates:
+        """The states that its terms compare."""
 
     def check(self) -> None:
         """Nothing to check: any settings in their ranges are valid together."""

@@ -8,12 +8,13 @@ Another model of the family therefore needs only a file in `conf/backbone`.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from urepa.core.abstract import Abstract
 from urepa.core.backbone_protocols import FoundWeights, WeightsKind
 from urepa.core.descriptions import BackboneFacts, CardFacts, Formula
 from urepa.core.errors import UserError
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from urepa.models.backbones.diffusers_transformer_net import DiffusersTransformer
 
 
-class PublishedTransformer(ABC):
+class PublishedTransformer(Abstract):
     """The base of such a declaration (`urepa.core.backbone_protocols.Backbone`)."""
 
     weights: str  # a setting of the declaration, like the next one
@@ -124,7 +125,7 @@ class PublishedTransformer(ABC):
                 f"give images whose sides are multiples of {self.patch * self.vae_factor} pixels"
             )
 
-    def check_latents(self, shapes: Sequence[tuple[int, int, int]]) -> None:  # noqa: B027 (no family needs it)
+    def check_latents(self, shapes: Sequence[tuple[int, int, int]]) -> None:
         """No check of its own: any shapes that `check` accepts are valid together."""
 
     def check_widths(self, widths: Mapping[str, int]) -> None:
@@ -183,7 +184,7 @@ class PublishedTransformer(ABC):
     def check_adapters(self, targets: str, blocks: str) -> None:
         check_transformer_adapters(targets, blocks)
 
-    def check_files(self) -> None:  # noqa: B027 (no family needs it)
+    def check_files(self) -> None:
         """No check: it needs no files besides its weights."""
 
     # --- files ---

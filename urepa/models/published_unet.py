@@ -10,6 +10,7 @@ from urepa.core.backbone_protocols import FoundWeights, WeightsKind
 from urepa.core.descriptions import BackboneFacts, CardFacts, Formula
 from urepa.core.files import read_json
 from urepa.core.hub_names import is_hub_id
+from urepa.core.part_names import LAYERS, POOLED
 from urepa.models.backbones.backbone_sizes import KOHYA, LORA, RANDOM, check_unet_tap, unet_files
 from urepa.models.diffusers_cards import captioned_card
 from urepa.models.unet_families import FAMILIES, HUB_FILES, check_text_widths, check_unet_config
@@ -72,6 +73,7 @@ class PublishedTextUNet(PublishedUNet):
     """The base of a U-Net whose condition is a caption. `family` is a key of `urepa.models.unet_families.FAMILIES`."""
 
     gradient_checkpointing: bool  # of the declaration
+    unused_parts: ClassVar[tuple[str, ...]] = (POOLED, LAYERS)  # parts that a condition may have besides
     family: ClassVar[str]
     title: ClassVar[str]  # as in "the U-Net of Stable Diffusion XL"
     condition: ClassVar[str]  # sentences that describe how it uses a caption

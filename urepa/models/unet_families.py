@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +74,43 @@ FAMILIES: dict[str, UNetFamily] = {
         "kolors",
     ),
 }
+
+
+def small_architecture(
+    family: str,
+    block_out_channels: Sequence[int],
+    attention: Sequence[bool],
+    layers_per_block: int,
+    head_dim: int,
+    *,
+    latent_shape: Sequence[int],
+    widths: Mapping[str, int],
+) -> dict[str, Any]:
+    """The entries of config.json of a family's U-Net at other sizes, for an x0 [C,H,W] and text of these widths (by the
+    names of the condition's parts). A block with attention has one transformer layer."""
+    channels, *sides = latent_shape
+    architecture: dict[str, Any] = {
+        "sample_size": tuple(sides),
+        "in_channels": channels,
+        "out_channels": channels,
+        "block_out_channels": tuple(block_out_channels),
+        "down_block_types": tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attention),
+        "up_block_types": tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
+        "layers_per_block": layers_per_block,
+        # in diffusers attention_head_dim is the number of heads per resolution
+        "attention_head_dim": tuple(width // head_dim for width in block_out_channels),
+        "cross_attention_dim": widths[TEXT],
+    }
+    published = FAMILIES[family].architecture
+    for name in ("use_linear_projection", "addition_embed_type", "addition_time_embed_dim", "encoder_hid_dim_type"):
+        if name in published:
+            architecture[name] = published[name]
+    if "encoder_hid_dim" in published:
+        architecture["encoder_hid_dim"] = widths[TEXT]
+    if "addition_time_embed_dim" in published:
+        added = SIZES * published["addition_time_embed_dim"] + widths[POOLED]
+        architecture["projection_class_embeddings_input_dim"] = added
+    return architecture
 
 
 def family_of_unet(config: Mapping[str, Any]) -> str | None:

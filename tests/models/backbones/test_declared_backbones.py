@@ -101,6 +101,7 @@ SMALL_UNET = {
     "cross_attention_dim": 16,
     "head_dim": 32,
 }
+SMALL_SIZES = {name: value for name, value in SMALL_UNET.items() if name != "cross_attention_dim"}
 OF_FILES = {"weights": "random", "gradient_checkpointing": True}
 UNET_TAPS = ("enc_last", "mid", "dec_first")
 WHOLE = {"unet/config.json", "unet/diffusion_pytorch_model.safetensors"}
@@ -171,6 +172,18 @@ CASES = {
         hub={"owner/name": HUB_FILES},
         widths={TEXT: 24, POOLED: 20},
     ),
+    **{
+        name: Case(
+            OF_FILES | SMALL_SIZES,
+            UNET_TAPS,
+            "U-Net",
+            WeightsKind.backbone,
+            "height=64, width=64",
+            WHOLE,
+            widths={TEXT: 16, POOLED: 20},
+        )
+        for name in ("sd15_text_tiny", "sdxl_tiny", "kolors_tiny")
+    },
     **{
         name: Case(
             {**TINY[name].settings, **OF_FILES},

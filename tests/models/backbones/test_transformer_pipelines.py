@@ -1,6 +1,7 @@
-"""Transformers of diffusers and their own pipelines: latents, adapters as files, types of frozen weights, sizes.
+"""Transformers of diffusers and their own pipelines: latents, adapters as files and the images that they make, types of
+frozen weights, sizes.
 
-Shapes: B batch, C channels, H/W latent.
+Shapes: B batch, C channels, H/W latent, S side.
 """
 
 from __future__ import annotations
@@ -8,33 +9,35 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from family_vaes import decoder_of, write_family_vae
 from torch import Tensor, nn
 from transformers_tiny import CASES, architecture_of, backbone_of, declared_of, pipeline_of, texts, write_tiny
 
 from urepa.core.conditions import Condition
 from urepa.core.errors import UserError
 from urepa.core.part_names import LAYERS, POOLED, TEXT
-from urepa.method.ddpm_sampling import sample_by
+from urepa.data.stages.vae import load_vae
+from urepa.method.ddpm_sampling import image_noise, sample_images
 from urepa.models.backbones.two_streams_net import packed, unpacked
 from urepa.models.lora.lora_net import add_lora
 from urepa.models.speed_switches import hold_frozen_in_bf16
 
 every = pytest.mark.parametrize("case", CASES)
 CLOSE, STEPS = 1e-5, 4
+# of values in [0,1]: 1/400 of a grey level, and a third of the effect of any one adapted layer
+PIXELS_CLOSE, GREY_LEVEL = 1e-5, 1 / 255
+IMAGES, SEED = [(0, 0), (0, 1)], 7  # class and index, which address the noise
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A transformer and a VAE of each case."""
     root = tmp_path_factory.mktemp("transformers")
-    return {case: write_tiny(root / case, case) for case in CASES}
-
-
-def noise(case: str) -> Tensor:
-    return torch.randn(2, *CASES[case].latent, generator=torch.Generator().manual_seed(7))
+    made = {case: write_tiny(root / case, case) for case in CASES}
+    return {case: write_family_vae(folder, case, CASES[case].latent[0]) for case, folder in made.items()}
 
 
 def captions(case: str, seed: int = 1) -> Condition:
@@ -43,36 +46,46 @@ def captions(case: str, seed: int = 1) -> Condition:
 
 
 def ours(backbone: Any, case: str, condition: Condition | None = None) -> Tensor:
-    tiny, rngs = CASES[case], [np.random.default_rng(0)] * 2
+    """x0 [B,C,H,W] as `urepa.generate` samples it."""
+    tiny = CASES[case]
     condition = captions(case) if condition is None else condition
+    how: dict[str, Any] = {"sampler": tiny.sampler, "steps": STEPS, "guidance": tiny.scale, "seed": SEED}
     with torch.no_grad():
-        return sample_by(backbone, tiny.objective, noise(case), condition, rngs, tiny.sampler, STEPS, tiny.scale)
+        return sample_images(backbone, tiny.objective, IMAGES, tiny.latent, condition, **how)
+
+
+def called(pipe: Any, case: str, output_type: str) -> Tensor:
+    """The output of the pipeline's own call, from the same noise."""
+    tiny, own = CASES[case], captions(case)
+    factor = declared_of(case).vae_factor
+    _, height, width = tiny.latent
+    noise = torch.stack([image_noise(SEED, *image, tiny.latent) for image in IMAGES])
+    made: Tensor = pipe(
+        **tiny.call(own, own.null()),
+        **tiny.guided,
+        **tiny.of_pipeline,
+        latents=packed(noise) if tiny.unpack else noise,
+        num_inference_steps=STEPS,
+        height=factor * height,
+        width=factor * width,
+        output_type=output_type,
+    ).images
+    return made
 
 
 def theirs(pipe: Any, case: str) -> Tensor:
     """x0 [B,C,H,W] of the pipeline's own call."""
-    tiny, own = CASES[case], captions(case)
-    factor = declared_of(case).vae_factor
-    _, height, width = tiny.latent
-    latents: Tensor = pipe(
-        **tiny.call(own, own.null()),
-        **tiny.guided,
-        **tiny.of_pipeline,
-        latents=packed(noise(case)) if tiny.unpack else noise(case),
-        num_inference_steps=STEPS,
-        height=factor * height,
-        width=factor * width,
-        output_type="latent",
-    ).images
-    if tiny.unpack:
+    latents, (_, height, width) = called(pipe, case, "latent"), CASES[case].latent
+    if CASES[case].unpack:
         return unpacked(latents, (height // 2, width // 2))
     if case == "flux2_klein":  # its latents are the VAE's
-        return F.pixel_unshuffle(latents, 2)
+        normed: Tensor = pipe.vae.bn(F.pixel_unshuffle(latents, 2))
+        return normed
     return latents.mT.unflatten(2, (height, width)) if case == "flux2" else latents
 
 
 def base_pipeline(folders: dict[str, Path], case: str) -> Any:
-    return pipeline_of(backbone_of(folders[case], case).transformer, case)
+    return pipeline_of(backbone_of(folders[case], case).transformer, case, load_vae(str(folders[case])))
 
 
 @pytest.mark.fast(3)
@@ -98,7 +111,7 @@ def adapted(folder: Path, case: str, **changes: Any) -> Any:
     add_lora(backbone, **(settings | changes))
     for name, parameter in backbone.named_parameters():
         if "lora_B" in name:
-            nn.init.normal_(parameter, std=0.1)
+            nn.init.normal_(parameter, std=0.5)
     return backbone
 
 
@@ -119,28 +132,31 @@ def layers_of(case: str) -> int:
 
 @pytest.mark.fast(3)
 @every
-def test_adapters_come_back_through_the_pipeline(folders: dict[str, Path], tmp_path: Path, case: str) -> None:
-    """With α other than the rank; and into the backbone."""
+def test_adapters_come_back_through_the_pipeline(
+    folders: dict[str, Path], tmp_path: Path, compose: Any, case: str
+) -> None:
+    """Its pixels are ours, with α other than the rank; and they come back into the backbone."""
     backbone = adapted(folders[case], case)
     b = {name: p for name, p in backbone.named_parameters() if "lora_B" in name}
     assert len(b) == layers_of(case)
     assert all(float(p.detach().abs().max()) > 0 for p in b.values())
-    expected = ours(backbone, case)
+    x0, decode = ours(backbone, case), decoder_of(folders[case], compose)
+    expected = decode(x0)
+    assert float((expected % 1 > 0).float().mean()) > 0.9  # few are clamped
     backbone.export(tmp_path)
     pipe = base_pipeline(folders, case)
-    close = CLOSE * max(1.0, float(expected.abs().max()))
-    assert float((theirs(pipe, case) - expected).abs().max()) > 100 * close
+    assert float((called(pipe, case, "pt") - expected).abs().max()) > GREY_LEVEL
     if declared_of(case).loads_lora:
         pipe.load_lora_weights(tmp_path)
     else:
         from peft import PeftModel
 
         pipe.transformer = PeftModel.from_pretrained(pipe.transformer, tmp_path).merge_and_unload()
-    assert float((theirs(pipe, case) - expected).abs().max()) <= close
+    assert float((called(pipe, case, "pt") - expected).abs().max()) <= PIXELS_CLOSE
     found = declared_of(case).find_weights(tmp_path)
     again = backbone_of(folders[case], case)
     again.load_adapters(found.files[0])
-    assert float((ours(again, case) - expected).abs().max()) <= close
+    assert float((ours(again, case) - x0).abs().max()) <= CLOSE * max(1.0, float(x0.abs().max()))
 
 
 @every

@@ -5,11 +5,13 @@ Shapes: B batch, R rows of it that have a diffusion term, here all, G gathered (
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
+from urepa.core.abstract import Abstract
 from urepa.core.protocols import ScheduleMath
 from urepa.core.types import Batch
 from urepa.method.self_alignment import OwnStates
@@ -17,7 +19,7 @@ from urepa.method.step_schedules import linear_warmup
 from urepa.method.training_step import Aligned, Gather, Terms
 
 
-class SelfAlignment:
+class SelfAlignment(Abstract):
     """L_diff + λ(step)·L_align (`urepa.core.protocols.LossMath`), where L_align is the mean of a term per sample, a
     term of the global batch, or their sum. A subclass gives `terms`.
 
@@ -44,9 +46,9 @@ class SelfAlignment:
         states, by tap, do not fit together."""
         return {}
 
+    @abstractmethod
     def terms(self, output: Aligned, gather: Gather) -> tuple[dict[str, Tensor], Tensor | None]:
         """The alignment term of each sample [B] by its name, at most one, and that of the global batch or None."""
-        raise NotImplementedError
 
     # --- the same for all -----------------------------------------------------------------------------------------
 

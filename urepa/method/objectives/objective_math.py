@@ -9,12 +9,13 @@ floats in [0, 1]. x_t = α·x0 + σ·ε in both, with
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from urepa.core.abstract import Abstract
 from urepa.method.losses.loss_math import diffusion_loss
 
 Shape = tuple[int, int, int]  # C, H, W
@@ -26,7 +27,7 @@ def shape_of(x: Tensor) -> Shape:
     return channels, height, width
 
 
-class ObjectiveMath(ABC):
+class ObjectiveMath(Abstract):
     """The mathematics of an objective. `samplers`: the names of the samplers that solve its equation
     (`urepa.method.ddpm_sampling`), the default first; `most_steps`: the most sampling steps that they can take;
     `times`: the valid times in words, for messages."""

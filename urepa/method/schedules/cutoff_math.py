@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from math import inf
 from typing import Any, ClassVar
 
+from urepa.core.descriptions import Formula
 from urepa.core.errors import UserError
 from urepa.core.protocols import Schedule
-from urepa.method.schedules.shape_math import Shape
+from urepa.method.schedules.shape_math import KnownSchedule, Shape
 
 
 class Cutoff(Shape):
     """λ follows `shape`, another schedule, until it is cut off. A measurement takes effect `delay` updates later,
-    because batches are read ahead and training does not wait for the device. A subclass is a dataclass with `shape`,
-    and gives `is_permanent`, `build`, `description` and `formulas`."""
+    because batches are read ahead and training does not wait for the device. A subclass is a dataclass with `shape`."""
 
     shape: Any
     name: ClassVar[str]  # of the schedule in conf/
@@ -23,9 +24,18 @@ class Cutoff(Shape):
     delay: ClassVar[int] = 8
 
     @property
+    @abstractmethod
     def is_permanent(self) -> bool:
         """Whether the first cut-off is permanent, so that the teacher is no longer used."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def build(self, *, warmup_steps: int, max_steps: int) -> KnownSchedule: ...
+
+    @abstractmethod
+    def description(self) -> str: ...
+
+    @abstractmethod
+    def formulas(self, *, peak: float, warmup_steps: int, max_steps: int) -> list[str | Formula]: ...
 
     def check(self) -> None:
         if isinstance(self.shape, Cutoff):

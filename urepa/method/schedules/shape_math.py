@@ -7,10 +7,12 @@ update, as W is.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from math import inf
 from typing import Any
 
+from urepa.core.abstract import Abstract
 from urepa.core.comparability import TOTAL
 from urepa.core.declared_keys import LARGEST, setting
 from urepa.core.descriptions import Formula, number
@@ -19,7 +21,7 @@ from urepa.core.protocols import COSINE
 
 
 @dataclass
-class Shape:
+class Shape(Abstract):
     """λ stays at its peak after the warm-up, until `stop_step`. A subclass gives `factor` and `description`."""
 
     stop_step: int | None = setting(
@@ -97,9 +99,9 @@ class Decay(Shape):
         alters=(TOTAL,),
     )
 
+    @abstractmethod
     def words(self) -> tuple[str, str]:
         """How λ falls: in words, such as "along half a cosine", and as LaTeX, as a function of p from 1 to 0."""
-        raise NotImplementedError
 
     def check_length(self, *, warmup_steps: int, max_steps: int) -> None:
         super().check_length(warmup_steps=warmup_steps, max_steps=max_steps)

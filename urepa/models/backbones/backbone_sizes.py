@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from urepa.core.descriptions import BackboneFacts, join_with_and, shape
 from urepa.core.errors import UserError, did_you_mean
 
 RANDOM = "random"  # the value of backbone.weights for random weights
@@ -48,6 +49,26 @@ def check_head_width(block_out_channels: Sequence[int], attention: Sequence[bool
             f"backbone.head_dim={head_dim} does not divide the {odd[0]} channels of a level with attention (of "
             f"backbone.block_out_channels={block_out_channels}); give a width that divides them all"
         )
+
+
+def describe_unet_sizes(
+    block_out_channels: Sequence[int],
+    attention: Sequence[bool],
+    layers_per_block: int,
+    head_dim: int,
+    facts: BackboneFacts,
+) -> str:
+    """A tiny U-Net's sizes, in sentences."""
+    attending = [
+        " or ".join(shape(n // 2**level for n in sides) for _, *sides in facts.latent_shapes or (facts.latent_shape,))
+        for level, here in enumerate(attention)
+        if here
+    ]
+    heads = f" Cross-attention, in heads {head_dim} wide, acts at {join_with_and(attending)}." if attending else ""
+    return (
+        f"Its {len(block_out_channels)} resolutions have {join_with_and(list(map(str, block_out_channels)))} channels, "
+        f"and {layers_per_block} residual block(s) each on the way down.{heads}"
+    )
 
 
 def check_unet_tap(tap: str) -> None:

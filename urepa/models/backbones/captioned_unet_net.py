@@ -14,6 +14,7 @@ from torch import Tensor
 
 from urepa.core.conditions import Condition
 from urepa.core.part_names import POOLED, TEXT
+from urepa.models.backbones.backbone_sizes import RANDOM
 from urepa.models.backbones.unet_net import StagedUNet
 from urepa.models.unet_families import FAMILIES, SIZES, check_text_widths
 from urepa.models.unet_weights import check_unet_channels, load_unet, unet_without_weights
@@ -85,6 +86,21 @@ def captioned_unet_without_weights(
     config.json; without one it is the published one."""
     unet = unet_without_weights(weights, family)
     return _for_text(unet, weights, family, gradient_checkpointing, latent_shape, widths)
+
+
+def drawn_captioned_unet(
+    architecture: Mapping[str, Any],
+    family: str,
+    gradient_checkpointing: bool,
+    *,
+    latent_shape: tuple[int, int, int],
+    widths: Mapping[str, int],
+) -> CaptionedUNet:
+    """A family's U-Net with random weights, with these entries of config.json."""
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel(**architecture)
+    return _for_text(unet, RANDOM, family, gradient_checkpointing, latent_shape, widths)
 
 
 def _for_text(

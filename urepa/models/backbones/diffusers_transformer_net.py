@@ -9,7 +9,7 @@ Shapes: B batch, R rows of it, C channels, H/W latent, p patch, h/w grid of imag
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from urepa.core.abstract import Abstract
 from urepa.core.conditions import Condition
 from urepa.core.types import Denoised, Tokens
 from urepa.models.backbones.backbone_sizes import check_transformer_adapters, transformer_block
@@ -47,7 +48,7 @@ class Pass:
         return self.grid[0] * self.grid[1]
 
 
-class DiffusersTransformer(nn.Module, ABC):
+class DiffusersTransformer(nn.Module, Abstract):
     """A transformer of diffusers. Taps: `block_k`, the image tokens after block k, counted from 0 over its block lists
     one after the other.
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from urepa.core.declared_keys import setting
-from urepa.core.part_names import POOLED, TEXT
+from urepa.core.part_names import TEXT
 from urepa.models.published_unet import PublishedTextUNet
 
 
@@ -20,7 +20,6 @@ class SD15Text(PublishedTextUNet):
     gradient_checkpointing: bool = setting("recompute blocks in the backward pass: less memory, more time")
     family: ClassVar[str] = "sd15"
     condition_parts: ClassVar[tuple[str, ...]] = (TEXT,)
-    unused_parts: ClassVar[tuple[str, ...]] = (POOLED,)
     title: ClassVar[str] = "Stable Diffusion 1.5"
     condition: ClassVar[str] = (
         "The condition is a caption: cross-attention attends to its frozen tokens, except masked ones. If the caption "

@@ -9,9 +9,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from urepa.core.backbone_protocols import FoundWeights, WeightsKind
 from urepa.core.declared_keys import SIZE, setting
-from urepa.core.descriptions import BackboneFacts, CardFacts, Formula, join_with_and, number, shape
+from urepa.core.descriptions import BackboneFacts, CardFacts, Formula, number
 from urepa.core.errors import UserError
-from urepa.models.backbones.backbone_sizes import TRAINED_ROWS, check_head_width, check_unet, check_unet_tap, unet_files
+from urepa.models.backbones.backbone_sizes import (
+    TRAINED_ROWS,
+    check_head_width,
+    check_unet,
+    check_unet_tap,
+    describe_unet_sizes,
+    unet_files,
+)
 from urepa.models.diffusers_cards import diffusers_card
 from urepa.models.drawn_backbone import DrawnBackbone
 
@@ -77,20 +84,11 @@ class TinyUNet(DrawnBackbone):
         )
 
     def description(self, facts: BackboneFacts) -> list[str | Formula]:
-        channels, shapes = self.block_out_channels, facts.latent_shapes or (facts.latent_shape,)
-        attending = [
-            " or ".join(shape(n // 2**level for n in sides) for _, *sides in shapes)
-            for level, here in enumerate(self.attention)
-            if here
-        ]
-        heads = (
-            f" Cross-attention, in heads {self.head_dim} wide, acts at {join_with_and(attending)}." if attending else ""
-        )
+        sizes = (self.block_out_channels, self.attention, self.layers_per_block, self.head_dim)
         return [
             f"The backbone is a {self.conditioned_on}-conditional U-Net (UNet2DConditionModel of diffusers)"
-            f"{facts.initial_weights(self.base)}, on x0 of {facts.x0_shape}. Its {len(channels)} "
-            f"resolutions have {join_with_and(list(map(str, channels)))} channels, and {self.layers_per_block} "
-            f"residual block(s) each on the way down.{heads} {self.describe_condition(facts)}"
+            f"{facts.initial_weights(self.base)}, on x0 of {facts.x0_shape}. {describe_unet_sizes(*sizes, facts)} "
+            f"{self.describe_condition(facts)}"
         ]
 
     def describe_condition(self, facts: BackboneFacts) -> str:

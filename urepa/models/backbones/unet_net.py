@@ -6,6 +6,7 @@ T time embedding.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from urepa.core.abstract import Abstract
 from urepa.core.conditions import CLASS, Condition
 from urepa.core.types import Denoised, Tokens
 from urepa.models.backbones.backbone_sizes import LORA, TRAINED_ROWS, check_unet, check_unet_tap
@@ -59,7 +61,7 @@ class StageState:
         return StageState(self.map_BChw[rows_R], skips, self.temb_BT[rows_R], self.text_BLE[rows_R], bias_R1L)
 
 
-class StagedUNet(nn.Module):
+class StagedUNet(nn.Module, Abstract):
     """A U-Net that runs diffusers' modules in stages.
 
     Taps: `mid` (the middle block's output), `enc_last` (the last down block's), `dec_first` (the first up
@@ -74,10 +76,10 @@ class StagedUNet(nn.Module):
         super().__init__()
         self.unet: Any = unet
 
+    @abstractmethod
     def attended(self, condition: Condition) -> tuple[Tensor, Tensor | None]:
         """The input of cross-attention: tokens [B,L,E], and a bias [B,1,L] that is added to the scores, if some are
         masked."""
-        raise NotImplementedError
 
     def added_to_time(self, condition: Condition, x_t: Tensor, temb_BT: Tensor) -> Tensor | None:
         """What is added to the time embedding [B,T], computed from the condition and x_t's size; None: nothing."""

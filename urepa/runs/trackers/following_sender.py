@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import threading
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from urepa.core.abstract import Abstract
 from urepa.core.errors import UserError
 from urepa.core.json_lines import BEGINNING, Line
 from urepa.runs.metrics import is_final, row_lines
@@ -39,7 +40,7 @@ class Position(NamedTuple):
 START = Position(BEGINNING, -1, 0)
 
 
-class Follower(ABC):
+class Follower(Abstract):
     """Follows a run's metrics.jsonl in a thread. A subclass says where rows go (`_send_new_rows`) and keeps a cursor
     with the place of the last row `sent` and whether the run was `finished`.
 
