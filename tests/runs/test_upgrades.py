@@ -381,3 +381,12 @@ def test_what_the_ninth_form_added_means_what_was_before(compose: Callable[..., 
         stored = without(composed, "unit_length", "cls_weight", "kernel", "min_snr", "skip_spikes")
         assert stored != composed
         assert upgrade({KEY: 0} | stored) == composed
+
+
+def test_what_the_tenth_form_added_means_what_was_before(compose: Callable[..., dict[str, Any]]) -> None:
+    """Stored configs without the keys are upgraded to the composed ones."""
+    for overrides in ([], ["teacher=dinov2_l"]):
+        composed = compose(*overrides)
+        stored = without(composed, "whiten", "block")
+        assert stored != composed
+        assert upgrade({KEY: 0} | stored) == composed

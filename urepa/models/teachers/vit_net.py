@@ -1,4 +1,5 @@
-"""Vision transformers of the transformers library as teachers: DINOv2, DINOv3, CLIP, SigLIP, MAE.
+"""Vision transformers of the transformers library as teachers: DINO, DINOv2, DINOv3, CLIP, SigLIP, MAE,
+I-JEPA.
 
 Shapes: B batch, P prefix tokens (CLS, registers), N patch tokens, D width.
 """
@@ -6,8 +7,8 @@ Shapes: B batch, P prefix tokens (CLS, registers), N patch tokens, D width.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,14 @@ HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 @dataclass(frozen=True)
 class Family:
-    """What the models of a family share. `resizes`: whether they adapt their positions to the image size by default."""
+    """What the models of a family share. `resizes`: whether they adapt their positions to the image size by default.
+    `options`: arguments of their class."""
 
     model_class: str
     normalisation: tuple[tuple[float, ...], tuple[float, ...]]
     cls_tokens: int
     resizes: bool
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 FAMILIES = {
@@ -48,6 +51,8 @@ FAMILIES = {
     "clip": Family("CLIPVisionModel", OPENAI, 1, False),
     "siglip": Family("SiglipVisionModel", HALF, 0, False),
     "mae": Family("ViTMAEModel", IMAGENET, 1, False),
+    "dino": Family("ViTModel", IMAGENET, 1, False, {"add_pooling_layer": False}),  # its files have no pooler
+    "ijepa": Family("IJepaModel", IMAGENET, 0, False, {"add_pooling_layer": False}),
 }
 
 # Layers of the published ViTs (S, B, L, H, g) by width; all have heads of width 64
@@ -55,8 +60,8 @@ LAYERS = {384: 12, 768: 12, 1024: 24, 1280: 32, 1536: 40}
 
 
 class ViTNetwork:
-    """The patch tokens of the last layer, average-pooled from the patches' grid to `grid` and normalised to unit
-    length.
+    """The patch tokens of the last layer or of an earlier block, average-pooled from the patches' grid to `grid` and
+    normalised to unit length.
 
     The description takes the first 1,296 of DINOv2's 37x37 tokens and views them as 36x36, which shears the
     image; here all of them are used (docs/errata.md).
@@ -72,6 +77,9 @@ class ViTNetwork:
             the default in conf/, is allowed; in the other families only None.
         unit_length: whether tokens are normalised; else they are as the last layer gives them, averaged by pooling.
         cls_weight: the class token times this is added to each patch token, before pooling.
+        block: the block whose output is taken, counted from 0, without the network's last LayerNorm; None: the last,
+            with it.
+        whiten: whether the track whitens the tokens on reading (`urepa.data.whitening`).
     """
 
     def __init__(
@@ -86,10 +94,12 @@ class ViTNetwork:
         *,
         unit_length: bool = True,
         cls_weight: float = 0.0,
+        block: int | None = None,
+        whiten: bool = False,
     ) -> None:
         check_vit(family, image_size, patch, grid, positions)
         check_cls(family, cls_weight)
-        self.unit_length, self.cls_weight = unit_length, cls_weight
+        self.unit_length, self.cls_weight, self.block, self.whiten = unit_length, cls_weight, block, whiten
         self.family, self.model, self.image_size, self.patch = family, model, image_size, patch
         self.grid, self.width = (grid[0], grid[1]), width
         self.resamples, self.positions = resamples(family, image_size, patch), positions
@@ -108,13 +118,15 @@ class ViTNetwork:
         is_resampled = self.resamples if grid is None else resamples_map(self.family, self._map_of(grid))
         positions = {"positions": self.positions} if is_resampled else {}
         mixed = {"cls_weight": self.cls_weight} if self.cls_weight else {}
+        layer = {} if self.block is None else {"block": self.block}
         return (
             positions
             | length_facts(self.unit_length)
             | mixed
+            | layer
             | {
                 "family": self.family,
-                "model": stored_name(self.model, self.unit_length, self.cls_weight),
+                "model": stored_name(self.model, self.unit_length, self.cls_weight, self.block),
                 "image_size": self.image_size,
                 "grid": list(self.grid if grid is None else grid),
                 "width": self.width,
@@ -151,7 +163,7 @@ class ViTNetwork:
             try:
                 name, revision = resolve(self.model)
                 network = getattr(transformers, family.model_class).from_pretrained(
-                    name, use_safetensors=True, dtype=torch.float32, revision=revision
+                    name, use_safetensors=True, dtype=torch.float32, revision=revision, **family.options
                 )
             except OSError as error:
                 raise UserError(
@@ -164,6 +176,9 @@ class ViTNetwork:
                 f"teacher.model={self.model} has width {config.hidden_size} and patches of {config.patch_size}; "
                 f"teacher.width={self.width} and teacher.patch={self.patch} say otherwise"
             )
+        last = config.num_hidden_layers - 1
+        if self.block is not None and self.block > last:
+            raise UserError(f"teacher.block={self.block}: the last block of teacher.model={self.model} is {last}")
         return self._freeze(network)
 
     def build_without_weights(self) -> Any:
@@ -172,7 +187,8 @@ class ViTNetwork:
         `network`."""
         import transformers
 
-        network_class = getattr(transformers, FAMILIES[self.family].model_class)
+        family = FAMILIES[self.family]
+        network_class = getattr(transformers, family.model_class)
         if Path(self.model).is_dir():
             config = network_class.config_class.from_pretrained(self.model)
         elif self.width not in LAYERS:
@@ -189,7 +205,7 @@ class ViTNetwork:
             )
             if self.width == 1536:  # DINOv2-g alone
                 config.use_swiglu_ffn = True
-        self.network = self._freeze(network_class(config))
+        self.network = self._freeze(network_class(config, **family.options))
         return self.network
 
     def _freeze(self, network: Any) -> Any:
@@ -231,9 +247,13 @@ class ViTNetwork:
         options: dict[str, Any] = {} if family.resizes else {"interpolate_pos_encoding": True}
         if self.family == "mae":  # it shuffles patches by sorting this noise; ascending values keep the order
             options["noise"] = torch.arange(rows * columns, device=pixels.device).float().expand(len(pixels), -1)
+        if self.block is not None:
+            options["output_hidden_states"] = True
         network = self.network.to(pixels.device)
         with torch.autocast("cuda", torch.bfloat16, enabled=pixels.is_cuda):
-            hidden_BND = network(pixels, **options).last_hidden_state
+            output = network(pixels, **options)
+        # the first of the hidden states are the embeddings
+        hidden_BND = output.last_hidden_state if self.block is None else output.hidden_states[self.block + 1]
         prefix = family.cls_tokens + getattr(self.network.config, "num_register_tokens", 0)
         patches = Tokens(hidden_BND[:, prefix:].float(), (rows, columns))
         vector_BD = hidden_BND[:, 0].float() if family.cls_tokens else patches.x_BND.mean(1)

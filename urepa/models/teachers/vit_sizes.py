@@ -12,7 +12,7 @@ from urepa.models.teachers.token_sizes import named_raw
 # The rows and columns on which a family's learned positions were trained, where libraries resample them differently
 # (`urepa.models.teachers.dino.dinov2_positions`). With registers they agree; DINOv3 has rotary positions.
 NATIVE = {"dinov2": 37}
-WITHOUT_CLS = ("siglip",)  # families whose only tokens are those of patches
+WITHOUT_CLS = ("siglip", "ijepa")  # families whose only tokens are those of patches
 
 
 class Positions(Enum):
@@ -62,10 +62,12 @@ def model_name(model: str) -> str:
     return Path(model).name.partition("@")[0]
 
 
-def stored_name(model: str, unit_length: bool, cls_weight: float) -> str:
-    """The model's name in token stores, with what its tokens are beside patch tokens of unit length."""
+def stored_name(model: str, unit_length: bool, cls_weight: float, block: int | None = None) -> str:
+    """The model's name in token stores, with what its tokens are beside the last layer's patch tokens of unit
+    length."""
+    layer = "" if block is None else f"-block{block}"
     mixed = f"-cls{cls_weight:g}" if cls_weight else ""
-    return named_raw(f"{model_name(model)}{mixed}", unit_length)
+    return named_raw(f"{model_name(model)}{layer}{mixed}", unit_length)
 
 
 def check_cls(family: str, cls_weight: float) -> None:
