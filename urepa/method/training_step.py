@@ -23,6 +23,7 @@ from urepa.method.alignment_grids import TEACHER, Grid, compared_on
 from urepa.method.gradient_layout import with_gradient_in_own_layout
 from urepa.method.objectives.objective_math import ObjectiveMath, shape_of
 from urepa.method.self_alignment import own_states
+from urepa.models.token_draws import hand_out
 
 Gather = Callable[[Tensor], Tensor]  # [B,D] -> [G,D], with gradient
 NO_GRIDS: Mapping[str, Grid] = {}
@@ -211,6 +212,7 @@ def step_terms(
     if batch.is_aligned and own_states(loss).averaged:
         s_B = own.second_times(batch, objective)
         second["second"] = SecondView(objective.corrupt(batch.x0, batch.noise, s_B), s_B)
+    hand_out(model, batch.draws)
     output = model(x_t, batch.t_B, batch.condition, batch.rows_R, batch.grids, **second)
     target = objective.target(batch.x0, batch.noise, batch.t_B)
     diffusion_R = objective.diffusion_terms(output.prediction_RCHW, target, batch.t_B, batch.rows_R)
