@@ -235,12 +235,13 @@ def _to_9(config: dict[str, Any]) -> None:
 
 
 def _to_10(config: dict[str, Any]) -> None:
-    """A teacher's tokens were always those of its last layer, and never whitened."""
+    """A teacher's tokens were always those of its last layer, and never whitened. A SiT's tokens skipped no blocks."""
     teachers = "urepa.models.teachers"
     added: dict[str, dict[str, Any]] = {
         f"{teachers}.efficientnet_lite0.EfficientNetLite0": {"whiten": False},
         f"{teachers}.efficientnet_lite2.EfficientNetLite2": {"whiten": False},
         f"{teachers}.vit.ViT": {"block": None, "whiten": False},
+        "urepa.models.backbones.sit.SiT": {"route": [], "route_share": 0.0},
     }
     for part in _parts(config):
         for key, value in added.get(str(part["_target_"]), {}).items():

@@ -47,6 +47,6 @@ class MaskedAdapter:
         blocks = f"{self.depth} transformer block{'s' * (self.depth > 1)} of the tap's width with {self.heads} heads"
         return (
             f"in training each token is replaced by a learned one with a probability of {number(self.share)}; "
-            f"{blocks}, conditioned on the time by adaLN-Zero; a dense layer, LayerNorm, SiLU and a dense layer on each "
-            "token by itself, and where the grids differ bilinear interpolation to the target's after them"
+            f"{blocks}, conditioned on the time by adaLN-Zero; a dense layer, LayerNorm, SiLU and a dense layer on "
+            "each token by itself, and where the grids differ bilinear interpolation to the target's after them"
         )
