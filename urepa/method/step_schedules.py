@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 
 def linear_warmup(step: int, maximum: float, warmup_steps: int) -> float:
@@ -22,3 +23,9 @@ def cosine_with_warmup(step: int, max_steps: int, warmup_ratio: float, final_rat
         return final_ratio
     cosine = 0.5 * (1.0 + math.cos(math.pi * (step - warmup_steps) / (max_steps - warmup_steps)))
     return final_ratio + (1.0 - final_ratio) * cosine
+
+
+def time_power_at(loss: Any, step: int) -> float:
+    """The exponent of a sample's weight by its time at this update: `time_power_at(step)` of a loss that has it, else
+    its `time_power`."""
+    return float(loss.time_power_at(step) if hasattr(loss, "time_power_at") else loss.time_power)

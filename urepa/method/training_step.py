@@ -23,6 +23,7 @@ from urepa.method.alignment_grids import TEACHER, Grid, compared_on
 from urepa.method.gradient_layout import with_gradient_in_own_layout
 from urepa.method.objectives.objective_math import ObjectiveMath, shape_of
 from urepa.method.self_alignment import own_states
+from urepa.method.step_schedules import time_power_at
 from urepa.models.token_draws import hand_out
 
 Gather = Callable[[Tensor], Tensor]  # [B,D] -> [G,D], with gradient
@@ -216,7 +217,7 @@ def step_terms(
     output = model(x_t, batch.t_B, batch.condition, batch.rows_R, batch.grids, **second)
     target = objective.target(batch.x0, batch.noise, batch.t_B)
     diffusion_R = objective.diffusion_terms(output.prediction_RCHW, target, batch.t_B, batch.rows_R)
-    weight_B = objective.towards_data(batch.t_B, loss.time_power, shape_of(batch.x0))
+    weight_B = objective.towards_data(batch.t_B, time_power_at(loss, step), shape_of(batch.x0))
     return loss(diffusion_R, output, batch, step, gather, weight_B), output
 
 
