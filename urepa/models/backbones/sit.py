@@ -147,12 +147,12 @@ class SiT:
 
     def description(self, facts: BackboneFacts) -> list[str | Formula]:
         normed = " Queries and keys pass a LayerNorm." if self.qk_norm else ""
-        routed = (
-            f" In training a share of {number(self.route_share)} of each image's tokens, drawn anew at each update, "
-            f"skips the blocks {self.route[0]} to {self.route[1]}, counted from 0, and is put back behind them (TREAD)."
-            if self.route
-            else ""
-        )
+        route, share, routed = self.route, number(self.route_share), ""
+        if route:
+            routed = (
+                f" In training a share of {share} of each image's tokens, drawn anew at each update, skips the blocks "
+                f"{route[0]} to {route[1]}, counted from 0, and is put back behind them (TREAD)."
+            )
         return [
             f"The backbone is a SiT, a transformer with adaLN-Zero{facts.initial_weights(self.base)}: "
             f"{self.depth} blocks of width {self.width} with {self.heads} attention heads over "
