@@ -1,4 +1,5 @@
-"""Vision transformers of the transformers library: DINO, DINOv2, DINOv3, CLIP, SigLIP, MAE, I-JEPA."""
+"""Vision transformers of the transformers library: DINO, DINOv2, DINOv3, CLIP, SigLIP, MAE, I-JEPA,
+MoCo-v3."""
 
 from __future__ import annotations
 
@@ -36,6 +37,7 @@ class Family(Enum):
     mae = "mae"
     dino = "dino"
     ijepa = "ijepa"
+    mocov3 = "mocov3"
 
 
 @dataclass
@@ -45,7 +47,8 @@ class ViT:
     _target_: str = "urepa.models.teachers.vit.ViT"
     family: Family = setting("the network's architecture and preprocessing", alters=ALIGNMENT)
     model: str = setting(
-        "a hub id, a local folder, or Meta's own .pth of DINOv2 or DINOv3; its last part is recorded", alters=ALIGNMENT
+        "a hub id, a local folder, or the authors' .pth of DINO, DINOv2, DINOv3 or MoCo-v3; its last part is recorded",
+        alters=ALIGNMENT,
     )
     image_size: int = setting(
         "side of the image that the network sees, pixels; a multiple of patch", ge=1, le=SIZE, alters=ALIGNMENT

@@ -1,5 +1,5 @@
 """Vision transformers of the transformers library as teachers: DINO, DINOv2, DINOv3, CLIP, SigLIP, MAE,
-I-JEPA.
+I-JEPA, MoCo-v3.
 
 Shapes: B batch, P prefix tokens (CLS, registers), N patch tokens, D width.
 """
@@ -22,10 +22,11 @@ from urepa.core.errors import UserError
 from urepa.core.hub_names import download_failure, resolve
 from urepa.core.types import Tokens
 from urepa.models.layers import unit_length
+from urepa.models.teachers.dino import plain_vit_files
 from urepa.models.teachers.dino.dinov2_positions import resample_by
 from urepa.models.teachers.rectangle_sizes import map_size, proportional_grid
 from urepa.models.teachers.token_sizes import length_facts
-from urepa.models.teachers.vit_sizes import check_cls, check_vit, resamples, resamples_map, stored_name
+from urepa.models.teachers.vit_sizes import FILES, check_cls, check_vit, resamples, resamples_map, stored_name
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -52,6 +53,7 @@ FAMILIES = {
     "siglip": Family("SiglipVisionModel", HALF, 0, False),
     "mae": Family("ViTMAEModel", IMAGENET, 1, False),
     "dino": Family("ViTModel", IMAGENET, 1, False, {"add_pooling_layer": False}),  # its files have no pooler
+    "mocov3": Family("ViTModel", IMAGENET, 1, False, {"add_pooling_layer": False}),
     "ijepa": Family("IJepaModel", IMAGENET, 0, False, {"add_pooling_layer": False}),
 }
 
@@ -68,7 +70,7 @@ class ViTNetwork:
 
     Args:
         family: a key of FAMILIES.
-        model: a hub id, a local folder, or Meta's own dinov2_*.pth or dinov3_vit*.pth.
+        model: a hub id, a local folder, or the authors' own file (`urepa.models.teachers.dino`).
         image_size: pixels, a multiple of `patch`; 518 gives DINOv2 37x37 tokens.
         patch: pixels. grid: rows and columns after pooling. width: D. The three are settings, so that heads
             can be built from a cache alone; they are checked when the network is loaded.
@@ -155,10 +157,13 @@ class ViTNetwork:
 
         progress.hide_loading()
         family = FAMILIES[self.family]
-        if self.model.endswith(".pth"):
+        network: Any
+        if self.model.endswith(FILES) and self.family in plain_vit_files.FAMILIES:
+            network = plain_vit_files.load_plain(Path(self.model), self.family)
+        elif self.model.endswith(FILES):
             from urepa.models.teachers.dino.meta_files import load_meta
 
-            network: Any = load_meta(Path(self.model), self.family)
+            network = load_meta(Path(self.model), self.family)
         else:
             try:
                 name, revision = resolve(self.model)

@@ -12,6 +12,7 @@ from urepa.models.teachers.token_sizes import named_raw
 # The rows and columns on which a family's learned positions were trained, where libraries resample them differently
 # (`urepa.models.teachers.dino.dinov2_positions`). With registers they agree; DINOv3 has rotary positions.
 NATIVE = {"dinov2": 37}
+FILES = (".pth", ".pth.tar")  # how files end that are converted when they are read
 WITHOUT_CLS = ("siglip", "ijepa")  # families whose only tokens are those of patches
 
 
@@ -79,6 +80,6 @@ def check_cls(family: str, cls_weight: float) -> None:
 
 
 def check_file(model: str) -> None:
-    """Raises UserError if `model` names a file of Meta's that does not exist."""
-    if model.endswith(".pth") and not Path(model).is_file():
+    """Raises UserError if `model` names a file of its authors that does not exist."""
+    if model.endswith(FILES) and not Path(model).is_file():
         raise UserError(f"teacher.model={model} does not exist")
