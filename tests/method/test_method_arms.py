@@ -36,7 +36,7 @@ def small(tmp_path_factory: pytest.TempPathFactory, compose: Build) -> list[str]
         *("data.limit=40", "data.validation_images=20", "data.test_images=20"),
         *("data.image_size=16", "data.unshuffle=1", "evaluation=none", "trainer.evaluate_every=null"),
         *("teacher=efficientnet_lite0_s16", "teacher.image_size=64", "teacher.grid=[4,4]"),
-        *("backbone.depth=4", "backbone.width=32", "backbone.heads=2"),
+        *("backbone.depth=5", "backbone.width=32", "backbone.heads=2"),
         *("trainer.batch_size=8", "trainer.validation_group=10", "trainer.max_steps=10", "tracking=none"),
     ]
     for unit_length in ("true", "false"):
@@ -73,6 +73,7 @@ def test_a_method_trains_and_with_lambda_0_leaves_the_backbone_alone(
     trained(off)
     objective = next((w.partition(": ")[2] for w in map(str, _overridden(arm)) if w.startswith("/objective")), None)
     alike = [] if objective is None else [f"objective={objective}", "objective.draw=lognormal"]
+    alike += [f"backbone.{key}={value}".replace(" ", "") for key, value in FILES[arm].get("backbone", {}).items()]
     without = trainer_of(*(o for o in small if not o.startswith("teacher")), *alike, "loss=none")
     trained(without)
     found, expected = weights(off, "backbone"), weights(without, "backbone")

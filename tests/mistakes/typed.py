@@ -119,6 +119,8 @@ NUMBERS = of(
         "loss=dispersive loss.tap=mid head.depth=2",
         "head.depth has no effect with this loss, which has neither a teacher",
     ),
+    ("loss=self_flow loss.student=mid loss.teacher=mid", "loss.student and loss.teacher are both mid: give two taps"),
+    ("head=masked_adapter head.share=2", "head.share=2.0: give 0 or more, at most 1"),
     ("schedule.stop_step=900", "schedule.stop_step=900 has no effect in a run of 900 steps"),
     ("objective.beta_start=0", "objective.beta_start=0.0: give more than 0"),
     ("objective.beta_start=0.5", "objective.beta_start=0.5 is above objective.beta_end"),

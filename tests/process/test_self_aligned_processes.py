@@ -12,6 +12,7 @@ SIT = tuple(o for o in TINY_SIT if not o.startswith(("head.", "teacher=")))
 LOSSES = {
     "dispersive": ("loss=dispersive", "loss.tap=block_0", "schedule=gradient_conflict", "schedule.every=2"),
     "self_representation": ("loss=self_representation", "loss.student=block_0", "loss.teacher=block_2"),
+    "self_flow": ("loss=self_flow", "loss.student=block_0", "loss.teacher=block_2"),
 }
 OF_CONFLICT = ("schedule.least=1", "schedule.threshold=-1")
 RUN = ("trainer.log_every=1", "tracking=none", "trainer.keep_last=9")
@@ -27,12 +28,12 @@ def test_two_processes_equal_one_and_a_killed_run_an_uninterrupted_one(
     make_workspace: Callable[..., Workspace], name: str
 ) -> None:
     """The pairs of the dispersive loss are those of the global batch, and its measurement is over all ranks. The state
-    of SRA is the trainer's average."""
+    of SRA and Self-Flow is the trainer's average."""
     alone, two, killed = (make_workspace(SIT) for _ in range(3))
     alone.train(*overrides(name))
     two.train(*overrides(name), ranks=2)
     rows = without_timings(alone.run)
-    term = {"dispersive": "dispersive", "self_representation": "self_distance"}[name]
+    term = {"dispersive": "dispersive", "self_representation": "self_distance", "self_flow": "token"}[name]
     assert f"val/{term}" in rows[-1]
     for ours, theirs in zip(without_timings(two.run), rows, strict=True):
         assert ours.keys() == theirs.keys()

@@ -221,7 +221,8 @@ def test_backbones_and_lora_of_earlier_versions_become_declared_parts(
 ) -> None:
     for number, module in ((2, earliest), (4, PLACES[earliest])):
         stored = {KEY: number, kind: {"_target_": f"{module}.{before}", "_partial_": True, "weights": "random"}}
-        added = {"use_rslora": False, "use_dora": False} if before == "add_lora" else {}
+        keys = {"add_lora": {"use_rslora": False, "use_dora": False}, "sit": {"route": [], "route_share": 0.0}}
+        added = keys.get(before, {})
         assert upgrade(stored) == {kind: {"_target_": since, "weights": "random"} | added}
         flat = upgrade_flat({f"{kind}._target_": f"{module}.{before}", f"{kind}._partial_": "True"}, number)
         assert flat[f"{kind}._target_"] == since
@@ -272,6 +273,7 @@ def test_all_renamed_parts_exist(before: str) -> None:
         | WITHOUT_IMAGES,
         "AlignmentLoss": {"grid": "teacher", "manifold_diagonal": False},
         "add_lora": {"use_rslora": False, "use_dora": False},
+        "sit": {"route": [], "route_share": 0.0},
     }
     added = keys.get(before.rpartition(".")[2], {})
     assert upgrade({KEY: 4, "part": {"_target_": before, "_partial_": True}}) == {
@@ -379,5 +381,14 @@ def test_what_the_ninth_form_added_means_what_was_before(compose: Callable[..., 
     for overrides in (["objective=ddpm_v"], ["teacher=dinov2_l", "objective=ddpm_eps"], ["head=irepa", *ENCODERS]):
         composed = compose(*overrides)
         stored = without(composed, "unit_length", "cls_weight", "kernel", "min_snr", "skip_spikes")
+        assert stored != composed
+        assert upgrade({KEY: 0} | stored) == composed
+
+
+def test_what_the_tenth_form_added_means_what_was_before(compose: Callable[..., dict[str, Any]]) -> None:
+    """Stored configs without the keys are upgraded to the composed ones."""
+    for overrides in ([], ["teacher=dinov2_l"], ["+experiment=repa_cifar10"]):
+        composed = compose(*overrides)
+        stored = without(composed, "whiten", "block", "route", "route_share")
         assert stored != composed
         assert upgrade({KEY: 0} | stored) == composed

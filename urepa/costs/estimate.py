@@ -36,6 +36,7 @@ from urepa.data.stores.disk_sizes import CacheSize, cache_sizes, reader_bytes
 from urepa.method.objectives.objective_math import ObjectiveMath
 from urepa.method.self_alignment import own_states
 from urepa.method.training_step import AlignedModel, step_terms
+from urepa.models.token_draws import draw_purposes, hand_out, in_eval_mode
 from urepa.training.assembly import build_backbone_without_weights, build_loss, build_model, build_part, speed_up
 from urepa.training.optimizer import groups_of
 from urepa.training.trainer import Settings
@@ -323,15 +324,16 @@ class CountedStep:
 
         def step() -> Tensor:
             batch = example(view, self.teacher, self.objective, micro_batch, loss.diffusion_fraction)
-            draws = {purpose: torch.zeros(micro_batch) for purpose in own_states(loss).draws}
-            batch = replace(batch, draws=draws)
+            purposes = (*own_states(loss).draws, *draw_purposes(model))
+            batch = replace(batch, draws={purpose: torch.zeros(micro_batch) for purpose in purposes})
+            hand_out(model, batch.draws)  # `run` is no module
             return step_terms(run, self.objective, loss, batch, 0, lambda x_BD: x_BD)[0].total
 
         model.zero_grad()  # gradients of the previous bucket
         with self.mode:
             counts = count_step(model, lambda name: part_of(model, name), step)
             one = example(view, self.teacher, self.objective, 1)
-            with torch.no_grad(), flop_counter() as forward:
+            with torch.no_grad(), in_eval_mode(model), flop_counter() as forward:
                 seen = run(one.x0, one.t_B, one.condition, None, one.grids)
         counts.forward.update({name: network.flops * micro_batch for name, network in asked.items()})
         return BucketCost(

@@ -177,6 +177,8 @@ class Cache:
                 for (flip, own), of in zip(lists.items(), (store, store.mirror), strict=False):
                     if of is not None and of.digests is not None:
                         content[name + flip] = identities[flip].of(of.record_digests(Keys(own)))
+                if "whitening_sha256" in store.manifest:
+                    content[f"{name}.whitening"] = store.manifest["whitening_sha256"]
         if "latents" in content:
             held_out = [samples for split, samples in self.splits.items() if split != "train"]
             digests = self.latents.record_digests(Keys(held_out))  # type: ignore[union-attr]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from urepa.core.protocols import LossMath
+
 
 def linear_warmup(step: int, maximum: float, warmup_steps: int) -> float:
     """λ(step): linear from 0 to `maximum` over `warmup_steps`, then constant."""
@@ -22,3 +24,10 @@ def cosine_with_warmup(step: int, max_steps: int, warmup_ratio: float, final_rat
         return final_ratio
     cosine = 0.5 * (1.0 + math.cos(math.pi * (step - warmup_steps) / (max_steps - warmup_steps)))
     return final_ratio + (1.0 - final_ratio) * cosine
+
+
+def time_power_at(loss: LossMath, step: int) -> float:
+    """The exponent of a sample's weight by its time at this update: `time_power_at(step)` of a loss that has it, else
+    its `time_power`."""
+    of_step = getattr(loss, "time_power_at", None)
+    return loss.time_power if of_step is None else float(of_step(step))

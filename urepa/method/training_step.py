@@ -23,6 +23,9 @@ from urepa.method.alignment_grids import TEACHER, Grid, compared_on
 from urepa.method.gradient_layout import with_gradient_in_own_layout
 from urepa.method.objectives.objective_math import ObjectiveMath, shape_of
 from urepa.method.self_alignment import own_states
+from urepa.method.step_schedules import time_power_at
+from urepa.method.token_times import noised
+from urepa.models.token_draws import hand_out
 
 Gather = Callable[[Tensor], Tensor]  # [B,D] -> [G,D], with gradient
 NO_GRIDS: Mapping[str, Grid] = {}
@@ -206,15 +209,16 @@ def step_terms(
 ) -> tuple[Terms, Aligned]:
     """The losses of one micro-batch: corrupt, predict, compare. If the batch has `rows_R`, only these rows have a
     diffusion term. It is an unbiased estimate of the whole batch's, because all rows are equally likely."""
-    x_t = objective.corrupt(batch.x0, batch.noise, batch.t_B)
+    x_t, times = noised(model, objective, loss, batch)
     second, own = {}, cast(Any, loss)
     if batch.is_aligned and own_states(loss).averaged:
         s_B = own.second_times(batch, objective)
         second["second"] = SecondView(objective.corrupt(batch.x0, batch.noise, s_B), s_B)
-    output = model(x_t, batch.t_B, batch.condition, batch.rows_R, batch.grids, **second)
+    hand_out(model, batch.draws)
+    output = model(x_t, times, batch.condition, batch.rows_R, batch.grids, **second)
     target = objective.target(batch.x0, batch.noise, batch.t_B)
     diffusion_R = objective.diffusion_terms(output.prediction_RCHW, target, batch.t_B, batch.rows_R)
-    weight_B = objective.towards_data(batch.t_B, loss.time_power, shape_of(batch.x0))
+    weight_B = objective.towards_data(batch.t_B, time_power_at(loss, step), shape_of(batch.x0))
     return loss(diffusion_R, output, batch, step, gather, weight_B), output
 
 

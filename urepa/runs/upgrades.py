@@ -234,6 +234,20 @@ def _to_9(config: dict[str, Any]) -> None:
         config["warm_start"] = {"checkpoint": config["warm_start"]} | lists
 
 
+def _to_10(config: dict[str, Any]) -> None:
+    """A teacher's tokens were always those of its last layer, and never whitened. A SiT's tokens skipped no blocks."""
+    teachers = "urepa.models.teachers"
+    added: dict[str, dict[str, Any]] = {
+        f"{teachers}.efficientnet_lite0.EfficientNetLite0": {"whiten": False},
+        f"{teachers}.efficientnet_lite2.EfficientNetLite2": {"whiten": False},
+        f"{teachers}.vit.ViT": {"block": None, "whiten": False},
+        "urepa.models.backbones.sit.SiT": {"route": [], "route_share": 0.0},
+    }
+    for part in _parts(config):
+        for key, value in added.get(str(part["_target_"]), {}).items():
+            part.setdefault(key, value)
+
+
 TRACKS = ("urepa.data.tracks.latent_track.LatentTrack", "urepa.data.tracks.pixel_track.PixelTrack")
 
 
@@ -246,7 +260,9 @@ def _earlier_positions(vit: dict[str, Any]) -> str | None:
     return "meta" if native else "transformers"
 
 
-STEPS: tuple[Callable[[dict[str, Any]], None], ...] = (_to_1, _to_2, _to_3, _to_4, _to_5, _to_6, _to_7, _to_8, _to_9)
+STEPS: tuple[Callable[[dict[str, Any]], None], ...] = (
+    *(_to_1, _to_2, _to_3, _to_4, _to_5, _to_6, _to_7, _to_8, _to_9, _to_10),
+)
 SCHEMA = len(STEPS)
 
 

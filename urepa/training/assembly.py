@@ -37,6 +37,7 @@ from urepa.method.self_alignment import OWN, own_states
 from urepa.method.training_step import AlignedModel
 from urepa.models import speed_switches
 from urepa.models.teachers.several_teachers import by_name, name_at
+from urepa.models.token_draws import draw_purposes
 from urepa.models.weight_files import trainable
 from urepa.runs import checkpoint
 from urepa.runs.metrics import MetricsLog
@@ -284,7 +285,7 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
     if config["warm_start"]["checkpoint"] is not None and checkpoint.newest(folder / "checkpoints") is None:
         accelerator.print(warm_start.load(trainable(model), config["warm_start"], folder))
     declared_optimizer: Optimizer = declaration_of(config["optimizer"])
-    draws = own_states(loss).draws
+    draws = (*own_states(loss).draws, *draw_purposes(model))
     reader = TrainingReader(cache, objective, layout, config["seed"], loss.diffusion_fraction, loss.schedule, draws)
     validation_reader = ValidationReader(cache, objective, settings.validation_group, draws)
     model.to(accelerator.device)

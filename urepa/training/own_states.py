@@ -27,6 +27,8 @@ def own_heads(loss: Any, backbone: Any) -> dict[str, nn.Module]:
             f"nothing trainable precedes {' or '.join(own.taps)}, so the loss would train nothing there: choose other "
             "taps, or lora.blocks=all"
         )
+    if hasattr(loss, "use_patches"):
+        loss.use_patches(backbone)
     return {name_at(tap, OWN): head for tap, head in loss.heads(widths).items()}
 
 

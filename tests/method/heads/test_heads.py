@@ -266,9 +266,9 @@ def test_a_head_scales_and_shifts_by_the_time(t_B: Tensor) -> None:
 def test_a_declared_head_is_what_the_protocol_says(compose: Callable[..., dict[str, Any]], name: str) -> None:
     head: Head = declaration_of(compose(f"head={name}")["head"])
     head.check()
-    network = head.build(in_width=6, out_width=5)
+    network = head.build(in_width=8, out_width=5).eval()  # in training some draw by address
     for grid in [(2, 3), (4, 6)] if head.resizes else [(2, 3)]:
-        tapped = Tokens(torch.randn(2, grid[0] * grid[1], 6, generator=torch.Generator().manual_seed(0)), grid)
+        tapped = Tokens(torch.randn(2, grid[0] * grid[1], 8, generator=torch.Generator().manual_seed(0)), grid)
         tokens = network(tapped, torch.tensor([0.1, 0.9]), (2, 3))
         assert tokens.grid == (2, 3)
         assert tokens.x_BND.shape == (2, 6, 5)
@@ -276,7 +276,7 @@ def test_a_declared_head_is_what_the_protocol_says(compose: Callable[..., dict[s
         torch.testing.assert_close(tokens.x_BND.norm(dim=-1), torch.ones(2, 6))
     if not head.resizes:
         with pytest.raises(UserError, match="resizes neither"):
-            network(Tokens(torch.randn(2, 24, 6), (4, 6)), torch.zeros(2), (2, 3))
+            network(Tokens(torch.randn(2, 24, 8), (4, 6)), torch.zeros(2), (2, 3))
     assert not head.description()[0].isupper()  # it stands within a sentence
     assert not head.description().endswith(".")
 

@@ -60,6 +60,7 @@ def read_to_describe(declared: Any, *facts: Any, **known: Any) -> set[str]:
         ["+experiment=repa_smoke", "loss=layer_sync"],
         ["+experiment=repa_smoke", "loss=dispersive"],
         ["+experiment=repa_smoke", "loss=self_representation"],
+        ["+experiment=repa_smoke", "loss=self_flow"],
     ],
 )
 def test_descriptions_mention_every_setting_of_their_part(compose: Compose, overrides: list[str]) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from urepa.core.types import Batch
 from urepa.method.losses import loss_math
 from urepa.models.layers import resize_tokens
+from urepa.models.token_draws import hand_out
 from urepa.models.weight_files import trainable
 
 
@@ -57,6 +58,7 @@ class PlainLoop:
     def total(self, batch: Batch) -> Tensor:
         """The loss of one micro-batch."""
         x_t = self.objective.corrupt(batch.x0, batch.noise, batch.t_B)
+        hand_out(self.model, batch.draws)
         with self.autocast():
             output = self.model(x_t, batch.t_B, batch.condition, batch.rows_R, batch.grids)
         target = self.objective.target(batch.x0, batch.noise, batch.t_B)

@@ -43,6 +43,7 @@ from urepa.data.text_and_image_conditions import TextAndImageConditions, with_te
 from urepa.data.tracks.caption_caches import CaptionCaches
 from urepa.data.tracks.image_token_caches import text_and_image_conditions
 from urepa.data.tracks.latent_bucket_caches import LatentBucket, Opened
+from urepa.data.whitening import whitened
 
 if TYPE_CHECKING:
     from urepa.data.tracks.latent_track import LatentTrack
@@ -236,12 +237,13 @@ class LatentTrackCaches:
             listed = Samples.concatenate(samples for own in splits for samples in own.values())
             conditions = with_text(conditions, self.captions.open(listed, places.get(self.captions.folder)))
         known = Opened(conditions, names, places, manifests)
-        return caches_of(
+        caches = caches_of(
             [
                 bucket.open(teacher, own, archive, known)
                 for bucket, own, archive in zip(buckets, splits, archives, strict=True)
             ]
         )
+        return whitened(caches, teacher, self.tokens_folders(teacher))
 
     def refuse_other_prompts(self) -> None:
         """Raises UserError if the prompts' record names another text encoder or other class names."""

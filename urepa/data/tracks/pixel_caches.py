@@ -38,6 +38,7 @@ from urepa.data.text_and_image_conditions import TextAndImageConditions, with_te
 from urepa.data.tracks.caption_caches import CaptionCaches
 from urepa.data.tracks.image_token_caches import text_and_image_conditions
 from urepa.data.tracks.pixel_bucket_caches import PixelBucket
+from urepa.data.whitening import whitened
 
 if TYPE_CHECKING:
     from urepa.data.tracks.pixel_track import PixelTrack
@@ -119,7 +120,8 @@ class PixelTrackCaches:
         conditions = self.conditions
         if self.text is not None:
             conditions = with_text(conditions, self.text.open(self._listed()))
-        return caches_of([bucket.open(teacher, names, conditions) for bucket in self.buckets])
+        caches = caches_of([bucket.open(teacher, names, conditions) for bucket in self.buckets])
+        return whitened(caches, teacher, self.tokens_folders(teacher))
 
     def _listed(self) -> Samples:
         return Samples.concatenate(bucket.listed() for bucket in self.buckets)

@@ -101,6 +101,20 @@ def check_sit(patch: int, width: int, heads: int, latent_shape: Sequence[int]) -
         raise UserError(f"backbone.width={width}: give a multiple of 4 and of backbone.heads={heads}")
 
 
+def check_route(route: Sequence[int], share: float, depth: int) -> None:
+    """Raises UserError if blocks that tokens skip do not exist, or if one of the two settings has no effect."""
+    if bool(route) != (share > 0):
+        raise UserError(
+            f"backbone.route={list(route)} and backbone.route_share={share:g} go together: give two blocks and a share "
+            "of the tokens above 0, or neither"
+        )
+    if route and (len(route) != 2 or not 0 <= route[0] <= route[1] < depth):
+        raise UserError(
+            f"backbone.route={list(route)}: give the first and the last block that tokens skip, in order, of the "
+            f"{depth} from 0 to {depth - 1}"
+        )
+
+
 def sit_block(tap: str, depth: int) -> int:
     """The index, below `depth`, of the block whose output is a SiT's tap `block_K`. Raises UserError for other taps."""
     names = [f"block_{k}" for k in range(depth)]

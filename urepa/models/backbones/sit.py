@@ -13,7 +13,14 @@ from urepa.core.declared_keys import SIZE, setting
 from urepa.core.descriptions import BackboneFacts, CardFacts, Formula, code_block, number
 from urepa.core.errors import UserError
 from urepa.core.hub_names import ensure_local, hub_file
-from urepa.models.backbones.backbone_sizes import EXPORTED, RANDOM, check_sit, check_transformer_adapters, sit_block
+from urepa.models.backbones.backbone_sizes import (
+    EXPORTED,
+    RANDOM,
+    check_route,
+    check_sit,
+    check_transformer_adapters,
+    sit_block,
+)
 
 if TYPE_CHECKING:
     from urepa.models.backbones.sit_net import SiTNetwork
@@ -43,6 +50,13 @@ class SiT:
     heads: int = setting("heads of attention in a block", ge=1, le=SIZE)
     qk_norm: bool = setting("LayerNorm on queries and keys")
     positions: SiTPositions = setting("positions added to the embedded patches: fixed sine-cosine, or learned")
+    route: list[int] = setting(
+        "the first and the last of the blocks that some tokens skip in training, counted from 0; []: none",
+        [],
+        ge=0,
+        le=SIZE,
+    )
+    route_share: float = setting("share of the tokens that skip these blocks in training", 0.0, ge=0, le=0.99)
     family: ClassVar[str] = "sit"
     noun: ClassVar[str] = "transformer"
     is_diffusers_unet: ClassVar[bool] = False
@@ -53,6 +67,7 @@ class SiT:
 
     def check(self, latent_shape: tuple[int, int, int]) -> None:
         check_sit(self.patch, self.width, self.heads, latent_shape)
+        check_route(self.route, self.route_share, self.depth)
 
     def check_latents(self, shapes: Sequence[tuple[int, int, int]]) -> None:
         if len(shapes) > 1 and str(self.positions) == "learned":
@@ -63,7 +78,12 @@ class SiT:
             )
 
     def check_tap(self, tap: str) -> None:
-        sit_block(tap, self.depth)
+        index = sit_block(tap, self.depth)
+        if self.route and self.route[0] <= index < self.route[1]:
+            raise UserError(
+                f"backbone.route={list(self.route)}: some tokens skip {tap} in training; give a tap before block "
+                f"{self.route[0]}, block_{self.route[1]} or a later one"
+            )
 
     def check_grids(self, latent_shape: tuple[int, int, int], grids: Mapping[str, Sequence[int]]) -> None:
         own = [side // self.patch for side in latent_shape[1:]]
@@ -117,17 +137,28 @@ class SiT:
         from urepa.models.backbones.sit_net import SiTNetwork
 
         check_sit(self.patch, self.width, self.heads, latent_shape)
-        sizes = (self.patch, self.depth, self.width, self.heads)
-        return SiTNetwork(latent_shape, num_classes, *sizes, self.qk_norm, str(self.positions))
+        sizes = (latent_shape, num_classes, self.patch, self.depth, self.width, self.heads)
+        if self.route:
+            from urepa.models.backbones.routed_sit_net import RoutedSiTNetwork
+
+            route = (self.route[0], self.route[1])
+            return RoutedSiTNetwork(*sizes, self.qk_norm, str(self.positions), route=route, share=self.route_share)
+        return SiTNetwork(*sizes, self.qk_norm, str(self.positions))
 
     def description(self, facts: BackboneFacts) -> list[str | Formula]:
         normed = " Queries and keys pass a LayerNorm." if self.qk_norm else ""
+        route, share, routed = self.route, number(self.route_share), ""
+        if route:
+            routed = (
+                f" In training a share of {share} of each image's tokens, drawn anew at each update, skips the blocks "
+                f"{route[0]} to {route[1]}, counted from 0, and is put back behind them (TREAD)."
+            )
         return [
             f"The backbone is a SiT, a transformer with adaLN-Zero{facts.initial_weights(self.base)}: "
             f"{self.depth} blocks of width {self.width} with {self.heads} attention heads over "
             f"{self.patch}×{self.patch} patches "
             f"of x0 of {facts.x0_shape}, with {POSITIONS[str(self.positions)]}.{normed} The condition is "
-            f"one of {number(facts.num_classes + 1)} vectors, a class each and the null condition."
+            f"one of {number(facts.num_classes + 1)} vectors, a class each and the null condition.{routed}"
         ]
 
     def model_card(self, facts: CardFacts) -> str:

@@ -38,9 +38,15 @@ def sine_cosine(grid: tuple[int, int], width: int) -> Tensor:
     return torch.cat(parts, dim=1).float()[None]
 
 
-def modulate(x_BND: Tensor, shift_BD: Tensor, scale_BD: Tensor) -> Tensor:
-    """x·(1 + scale) + shift, with the same shift and scale for all tokens of a sample."""
-    return x_BND * (1 + scale_BD[:, None]) + shift_BD[:, None]
+def modulate(x_BND: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x·(1 + scale) + shift, with the same shift and scale [B,D] for all tokens of a sample, or with each token's
+    [B,N,D]."""
+    return x_BND * (1 + of_tokens(scale)) + of_tokens(shift)
+
+
+def of_tokens(vector: Tensor) -> Tensor:
+    """A sample's vector [B,D] for all of its tokens [B,1,D], or that of each token [B,N,D]."""
+    return vector[:, None] if vector.ndim == 2 else vector
 
 
 def modulation(width: int, parts: int) -> nn.Sequential:
@@ -132,9 +138,10 @@ class SiTBlock(nn.Module):
         self.adaLN_modulation = modulation(width, 6)
 
     def forward(self, x_BND: Tensor, c_BD: Tensor) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c_BD).chunk(6, dim=1)
-        x_BND = x_BND + gate1[:, None] * self.attn(modulate(self.norm1(x_BND), shift1, scale1))
-        return x_BND + gate2[:, None] * self.mlp(modulate(self.norm2(x_BND), shift2, scale2))
+        """The condition is a sample's [B,D], or each token's [B,N,D]."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c_BD).chunk(6, dim=-1)
+        x_BND = x_BND + of_tokens(gate1) * self.attn(modulate(self.norm1(x_BND), shift1, scale1))
+        return x_BND + of_tokens(gate2) * self.mlp(modulate(self.norm2(x_BND), shift2, scale2))
 
 
 class FinalLayer(nn.Module):
@@ -149,7 +156,7 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = modulation(width, 2)
 
     def forward(self, x_BND: Tensor, c_BD: Tensor) -> Tensor:
-        return self.linear(modulate(self.norm_final(x_BND), *self.adaLN_modulation(c_BD).chunk(2, dim=1)))
+        return self.linear(modulate(self.norm_final(x_BND), *self.adaLN_modulation(c_BD).chunk(2, dim=-1)))
 
 
 class SiTNetwork(nn.Module):
@@ -166,6 +173,7 @@ class SiTNetwork(nn.Module):
 
     stages = ("embedding", "blocks", "output")
     regions = ("SiTBlock",)
+    takes_token_times = True  # `forward` takes a time for each token too
 
     def __init__(
         self,
@@ -244,7 +252,7 @@ class SiTNetwork(nn.Module):
         taps: tuple[str, ...] = (),
         rows_R: Tensor | None = None,
     ) -> Denoised:
-        """x_t [B,C,H,W], t [B] in [0,1].
+        """x_t [B,C,H,W], t [B] in [0,1], or a time for each patch [B,h,w].
 
         rows_R [R] are the indices of the samples to predict (None: all). The blocks after the deepest tap process only
         these, and if there are none the forward stops there. Taps always have the whole batch.
@@ -254,7 +262,7 @@ class SiTNetwork(nn.Module):
         features: dict[str, Tokens] = {}
         grid = x_t.shape[2] // self.patch, x_t.shape[3] // self.patch
         x_BND = self.x_embedder(x_t) + self.positions_of(grid)
-        c_BD = self.t_embedder(t_B) + self.y_embedder(condition[CLASS])
+        c_BD = self._conditioned(t_B, condition)
         for k, block in enumerate(self.blocks[: deepest + 1]):
             x_BND = block(x_BND, c_BD)
             if k in tap_of:
@@ -266,6 +274,14 @@ class SiTNetwork(nn.Module):
         for block in self.blocks[deepest + 1 :]:
             x_BND = block(x_BND, c_BD)
         return Denoised(self._unpatchify(self.final_layer(x_BND, c_BD), grid), features)
+
+    def _conditioned(self, t_B: Tensor, condition: Condition) -> Tensor:
+        """The condition of each sample [B,D], or of each token [B,N,D] where t has a time for each."""
+        y_BD = self.y_embedder(condition[CLASS])
+        if t_B.ndim == 1:
+            return self.t_embedder(t_B) + y_BD
+        t_BN = t_B.flatten(1)
+        return self.t_embedder(t_BN.flatten()).unflatten(0, t_BN.shape) + y_BD[:, None]
 
     def positions_of(self, grid: tuple[int, int]) -> Tensor:
         """Positions [1,h·w,D] for x_t's grid of patches. Learned positions exist for one grid only."""

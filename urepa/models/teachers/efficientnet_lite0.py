@@ -13,7 +13,7 @@ from urepa.core.protocols import OneTeacher
 from urepa.core.teacher_names import ALONE
 from urepa.models.teachers.efficientnet_sizes import LITE0, check_efficientnet, model_name
 from urepa.models.teachers.rectangle_sizes import proportional_grid
-from urepa.models.teachers.token_sizes import length_in_words
+from urepa.models.teachers.token_sizes import WHITE_WORDS, WHITEN, length_in_words
 
 if TYPE_CHECKING:
     from urepa.models.teachers.efficientnet_net import EfficientNetLite0Network
@@ -35,6 +35,7 @@ class EfficientNetLite0:
     unit_length: bool = setting(
         "whether tokens are normalised to unit length; false: as the network gives them", True, alters=ALIGNMENT
     )
+    whiten: bool = setting(WHITEN, False, alters=ALIGNMENT)
 
     alters: ClassVar[tuple[str, ...]] = ALIGNMENT
     network: ClassVar[str] = "efficientnet-lite0"
@@ -67,7 +68,7 @@ class EfficientNetLite0:
     def build(self) -> EfficientNetLite0Network:
         from urepa.models.teachers.efficientnet_net import EfficientNetLite0Network
 
-        return EfficientNetLite0Network(self.image_size, self.grid, self.stride, self.unit_length)
+        return EfficientNetLite0Network(self.image_size, self.grid, self.stride, self.unit_length, self.whiten)
 
     def description(self) -> str:
         size, stride = self.image_size, self.stride
@@ -75,5 +76,5 @@ class EfficientNetLite0:
         return (
             f"The teacher is {self.title} with {self.weights}, frozen. Images are resized to {size}×{size} "
             f"pixels (bicubic); its {which} of {side}×{side} is average-pooled to {shape(self.grid)} tokens of width "
-            f"{number(self.width)}{length_in_words(self.unit_length)}."
+            f"{number(self.width)}{length_in_words(self.unit_length)}." + (WHITE_WORDS if self.whiten else "")
         )

@@ -25,4 +25,4 @@ class EfficientNetLite2(EfficientNetLite0):
     def build(self) -> EfficientNetLite2Network:
         from urepa.models.teachers.efficientnet_net import EfficientNetLite2Network
 
-        return EfficientNetLite2Network(self.image_size, self.grid, self.stride, self.unit_length)
+        return EfficientNetLite2Network(self.image_size, self.grid, self.stride, self.unit_length, self.whiten)

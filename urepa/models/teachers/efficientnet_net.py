@@ -37,11 +37,13 @@ class EfficientNetLite0Network:
     network, maps = "efficientnet-lite0", LITE0
     architecture = "efficientnet-lite0"
 
-    def __init__(self, image_size: int, grid: list[int], stride: int, unit_length: bool = True) -> None:
+    def __init__(
+        self, image_size: int, grid: list[int], stride: int, unit_length: bool = True, whiten: bool = False
+    ) -> None:
         check_efficientnet(image_size, grid, stride)
         self.image_size, self.grid, self.stride = image_size, (grid[0], grid[1]), stride
         self.last_block, self.width = self.maps[stride]
-        self.unit_length = unit_length
+        self.unit_length, self.whiten = unit_length, whiten
 
     @cached_property
     def _weights(self) -> Path:

@@ -1,8 +1,14 @@
-"""The lengths of teachers' tokens: unit length, or raw as the network gives them. Without torch."""
+"""What teachers' tokens are: of unit length or raw, whitened on reading or not. Without torch."""
 
 from __future__ import annotations
 
 from typing import Any
+
+WHITEN = "whether tokens are whitened on reading, by the principal components of the training images' tokens"
+WHITE_WORDS = (
+    " On reading, tokens are whitened: less the mean of the training images' tokens, along their principal components, "
+    "each divided by its standard deviation."
+)
 
 
 def named_raw(model: str, unit_length: bool) -> str:

@@ -1,4 +1,5 @@
-"""Vision transformers of the transformers library: DINOv2, DINOv3, CLIP, SigLIP, MAE."""
+"""Vision transformers of the transformers library: DINO, DINOv2, DINOv3, CLIP, SigLIP, MAE, I-JEPA,
+MoCo-v3."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from urepa.core.hub_names import is_hub_id
 from urepa.core.protocols import OneTeacher
 from urepa.core.teacher_names import ALONE
 from urepa.models.teachers.rectangle_sizes import proportional_grid
-from urepa.models.teachers.token_sizes import length_in_words
+from urepa.models.teachers.token_sizes import WHITE_WORDS, WHITEN, length_in_words
 from urepa.models.teachers.vit_sizes import Positions, check_cls, check_file, check_vit, resamples, stored_name
 
 if TYPE_CHECKING:
@@ -34,16 +35,20 @@ class Family(Enum):
     clip = "clip"
     siglip = "siglip"
     mae = "mae"
+    dino = "dino"
+    ijepa = "ijepa"
+    mocov3 = "mocov3"
 
 
 @dataclass
 class ViT:
-    """The patch tokens of a vision transformer's last layer, average-pooled."""
+    """The patch tokens of a vision transformer's last layer, or of an earlier block, average-pooled."""
 
     _target_: str = "urepa.models.teachers.vit.ViT"
     family: Family = setting("the network's architecture and preprocessing", alters=ALIGNMENT)
     model: str = setting(
-        "a hub id, a local folder, or Meta's own .pth of DINOv2 or DINOv3; its last part is recorded", alters=ALIGNMENT
+        "a hub id, a local folder, or the authors' .pth of DINO, DINOv2, DINOv3 or MoCo-v3; its last part is recorded",
+        alters=ALIGNMENT,
     )
     image_size: int = setting(
         "side of the image that the network sees, pixels; a multiple of patch", ge=1, le=SIZE, alters=ALIGNMENT
@@ -67,6 +72,14 @@ class ViT:
         le=LARGEST,
         alters=ALIGNMENT,
     )
+    block: int | None = setting(
+        "the block whose output is taken, counted from 0, before the last LayerNorm; null: the last, after it",
+        None,
+        ge=0,
+        le=SIZE,
+        alters=ALIGNMENT,
+    )
+    whiten: bool = setting(WHITEN, False, alters=ALIGNMENT)
 
     alters: ClassVar[tuple[str, ...]] = ALIGNMENT
 
@@ -84,7 +97,7 @@ class ViT:
         is_resampled = resamples(str(self.family), self.image_size, self.patch)
         rule = {"positions": self._rule()} if is_resampled else {}
         return {
-            "model": stored_name(self.model, self.unit_length, self.cls_weight),
+            "model": stored_name(self.model, self.unit_length, self.cls_weight, self.block),
             "image_size": self.image_size,
         } | rule
 
@@ -101,20 +114,23 @@ class ViT:
             *(str(self.family), self.model, self.image_size, self.patch, self.grid, self.width, self._rule()),
             unit_length=self.unit_length,
             cls_weight=self.cls_weight,
+            block=self.block,
+            whiten=self.whiten,
         )
 
     def description(self) -> str:
         size, side, rule = self.image_size, self.image_size // self.patch, self._rule()
         positions = ""
+        layer = "last layer" if self.block is None else f"block {self.block} (counted from 0)"
         mixed = f" The class token times {number(self.cls_weight)} is added to each." if self.cls_weight else ""
         if rule is not None and resamples(str(self.family), size, self.patch):
             positions = f" Its learned positions are resampled from 37×37 {RULES[rule]}."
         return (
             f"The teacher is {self.model} (family {self.family}), frozen. Images are resized to {size}×{size} pixels "
-            f"(bicubic); all {side}×{side} patch tokens of its last layer, without class and register tokens, are "
+            f"(bicubic); all {side}×{side} patch tokens of its {layer}, without class and register tokens, are "
             f"average-pooled to {shape(self.grid)} tokens of width "
             f"{number(self.width)}{length_in_words(self.unit_length)}."
-            f"{mixed}{positions}"
+            f"{mixed}{positions}{WHITE_WORDS if self.whiten else ''}"
         )
 
     def _rule(self) -> str | None:

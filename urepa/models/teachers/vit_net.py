@@ -1,4 +1,5 @@
-"""Vision transformers of the transformers library as teachers: DINOv2, DINOv3, CLIP, SigLIP, MAE.
+"""Vision transformers of the transformers library as teachers: DINO, DINOv2, DINOv3, CLIP, SigLIP, MAE,
+I-JEPA, MoCo-v3.
 
 Shapes: B batch, P prefix tokens (CLS, registers), N patch tokens, D width.
 """
@@ -6,8 +7,8 @@ Shapes: B batch, P prefix tokens (CLS, registers), N patch tokens, D width.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ from urepa.core.errors import UserError
 from urepa.core.hub_names import download_failure, resolve
 from urepa.core.types import Tokens
 from urepa.models.layers import unit_length
+from urepa.models.teachers.dino import plain_vit_files
 from urepa.models.teachers.dino.dinov2_positions import resample_by
 from urepa.models.teachers.rectangle_sizes import map_size, proportional_grid
 from urepa.models.teachers.token_sizes import length_facts
-from urepa.models.teachers.vit_sizes import check_cls, check_vit, resamples, resamples_map, stored_name
+from urepa.models.teachers.vit_sizes import FILES, check_cls, check_vit, resamples, resamples_map, stored_name
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -33,12 +35,14 @@ HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 @dataclass(frozen=True)
 class Family:
-    """What the models of a family share. `resizes`: whether they adapt their positions to the image size by default."""
+    """What the models of a family share. `resizes`: whether they adapt their positions to the image size by default.
+    `options`: arguments of their class."""
 
     model_class: str
     normalisation: tuple[tuple[float, ...], tuple[float, ...]]
     cls_tokens: int
     resizes: bool
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 FAMILIES = {
@@ -48,6 +52,9 @@ FAMILIES = {
     "clip": Family("CLIPVisionModel", OPENAI, 1, False),
     "siglip": Family("SiglipVisionModel", HALF, 0, False),
     "mae": Family("ViTMAEModel", IMAGENET, 1, False),
+    "dino": Family("ViTModel", IMAGENET, 1, False, {"add_pooling_layer": False}),  # its files have no pooler
+    "mocov3": Family("ViTModel", IMAGENET, 1, False, {"add_pooling_layer": False}),
+    "ijepa": Family("IJepaModel", IMAGENET, 0, False, {"add_pooling_layer": False}),
 }
 
 # Layers of the published ViTs (S, B, L, H, g) by width; all have heads of width 64
@@ -55,15 +62,15 @@ LAYERS = {384: 12, 768: 12, 1024: 24, 1280: 32, 1536: 40}
 
 
 class ViTNetwork:
-    """The patch tokens of the last layer, average-pooled from the patches' grid to `grid` and normalised to unit
-    length.
+    """The patch tokens of the last layer or of an earlier block, average-pooled from the patches' grid to `grid` and
+    normalised to unit length.
 
     The description takes the first 1,296 of DINOv2's 37x37 tokens and views them as 36x36, which shears the
     image; here all of them are used (docs/errata.md).
 
     Args:
         family: a key of FAMILIES.
-        model: a hub id, a local folder, or Meta's own dinov2_*.pth or dinov3_vit*.pth.
+        model: a hub id, a local folder, or the authors' own file (`urepa.models.teachers.dino`).
         image_size: pixels, a multiple of `patch`; 518 gives DINOv2 37x37 tokens.
         patch: pixels. grid: rows and columns after pooling. width: D. The three are settings, so that heads
             can be built from a cache alone; they are checked when the network is loaded.
@@ -72,6 +79,9 @@ class ViTNetwork:
             the default in conf/, is allowed; in the other families only None.
         unit_length: whether tokens are normalised; else they are as the last layer gives them, averaged by pooling.
         cls_weight: the class token times this is added to each patch token, before pooling.
+        block: the block whose output is taken, counted from 0, without the network's last LayerNorm; None: the last,
+            with it.
+        whiten: whether the track whitens the tokens on reading (`urepa.data.whitening`).
     """
 
     def __init__(
@@ -86,10 +96,12 @@ class ViTNetwork:
         *,
         unit_length: bool = True,
         cls_weight: float = 0.0,
+        block: int | None = None,
+        whiten: bool = False,
     ) -> None:
         check_vit(family, image_size, patch, grid, positions)
         check_cls(family, cls_weight)
-        self.unit_length, self.cls_weight = unit_length, cls_weight
+        self.unit_length, self.cls_weight, self.block, self.whiten = unit_length, cls_weight, block, whiten
         self.family, self.model, self.image_size, self.patch = family, model, image_size, patch
         self.grid, self.width = (grid[0], grid[1]), width
         self.resamples, self.positions = resamples(family, image_size, patch), positions
@@ -108,13 +120,15 @@ class ViTNetwork:
         is_resampled = self.resamples if grid is None else resamples_map(self.family, self._map_of(grid))
         positions = {"positions": self.positions} if is_resampled else {}
         mixed = {"cls_weight": self.cls_weight} if self.cls_weight else {}
+        layer = {} if self.block is None else {"block": self.block}
         return (
             positions
             | length_facts(self.unit_length)
             | mixed
+            | layer
             | {
                 "family": self.family,
-                "model": stored_name(self.model, self.unit_length, self.cls_weight),
+                "model": stored_name(self.model, self.unit_length, self.cls_weight, self.block),
                 "image_size": self.image_size,
                 "grid": list(self.grid if grid is None else grid),
                 "width": self.width,
@@ -143,15 +157,18 @@ class ViTNetwork:
 
         progress.hide_loading()
         family = FAMILIES[self.family]
-        if self.model.endswith(".pth"):
+        network: Any
+        if self.model.endswith(FILES) and self.family in plain_vit_files.FAMILIES:
+            network = plain_vit_files.load_plain(Path(self.model), self.family)
+        elif self.model.endswith(FILES):
             from urepa.models.teachers.dino.meta_files import load_meta
 
-            network: Any = load_meta(Path(self.model), self.family)
+            network = load_meta(Path(self.model), self.family)
         else:
             try:
                 name, revision = resolve(self.model)
                 network = getattr(transformers, family.model_class).from_pretrained(
-                    name, use_safetensors=True, dtype=torch.float32, revision=revision
+                    name, use_safetensors=True, dtype=torch.float32, revision=revision, **family.options
                 )
             except OSError as error:
                 raise UserError(
@@ -164,6 +181,9 @@ class ViTNetwork:
                 f"teacher.model={self.model} has width {config.hidden_size} and patches of {config.patch_size}; "
                 f"teacher.width={self.width} and teacher.patch={self.patch} say otherwise"
             )
+        last = config.num_hidden_layers - 1
+        if self.block is not None and self.block > last:
+            raise UserError(f"teacher.block={self.block}: the last block of teacher.model={self.model} is {last}")
         return self._freeze(network)
 
     def build_without_weights(self) -> Any:
@@ -172,7 +192,8 @@ class ViTNetwork:
         `network`."""
         import transformers
 
-        network_class = getattr(transformers, FAMILIES[self.family].model_class)
+        family = FAMILIES[self.family]
+        network_class = getattr(transformers, family.model_class)
         if Path(self.model).is_dir():
             config = network_class.config_class.from_pretrained(self.model)
         elif self.width not in LAYERS:
@@ -189,7 +210,7 @@ class ViTNetwork:
             )
             if self.width == 1536:  # DINOv2-g alone
                 config.use_swiglu_ffn = True
-        self.network = self._freeze(network_class(config))
+        self.network = self._freeze(network_class(config, **family.options))
         return self.network
 
     def _freeze(self, network: Any) -> Any:
@@ -231,9 +252,13 @@ class ViTNetwork:
         options: dict[str, Any] = {} if family.resizes else {"interpolate_pos_encoding": True}
         if self.family == "mae":  # it shuffles patches by sorting this noise; ascending values keep the order
             options["noise"] = torch.arange(rows * columns, device=pixels.device).float().expand(len(pixels), -1)
+        if self.block is not None:
+            options["output_hidden_states"] = True
         network = self.network.to(pixels.device)
         with torch.autocast("cuda", torch.bfloat16, enabled=pixels.is_cuda):
-            hidden_BND = network(pixels, **options).last_hidden_state
+            output = network(pixels, **options)
+        # the first of the hidden states are the embeddings
+        hidden_BND = output.last_hidden_state if self.block is None else output.hidden_states[self.block + 1]
         prefix = family.cls_tokens + getattr(self.network.config, "num_register_tokens", 0)
         patches = Tokens(hidden_BND[:, prefix:].float(), (rows, columns))
         vector_BD = hidden_BND[:, 0].float() if family.cls_tokens else patches.x_BND.mean(1)

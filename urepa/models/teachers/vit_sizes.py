@@ -12,7 +12,8 @@ from urepa.models.teachers.token_sizes import named_raw
 # The rows and columns on which a family's learned positions were trained, where libraries resample them differently
 # (`urepa.models.teachers.dino.dinov2_positions`). With registers they agree; DINOv3 has rotary positions.
 NATIVE = {"dinov2": 37}
-WITHOUT_CLS = ("siglip",)  # families whose only tokens are those of patches
+FILES = (".pth", ".pth.tar")  # how files end that are converted when they are read
+WITHOUT_CLS = ("siglip", "ijepa")  # families whose only tokens are those of patches
 
 
 class Positions(Enum):
@@ -62,10 +63,12 @@ def model_name(model: str) -> str:
     return Path(model).name.partition("@")[0]
 
 
-def stored_name(model: str, unit_length: bool, cls_weight: float) -> str:
-    """The model's name in token stores, with what its tokens are beside patch tokens of unit length."""
+def stored_name(model: str, unit_length: bool, cls_weight: float, block: int | None = None) -> str:
+    """The model's name in token stores, with what its tokens are beside the last layer's patch tokens of unit
+    length."""
+    layer = "" if block is None else f"-block{block}"
     mixed = f"-cls{cls_weight:g}" if cls_weight else ""
-    return named_raw(f"{model_name(model)}{mixed}", unit_length)
+    return named_raw(f"{model_name(model)}{layer}{mixed}", unit_length)
 
 
 def check_cls(family: str, cls_weight: float) -> None:
@@ -77,6 +80,6 @@ def check_cls(family: str, cls_weight: float) -> None:
 
 
 def check_file(model: str) -> None:
-    """Raises UserError if `model` names a file of Meta's that does not exist."""
-    if model.endswith(".pth") and not Path(model).is_file():
+    """Raises UserError if `model` names a file of its authors that does not exist."""
+    if model.endswith(FILES) and not Path(model).is_file():
         raise UserError(f"teacher.model={model} does not exist")
