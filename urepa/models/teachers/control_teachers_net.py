@@ -26,9 +26,15 @@ class RandomLite0Network(EfficientNetLite0Network):
     network = "efficientnet-lite0-random"
 
     def __init__(
-        self, image_size: int, grid: list[int], stride: int, unit_length: bool = True, weights_seed: int = 0
+        self,
+        image_size: int,
+        grid: list[int],
+        stride: int,
+        unit_length: bool = True,
+        whiten: bool = False,
+        weights_seed: int = 0,
     ) -> None:
-        super().__init__(image_size, grid, stride, unit_length)
+        super().__init__(image_size, grid, stride, unit_length, whiten)
         self.weights_seed = weights_seed
         self.network = f"{type(self).network}-{weights_seed}"  # the name in manifests
 

@@ -33,7 +33,8 @@ class RandomLite0(EfficientNetLite0):
     def build(self) -> RandomLite0Network:
         from urepa.models.teachers.control_teachers_net import RandomLite0Network
 
-        return RandomLite0Network(self.image_size, self.grid, self.stride, self.unit_length, self.weights_seed)
+        facts = (self.image_size, self.grid, self.stride, self.unit_length, self.whiten)
+        return RandomLite0Network(*facts, self.weights_seed)
 
     def description(self) -> str:
         return f"{super().description()} Its weights are drawn from the seed {number(self.weights_seed)}."

@@ -22,7 +22,7 @@ class ShuffledLite0(EfficientNetLite0):
     def build(self) -> ShuffledLite0Network:
         from urepa.models.teachers.control_teachers_net import ShuffledLite0Network
 
-        return ShuffledLite0Network(self.image_size, self.grid, self.stride, self.unit_length)
+        return ShuffledLite0Network(self.image_size, self.grid, self.stride, self.unit_length, self.whiten)
 
     def description(self) -> str:
         return (
