@@ -12,7 +12,14 @@ from workspace import EVALUATED, Workspace, last_checkpoint, one_line_error, ste
 
 SHARDED = "trainer.sharding=fsdp2"
 # adapters on frozen weights, in several micro-batches, evaluated during training and at its end
-ADAPTERS = ("lora=all_attention", "optimizer=adamw", "trainer.accumulation=2", *EVALUATED, "trainer.evaluate_every=10")
+ADAPTERS = (
+    "lora=all_attention",
+    "optimizer=adamw_lora",
+    "loss.manifold_weight=0",
+    "trainer.accumulation=2",
+    *EVALUATED,
+    "trainer.evaluate_every=10",
+)
 
 
 @pytest.fixture(scope="module")
