@@ -15,7 +15,7 @@ SHARDED = "trainer.sharding=fsdp2"
 ADAPTERS = (
     "lora=all_attention",
     "optimizer=adamw_lora",
-    "loss.manifold_weight=0",
+    "loss.level=token",
     "trainer.accumulation=2",
     *EVALUATED,
     "trainer.evaluate_every=10",

@@ -66,7 +66,7 @@ class GpuMemory:
 
 def gpu_memory(planned: Plan) -> list[GpuMemory]:
     """The memory for each number of GPUs that divides the micro-batch. What a step saves for its backward pass is taken
-    to be proportional to its samples."""
+    to be proportional to its samples, and to be there with all gradients (an upper bound of more than one GPU)."""
     return [_with(planned, gpus) for gpus in GPUS if planned.micro_batch % gpus == 0]
 
 
@@ -79,7 +79,8 @@ def _with(planned: Plan, gpus: int) -> GpuMemory:
     accumulated = gradients if planned.settings.accumulation > 1 else 0
     step = others + (divided + gradients) // gpus + units.rest + GATHERED_BLOCKS * units.block + saved
     validation = others + divided // gpus + weights["frozen weights"] + weights["trainable weights"]
-    whole = others + divided + accumulated + planned.counted.step.peak - (saved * gpus - saved)
+    buckets = gradients if gpus > 1 else 0  # DDP's own copies, in which gradients travel
+    whole = others + divided + accumulated + buckets + min(planned.counted.step.peak, gradients + saved)
     return GpuMemory(gpus, whole, max(step, validation) if gpus > 1 else whole)
 
 
