@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 from test_parallel_training import LONGER, assert_same_gradients, assert_same_losses, dumped
-from workspace import EVALUATED, Workspace, last_checkpoint, one_line_error, steps
+from workspace import EVALUATED, TINY, TINY_SIT, Workspace, last_checkpoint, one_line_error, steps, without_timings
 
 SHARDED = "trainer.sharding=fsdp2"
 # adapters on frozen weights, in several micro-batches, evaluated during training and at its end
@@ -61,6 +61,28 @@ def test_adapters_on_sharded_frozen_weights(work: Workspace, make_workspace) -> 
     ours, theirs = (json.loads((run / "summary.json").read_text()) for run in (work.run, single.run))
     assert ours["parameters"] == theirs["parameters"]
     assert any(key.startswith("final/") for key in theirs["metrics"])
+
+
+@pytest.mark.parametrize(
+    ("tiny", "own"),
+    [
+        (TINY_SIT, ()),
+        (TINY, ("lora=all_attention", "optimizer=adamw_lora", "trainer.precision=bf16", "trainer.frozen=bf16")),
+    ],
+    ids=["transformer", "bf16"],
+)
+def test_other_models(tiny: tuple[str, ...], own: tuple[str, ...], make_workspace) -> None:  # type: ignore[no-untyped-def]
+    """A tap before blocks whose gradients are measured too; and frozen weights of another type than the trained."""
+    single, sharded = make_workspace(tiny), make_workspace(tiny)
+    single.train("tracking=none", *own)
+    sharded.train("tracking=none", *own, SHARDED, ranks=2)
+    if not own:
+        assert_same_losses(sharded.run, single.run)
+        return
+    ours, theirs = (without_timings(run)[-1] for run in (sharded.run, single.run))
+    assert ours.keys() == theirs.keys()
+    for key in ("train/total", "grad_norm", "val/total", "val/token"):
+        assert ours[key] == pytest.approx(theirs[key], rel=2e-2), key
 
 
 def test_one_process_has_nothing_to_divide(work: Workspace) -> None:

@@ -3,6 +3,7 @@ trial is lost or made twice. UREPA_SEARCH_TRIALS=20 makes a longer search."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -23,7 +24,7 @@ SEARCH = (
     *("hydra/sweeper=optuna", "hydra.sweeper.metric=val/diffusion", "hydra.sweeper.direction=minimize"),
     *(f"hydra.sweeper.trials={TRIALS}", f"hydra.sweeper.at_once={AT_ONCE}"),
     *("loss.lambda_max=interval(0,1)", "lora.rank=2,4", "lora=all_attention", "optimizer=adamw_lora"),
-    *("trainer.max_steps=40", "trainer.validate_every=40", "trainer.checkpoint_every=5"),
+    *("trainer.max_steps=24", "trainer.validate_every=24", "trainer.checkpoint_every=3"),
 )
 
 
@@ -33,18 +34,34 @@ def searched(run: Path) -> tuple[float, int]:
     return float(overrides["loss.lambda_max"]), int(overrides["lora.rank"])
 
 
-def under_way(work: Workspace) -> list[Path]:
-    """The runs with a checkpoint that are not finished."""
-    return [run for run in work.runs() if steps(run) and not (run / "summary.json").exists()]
+def stop_one(work: Workspace) -> list[int]:
+    """Stops the process of a run that has a checkpoint and is not finished, if there is one."""
+    for run in work.runs():
+        if steps(run) and not (run / "summary.json").exists():
+            pid = pid_of(run)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+                if not (run / "summary.json").exists():
+                    return [pid]
+                os.kill(pid, signal.SIGCONT)
+    return []
 
 
 def test_a_search_on_slurm_loses_and_doubles_no_trial(slurm: Cluster, work: Workspace) -> None:
     begun = Sweep(work, slurm, *SEARCH)
     half = TRIALS // 2
-    wait_for(lambda: len(work.runs()) > half and under_way(work), begun.process, "a trial of the second half")
-    os.kill(pid_of(under_way(work)[0]), signal.SIGKILL)
+    stopped: list[int] = []
+    for count in range(1, half + 1):
+        wait_for(lambda: len(work.runs()) >= count, begun.process, f"trial {count}")  # noqa: B023  called at once
+
+    def one_is_stopped() -> bool:
+        stopped.extend(stop_one(work) if len(work.runs()) > half else [])
+        return bool(stopped)
+
+    wait_for(one_is_stopped, begun.process, "a trial of the second half")
     begun.process.send_signal(signal.SIGKILL)
     begun.end()
+    os.kill(stopped[0], signal.SIGKILL)
     before = set(work.runs())
     assert half < len(before) < TRIALS + 1
     code, out, err = Sweep(work, slurm, *SEARCH).end()

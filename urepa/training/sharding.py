@@ -43,9 +43,6 @@ class Shards:
     def __init__(self, model: AlignedModel, device: torch.device) -> None:
         """Shards `model` in place: by the backbone's repeated blocks (`regions`), and the rest as one unit. Its
         parameters keep their names and become DTensors on `device`. Raises UserError if the backbone names no block."""
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-
         backbone: Any = model.backbone
         blocks = [module for module in backbone.modules() if type(module).__name__ in backbone.regions]
         if not blocks:
@@ -58,6 +55,9 @@ class Shards:
                 f"trainer.sharding={FSDP2}: this loss compares with states at the averaged weights, which are sharded "
                 "too; drop trainer.sharding, or choose another loss"
             )
+        from torch.distributed.device_mesh import init_device_mesh  # imported where they are used: 3 s
+        from torch.distributed.fsdp import fully_shard
+
         self._training = model
         self.model = _without_weights(model, device)
         mesh = init_device_mesh(device.type, (dist.get_world_size(),))
