@@ -29,7 +29,7 @@ def check_sharding(trainer: dict[str, Any], world: int) -> None:
     if trainer["sharding"] is not None and world == 1:
         raise UserError(
             f"trainer.sharding={trainer['sharding']} divides the weights among several processes, and this run has "
-            "one: start it with torchrun or on several GPUs, or drop it"
+            "one: start it with torchrun or on several GPUs, or give trainer.sharding=null"
         )
 
 
