@@ -104,12 +104,12 @@ def main() -> None:
     if settings["scripts"] is not None:
         check_folder_target("scripts", Path(settings["scripts"]))
     on_slurm = settings["cluster"]["_target_"].endswith("SlurmLauncher")
-    gpus = settings["cluster"]["gpus"] if on_slurm else 1
-    runs, compared = select_runs(settings, parse_overrides(own).get("study", ""), rest, gpus)
+    gpus, nodes = (settings["cluster"]["gpus"], settings["cluster"]["nodes"]) if on_slurm else (1, 1)
+    runs, compared = select_runs(settings, parse_overrides(own).get("study", ""), rest, gpus * nodes)
     if not runs:
         of = "the group ablation" if settings["study"] is None else "the study"
         raise UserError(f"there is no arm to run: give arms=a,b,c of {of}, and seeds=0,1,2")
-    stages = stages_of(runs, settings, gpus, compared)
+    stages = stages_of(runs, settings, gpus, compared, nodes)
     add_arguments(stages, searched)
     planned = plan_configs(runs, settings["measured"]) if settings["dry_run"] else {}
     steps = runs[0].config["trainer"]["max_steps"]

@@ -32,7 +32,7 @@ class SlurmChain:
             todo = [job for job in stage.jobs if job not in self.coming and not self._is_done(stage, job)]
             done = len(stage.jobs) - len(queued) - len(todo)
             for jobs, dependency in self._group_by_dependency(stage, todo):
-                entries = self.queue.submit(jobs, stage.gpus, stage.name, dependency)
+                entries = self.queue.submit(jobs, stage.gpus, stage.name, dependency, stage.nodes)
                 self.coming |= {entry.job: entry.id for entry in entries}
                 _print_submission(stage, jobs, entries, dependency)
             if queued or done:
@@ -44,7 +44,7 @@ class SlurmChain:
         for number, stage in enumerate(stages):
             _print_stage(stage, number, _dependency_text(stage, {id(s): n for n, s in enumerate(stages)}), scripts)
             if scripts is not None:
-                script = self.queue.script(stage.jobs, stage.gpus, stage.name)
+                script = self.queue.script(stage.jobs, stage.gpus, stage.name, stage.nodes)
                 write_whole(scripts / f"{number}_{stage.name}.sh", script)
 
     def _is_done(self, stage: JobGroup, job: Job) -> bool:

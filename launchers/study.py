@@ -65,6 +65,7 @@ class JobGroup:
     after: "JobGroup | None" = None  # all of its jobs succeeded; for `each`, its job with the same index
     each: bool = False
     after_any: "list[JobGroup]" = field(default_factory=list)  # all of their jobs have ended, with or without success
+    nodes: int = 1  # of each job, with `gpus` on each
 
 
 def compose_run(overrides: Sequence[str], gpus: int) -> PlannedRun:
@@ -127,10 +128,14 @@ def with_seed(run: PlannedRun, seed: int) -> PlannedRun:
 
 
 def stages_of(
-    runs: Sequence[PlannedRun], settings: dict[str, Any], gpus: int, compared: Sequence[tuple[str, ...]] | None = None
+    runs: Sequence[PlannedRun],
+    settings: dict[str, Any],
+    gpus: int,
+    compared: Sequence[tuple[str, ...]] | None = None,
+    nodes: int = 1,
 ) -> list[JobGroup]:
     """The stages of a study, in an order in which they can be submitted. `settings`: conf/ablation_grid.yaml.
-    `compared`: the arguments of each comparison; None: one of all runs."""
+    `compared`: the arguments of each comparison; None: one of all runs. A training takes `gpus` on each of `nodes`."""
     wanted = settings["stages"]
     unknown = sorted(set(wanted) - set(STAGES))
     if unknown:
@@ -147,7 +152,7 @@ def stages_of(
         train = None
         if "train" in wanted:
             jobs = [Job(r.name, (("urepa.train", *r.overrides),), str(r.folder.absolute())) for r in own]
-            train = JobGroup("train", jobs, gpus, ready)
+            train = JobGroup("train", jobs, gpus, ready, nodes=nodes)
             stages.append(train)
         if "evaluate" in wanted and (settings["evaluate"] is not None or own[0].config["evaluation"]):
             stages += _evaluate(own, settings["evaluate"], train)

@@ -130,6 +130,10 @@ def tables(planned: "Plan") -> list[str]:
     accumulated = f" in {s.accumulation} parts" if s.accumulation > 1 else ""
     head = f"{s.max_steps:,} steps of {s.batch_size} samples{accumulated}, {s.precision}, on one {planned.device.name}"
     shown = [head, parameters(planned), flops(planned), memory(planned), caches(planned), time(planned)]
+    if s.sharding is not None or planned.fits is False:
+        from urepa.costs import gpu_memory
+
+        shown.append(gpu_memory.table(planned))
     shown += [buckets(planned)] if len(planned.counted.buckets) > 1 else []
     return shown + ([measured_table(planned)] if planned.measured else [])
 

@@ -275,6 +275,8 @@ def test_the_script_is_what_an_administrator_expects(
     assert any(line.startswith("srun ") and " --kill-on-bad-exit=1 " in line for line in lines)
     fewer = SlurmQueue(settings).script(jobs, 1, "evaluate").splitlines()
     assert {"#SBATCH --gres=gpu:h200:1", "#SBATCH --ntasks-per-node=1"} <= set(fewer)
+    wider = SlurmQueue(settings).script(jobs, 4, "train", nodes=3).splitlines()
+    assert {"#SBATCH --nodes=3", "#SBATCH --ntasks-per-node=4", "#SBATCH --gres=gpu:h200:4"} <= set(wider)
     single = SlurmQueue(settings).script(jobs[:1], 0, "compare")
     assert "--array" not in single
     assert "--gres" not in single

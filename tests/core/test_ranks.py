@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from urepa.core.errors import UserError
-from urepa.core.ranks import adopt_slurm, check_ranks, is_first
+from urepa.core.ranks import adopt_slurm, check_ranks, first_host, is_first, tasks_of_nodes
 
 STEP = {
     "SLURM_JOB_ID": "1234",
@@ -58,9 +58,57 @@ def test_other_environments_are_left_unchanged(left_alone: dict[str, str]) -> No
     assert ours == left_alone
 
 
-def test_one_node() -> None:
-    with pytest.raises(UserError, match="one node"):
-        adopt_slurm(STEP | {"SLURM_STEP_NUM_NODES": "2"})
+SECOND_NODE = STEP | {
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_STEP_NODELIST": "gpu-[07,12]",
+    "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
+    "SLURM_NODEID": "1",
+    "SLURM_LOCALID": "1",
+}
+
+
+def test_ranks_of_several_nodes_meet_at_the_first() -> None:
+    ours = dict(SECOND_NODE)
+    adopt_slurm(ours)
+    added = {k: v for k, v in ours.items() if k not in SECOND_NODE}
+    port = added.pop("MASTER_PORT")
+    assert added == {
+        "RANK": "5",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": "8",
+        "LOCAL_WORLD_SIZE": "4",
+        "MASTER_ADDR": "gpu-07",
+    }
+    check_ranks(ours)
+    on_one = dict(STEP)
+    adopt_slurm(on_one)
+    assert on_one["MASTER_PORT"] == port, "the port is the job's, on every node"
+
+
+def test_a_given_address_is_where_several_nodes_meet() -> None:
+    ours = SECOND_NODE | {"MASTER_ADDR": "10.0.0.7"}
+    adopt_slurm(ours)
+    assert ours["MASTER_ADDR"] == "10.0.0.7"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("n1", "n1"),
+        ("n[1-2]", "n1"),
+        ("gpu-[07-09,12],login1", "gpu-07"),
+        ("a3,b[1-2]", "a3"),
+        ("rack[2-3]node[04,06]", "rack2node04"),
+        ("n[1-2].cluster.example", "n1.cluster.example"),
+    ],
+)
+def test_first_host_of_a_list(nodes: str, first: str) -> None:
+    assert first_host(nodes) == first
+
+
+def test_tasks_of_nodes() -> None:
+    assert tasks_of_nodes("8") == ["8"]
+    assert tasks_of_nodes("8(x2),4,2(x1)") == ["8", "8", "4", "2"]
 
 
 ALL = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}

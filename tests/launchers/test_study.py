@@ -102,6 +102,18 @@ def test_a_small_track_is_made_by_one_command() -> None:
     assert (verify.after, train.after) == (made, verify)
 
 
+def test_only_trainings_take_several_nodes() -> None:
+    settings = settings_of(["cluster=slurm"])
+    found = stages_of(composed("baseline", rest=[], gpus=4), settings, 2, nodes=2)
+    assert {stage.name: stage.nodes for stage in found} == {
+        "preprocess": 1,
+        "verify": 1,
+        "train": 2,
+        "evaluate": 1,
+        "compare": 1,
+    }
+
+
 @pytest.mark.slow
 def test_caches_in_one_folder_are_made_one_after_the_other() -> None:
     """The larger track first; for the others only what is missing."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
+SLURMD = ("slurmd", "-D", "-N")  # and the node's name
 COMMANDS = ("sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo")
 SYSTEM_PATH = "/usr/sbin:/sbin"
 HANGS = 60.0
@@ -82,6 +83,7 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.daemons: dict[tuple[str, ...], subprocess.Popen[Any]] = {}  # by command, in the order of their start
         self.environment = {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": f"{os.environ['PATH']}:{SYSTEM_PATH}"}
 
     def run(self, *command: str, check: bool = True) -> str:
@@ -102,6 +104,46 @@ class Cluster:
         words = self.run("scontrol", "-o", "show", "job", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
+    def start(self, *command: str) -> None:
+        """Starts a daemon, which `running` stops."""
+        out = open(self.folder / f"{command[0]}_{len(self.daemons)}.out.log", "a")  # noqa: SIM115  outlives this call
+        environment = os.environ | self.environment
+        self.daemons[command] = subprocess.Popen(
+            command, env=environment, stdout=out, stderr=out, start_new_session=True
+        )
+
+    def tasks(self, node: str) -> dict[int, int]:
+        """The processes of all tasks on a node: rank in the step by process id."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it has ended
+                pairs = (pair.partition("=") for pair in (folder / "environ").read_bytes().decode().split("\0"))
+                variables = {name: value for name, _, value in pairs}
+                ours = variables.get("SLURM_CONF") == self.environment["SLURM_CONF"]
+                if ours and variables.get("SLURMD_NODENAME") == node and "SLURM_STEP_NODELIST" in variables:
+                    found[int(folder.name)] = int(variables["SLURM_PROCID"])
+        return found
+
+    def lose_node(self, node: str) -> None:
+        """Kills a node's slurmd and all that it has started, as a loss of power does. slurmctld is told at once; by
+        itself it would notice after SlurmdTimeout."""
+        tasks = self.tasks(node)
+        parents = {int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in tasks}
+        daemon = self.daemons[(*SLURMD, node)]
+        steps = [pid for pid in parents if "slurmstepd" in Path(f"/proc/{pid}/cmdline").read_text()]
+        assert tasks, f"no task runs on {node}"
+        assert steps, f"the tasks {tasks} on {node} have no slurmstepd"
+        for pid in (daemon.pid, *steps, *tasks):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        daemon.wait()
+        self.run("scontrol", "update", f"nodename={node}", "state=down", "reason=lost")
+
+    def return_node(self, node: str) -> None:
+        """Starts the node again."""
+        self.start(*SLURMD, node)
+        _wait(lambda: self.run("sinfo", "-h", "-n", node, "-o", "%T").split() != ["down"], self)
+
     def said(self) -> str:
         """The daemons' logs."""
         return "\n".join(f"--- {p.name}\n{p.read_text()[-3000:]}" for p in sorted(self.folder.glob("*.log")))
@@ -112,27 +154,20 @@ def running(folder: Path) -> Iterator[Cluster]:
     """Starts SLURM, and stops exactly what it started. RuntimeError with the daemons' logs if it does not start."""
     cluster = Cluster(folder)
     _write_files(folder)
-    environment = os.environ | cluster.environment
-    started: list[subprocess.Popen[Any]] = []
-
-    def start(*command: str) -> None:
-        out = open(folder / f"{len(started)}.out.log", "w")  # noqa: SIM115  lives as long as the daemon
-        started.append(subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True))
-
     munge = folder / "munge"
     try:
         files = [f"--{kind}={munge / name}" for kind, name in _MUNGE_FILES.items()]
-        start("munged", "--foreground", "--force", *files)
-        _wait(lambda: (munge / "socket").exists(), started, cluster)
-        start("slurmctld", "-D")
-        start("slurmd", "-D", "-N", "n1")
-        start("slurmd", "-D", "-N", "n2")
-        _wait(lambda: _all_idle(cluster), started, cluster)
+        cluster.start("munged", "--foreground", "--force", *files)
+        _wait(lambda: (munge / "socket").exists(), cluster)
+        cluster.start("slurmctld", "-D")
+        cluster.start(*SLURMD, "n1")
+        cluster.start(*SLURMD, "n2")
+        _wait(lambda: _all_idle(cluster), cluster)
         yield cluster
     finally:
-        if len(started) > 1:
+        if len(cluster.daemons) > 1:
             cluster.run("scancel", "-f", "-u", _user(), check=False)
-        for process in reversed(started):
+        for process in reversed(cluster.daemons.values()):
             _stop(process)
 
 
@@ -178,10 +213,10 @@ def _all_idle(cluster: Cluster) -> bool:
     return cluster.run("sinfo", "-h", "-N", "-o", "%T", check=False).split() == ["idle", "idle"]
 
 
-def _wait(condition: Callable[[], bool], daemons: list[subprocess.Popen[Any]], cluster: Cluster) -> None:
+def _wait(condition: Callable[[], bool], cluster: Cluster) -> None:
     end = time.monotonic() + HANGS
     while not condition():
-        dead = [p.args for p in daemons if p.poll() is not None]
+        dead = [p.args for p in cluster.daemons.values() if p.poll() is not None]
         if dead or time.monotonic() > end:
             raise RuntimeError(f"SLURM did not start ({dead or 'nodes are not idle'})\n{cluster.said()}")
         time.sleep(0.1)

@@ -118,10 +118,12 @@ def arrange_sending(point: str, n: int, strike: Callable[..., None]) -> None:
 
 
 def dump_gradients(folder: Path) -> None:
-    """Writes every step's gradients, before clipping, and the last parameters of this rank."""
+    """Writes every step's gradients, before clipping, and the last parameters; whole ones where they are sharded, and
+    of each the number of values that this rank holds."""
     import torch
     from safetensors.torch import save_file
 
+    from urepa.core.shards import own_part, whole
     from urepa.training import trainer
     from urepa.training.trainer import Trainer
 
@@ -135,14 +137,16 @@ def dump_gradients(folder: Path) -> None:
         if step + 1 == self.settings.max_steps:
             folder.mkdir(exist_ok=True)
             save_file(gradients, folder / f"gradients_{RANK}.safetensors")
-            last = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+            last = {name: whole(p).detach().clone() for name, p in self.model.named_parameters()}
             save_file(last, folder / f"parameters_{RANK}.safetensors")
+            held = {name: torch.tensor(own_part(p).numel()) for name, p in self.model.named_parameters()}
+            save_file(held, folder / f"held_{RANK}.safetensors")
         return done
 
     def clipping(optimizer: torch.optim.Optimizer, *args: Any) -> Any:
         for group in optimizer.param_groups:
             for p in group["params"]:
-                gradients[f"{now['step']:04d}/{now['names'][id(p)]}"] = p.grad.detach().clone()
+                gradients[f"{now['step']:04d}/{now['names'][id(p)]}"] = whole(p.grad).detach().clone()
         return clip(optimizer, *args)
 
     Trainer.update = updating  # type: ignore[method-assign]

@@ -26,7 +26,7 @@ OLD = {"trainer": {"max_steps": 3}, "teacher": {"teachers": {"a": DINO}}, "loss"
 
 def test_a_missing_key_gets_the_value_of_the_former_behaviour():
     new = upgrade(OLD)
-    assert new["trainer"] == {"max_steps": 3, "ema_warmup": False, "skip_spikes": False}
+    assert new["trainer"] == {"max_steps": 3, "ema_warmup": False, "skip_spikes": False, "sharding": None}
     assert new["teacher"]["teachers"]["a"]["positions"] == "transformers"
     assert "ema_warmup" not in OLD["trainer"], "the caller's config is left alone"
 
@@ -380,7 +380,7 @@ def test_what_the_ninth_form_added_means_what_was_before(compose: Callable[..., 
     """Stored configs without the keys are upgraded to the composed ones."""
     for overrides in (["objective=ddpm_v"], ["teacher=dinov2_l", "objective=ddpm_eps"], ["head=irepa", *ENCODERS]):
         composed = compose(*overrides)
-        stored = without(composed, "unit_length", "cls_weight", "kernel", "min_snr", "skip_spikes")
+        stored = without(composed, "unit_length", "cls_weight", "kernel", "min_snr", "skip_spikes", "sharding")
         assert stored != composed
         assert upgrade({KEY: 0} | stored) == composed
 

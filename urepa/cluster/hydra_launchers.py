@@ -108,7 +108,8 @@ class SlurmLauncher(JobLauncher, Slurm):  # type: ignore[misc]  # a setting has 
         if queued:
             print(f"{len(queued)} of {len(jobs)} runs are in SLURM's queue from an earlier start", flush=True)
         if new:
-            queued += (submitted := queue.submit(new, self.settings["gpus"], "sweep"))
+            gpus, nodes = self.settings["gpus"], self.settings["nodes"]
+            queued += (submitted := queue.submit(new, gpus, "sweep", nodes=nodes))
             print(f"submitted {len(new)} runs to SLURM as {submitted[0].id} to {submitted[-1].id}", flush=True)
         print(
             f"their logs: {queue.folder}\n"

@@ -82,18 +82,21 @@ class SlurmQueue:
         if not 1 <= settings["gpus"] <= 8:
             raise UserError(f"gpus={settings['gpus']}: a run takes 1 to 8 GPUs of a node")
 
-    def script(self, jobs: Sequence[Job], gpus: int, label: str) -> str:
-        """The batch script of these jobs; several jobs become one array."""
-        executor = self._executor(gpus, label, None)._executor
+    def script(self, jobs: Sequence[Job], gpus: int, label: str, nodes: int = 1) -> str:
+        """The batch script of these jobs, each with `gpus` of each of its `nodes`; several jobs become one array."""
+        executor = self._executor(gpus, nodes, label, None)._executor
         if len(jobs) > 1:
             executor.parameters["map_count"] = len(jobs)
         return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
 
-    def submit(self, jobs: Sequence[Job], gpus: int, label: str, dependency: str | None = None) -> list[Entry]:
-        """Submits the jobs, several as one array, and records them in the book."""
+    def submit(
+        self, jobs: Sequence[Job], gpus: int, label: str, dependency: str | None = None, nodes: int = 1
+    ) -> list[Entry]:
+        """Submits the jobs, each with `gpus` of each of its `nodes`, several as one array, and records them in the
+        book."""
         from submitit.core.utils import FailedSubmissionError, UncompletedJobError
 
-        executor = self._executor(gpus, label, dependency)
+        executor = self._executor(gpus, nodes, label, dependency)
         self.folder.mkdir(parents=True, exist_ok=True)
         task = InSlurm(str(self.folder))
         try:
@@ -134,14 +137,14 @@ class SlurmQueue:
         done = (self.folder / f"{entry.id}_0_result.pkl").exists()
         return Outcome(entry, None if done else last_error(Path(entry.log)))
 
-    def _executor(self, gpus: int, label: str, dependency: str | None) -> Any:
+    def _executor(self, gpus: int, nodes: int, label: str, dependency: str | None) -> Any:
         from submitit import AutoExecutor
 
         if shutil.which("srun") is None:
             raise UserError("there is no srun here: submit from a machine that belongs to a SLURM cluster")
         executor = AutoExecutor(self.folder, cluster="slurm", slurm_max_num_timeout=self.settings["max_num_timeout"])
         own = {k: v for k, v in self.settings.items() if k not in NOT_SBATCH and v is not None}
-        own |= {"tasks_per_node": max(gpus, 1), "setup": [*self.settings["setup"], *self._setup()]}
+        own |= {"nodes": nodes, "tasks_per_node": max(gpus, 1), "setup": [*self.settings["setup"], *self._setup()]}
         own |= {"srun_args": ["--kill-on-bad-exit=1"], "teardown": self._teardown(), "name": f"{own['name']}:{label}"}
         if gpus == 0:
             own.pop("gres", None)

@@ -25,9 +25,9 @@ class Slurm:
     timeout_min: int = setting("minutes that a job may take; a longer run goes on in the next job", ge=1, le=SIZE)
     cpus_per_task: int | None = setting("CPU cores of each process", ge=1, le=WORKERS)
     gpus_per_node: int | None = setting("sbatch's option of this name, besides gres", None, ge=1, le=SIZE)
-    tasks_per_node: int = setting("processes of a run on its node: one a GPU", ge=1, le=SIZE)
+    tasks_per_node: int = setting("processes of a run on each node: one a GPU", ge=1, le=SIZE)
     mem_gb: int | None = setting("memory of a job's node, GB; null: the cluster's default", ge=1, le=SIZE)
-    nodes: int = setting("nodes of a job", 1, ge=1, le=SIZE)
+    nodes: int = setting("nodes of a run, each with `gpus` GPUs", 1, ge=1, le=SIZE)
     name: str = setting("prefix of the jobs' names")
     stderr_to_stdout: bool = setting("one log for both streams", False)
     partition: str | None = setting("null: the cluster's default")
@@ -46,7 +46,7 @@ class Slurm:
     additional_parameters: dict[str, Any] = setting("other options of sbatch, by name")
     array_parallelism: int = setting("runs at a time", ge=1, le=SIZE)
     setup: list[str] = setting("lines of the batch script before the run: modules to load, variables to export")
-    gpus: int = setting("GPUs of a run, all of one node, each with its process", ge=1, le=8)
+    gpus: int = setting("GPUs of a run on each of its nodes, each with its process", ge=1, le=8)
 
 
 @dataclass

@@ -20,6 +20,10 @@ class Kernel(Enum):
     efficient = "efficient"
 
 
+class Sharding(Enum):
+    fsdp2 = "fsdp2"
+
+
 class DeviceKind(Enum):
     cuda = "cuda"
     cpu = "cpu"
@@ -61,6 +65,9 @@ class Trainer:
     max_skipped: int = setting("non-finite steps in a row before training stops", 10, ge=1, le=LARGEST)
     skip_spikes: bool = setting(
         "skip updates whose manifold loss is above loss.spike_threshold after the warm-up", False
+    )
+    sharding: Sharding | None = setting(
+        "fsdp2: each GPU holds a part of weights, gradients and optimiser state; null: each holds all", None
     )
     deterministic: bool = setting("cuDNN uses deterministic kernels and does not benchmark", False)
     threads: int | None = setting("CPU threads; null: PyTorch's choice", None, ge=1, le=WORKERS)

@@ -57,3 +57,9 @@ def skip_done(bar: tqdm, items: int) -> None:
     """Counts items that an earlier process finished as done, but not in the rate and the remaining time."""
     bar.initial += items
     bar.update(items)
+
+
+def losses(row: dict[str, Any]) -> str:
+    """The losses of a logged row, for the end of a bar."""
+    names = {"total": "total", "diffusion": "diff", "token": "token", "manifold": "manifold"}
+    return " ".join(f"{s}={row[f'train/{k}']:.3f}" for k, s in names.items() if f"train/{k}" in row)

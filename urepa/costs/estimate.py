@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from urepa.config.declared import declaration_of
 from urepa.config.parts import settings_that_are
@@ -28,6 +28,7 @@ from urepa.costs.asked_teacher import stop_step
 from urepa.costs.bench_results import read_measured
 from urepa.costs.bucket_costs import BucketCost, is_weighted, largest, mean_forward, mean_step
 from urepa.costs.counting import AFTER_THE_MODEL, StepCount, count_step, flop_counter, norm_as_on_cuda, on_fake_cpu
+from urepa.costs.gpu_memory import Units, units_of, weight_bytes
 from urepa.costs.online_costs import WITH_TEACHER, OnlineCost, online_costs
 from urepa.data.lists.split_sizes import check_batch_size, check_buckets
 from urepa.data.reader import THREADS
@@ -71,6 +72,7 @@ class Counted:
     groups: dict[str, tuple[int, int]]  # by optimiser group: numbers of trained parameters and of their tensors
     buckets: dict[str, BucketCost]  # by name; one with an empty name if all images have one shape
     weights: dict[str, int]  # bytes that lie on the device all the time
+    units: Units
     step: StepCount
     forward_per_sample: int  # of a whole forward pass, as validation makes it
     samples: dict[str, int]  # by split
@@ -270,6 +272,7 @@ def count(config: dict[str, Any], kind: str) -> Counted:
     # compiled blocks cannot be counted, and kernels do not change the counts
     speed_up(model, replace(settings, compile=False, attention=None), torch.device("cpu"))
     parameters, weights = parameters_by_part(model), weight_bytes(model, _states(config))
+    units = units_of(model)
     groups = {name: (sum(p.numel() for p in own), len(own)) for name, own in groups_of(model, backbone_group).items()}
     if isinstance(model.backbone, ShapesFromValues):
         model.backbone.fix_shapes()
@@ -290,6 +293,7 @@ def count(config: dict[str, Any], kind: str) -> Counted:
         groups=groups,
         buckets=buckets,
         weights=weights,
+        units=units,
         step=mean_step(buckets, settings.batch_size),
         forward_per_sample=mean_forward(buckets),
         samples=samples,
@@ -370,20 +374,6 @@ def parameters_by_part(model: AlignedModel) -> dict[str, dict[str, int]]:
         part["all"] += parameter.numel()
         part["trainable"] += parameter.numel() * parameter.requires_grad
     return {part: n for part, n in counts.items() if n["all"]}
-
-
-def weight_bytes(model: nn.Module, states: int) -> dict[str, int]:
-    """Bytes that are on the device from the first step to the last. The optimiser keeps `states` copies of the trained
-    weights (AdamW: two moments) and EMA keeps one, in their precision."""
-    trains = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-    return {
-        "frozen weights": sum(p.nbytes for p in model.parameters() if not p.requires_grad),
-        "buffers": sum(b.nbytes for b in model.buffers()),
-        "trainable weights": trains,
-        "gradients": trains,
-        "optimiser": states * trains,
-        "EMA": trains,
-    }
 
 
 def example(

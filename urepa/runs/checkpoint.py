@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from urepa.core.errors import UserError
 from urepa.core.files import sync_folder, write_whole
+from urepa.core.shards import copy_into, part_like
 from urepa.runs.checkpoint_folders import no_checkpoint, steps
 
 PARTS = ("weights", "ema", "optimizer")
@@ -166,9 +167,8 @@ def load_named(into: dict[str, Any], tensors: dict[str, Tensor], where: str) -> 
             f"the weights in {where} do not fit this run: {len(odd)} differ by name or shape ({some}); "
             "compose the same backbone, lora, head and data (channels, classes) as there"
         )
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            into[name].copy_(tensor)
+    for name, tensor in tensors.items():
+        copy_into(into[name], tensor)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
@@ -185,4 +185,5 @@ def load_optimizer(
     for label, value in tensors.items():
         key, name = label.split("/", 1)
         parameter = parameters[name]
-        optimizer.state[parameter][key] = value.to(parameter.device)
+        of_each_weight = value.shape == parameter.shape
+        optimizer.state[parameter][key] = part_like(value, parameter) if of_each_weight else value.to(parameter.device)

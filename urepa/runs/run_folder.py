@@ -40,6 +40,7 @@ NOT_IDENTITY = (
     "trainer.evaluate_every",
     "trainer.evaluation_share",
     "trainer.keep_last",
+    "trainer.sharding",
     "trainer.threads",
     "trainer.max_skipped",
     "hydra",

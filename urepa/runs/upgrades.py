@@ -235,7 +235,8 @@ def _to_9(config: dict[str, Any]) -> None:
 
 
 def _to_10(config: dict[str, Any]) -> None:
-    """A teacher's tokens were always those of its last layer, and never whitened. A SiT's tokens skipped no blocks."""
+    """A teacher's tokens were always those of its last layer, and never whitened. A SiT's tokens skipped no blocks. Every
+    process held all weights."""
     teachers = "urepa.models.teachers"
     added: dict[str, dict[str, Any]] = {
         f"{teachers}.efficientnet_lite0.EfficientNetLite0": {"whiten": False},
@@ -246,6 +247,8 @@ def _to_10(config: dict[str, Any]) -> None:
     for part in _parts(config):
         for key, value in added.get(str(part["_target_"]), {}).items():
             part.setdefault(key, value)
+    if isinstance(trainer := config.get("trainer"), dict):
+        trainer.setdefault("sharding", None)
 
 
 TRACKS = ("urepa.data.tracks.latent_track.LatentTrack", "urepa.data.tracks.pixel_track.PixelTrack")

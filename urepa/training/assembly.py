@@ -50,6 +50,7 @@ from urepa.training.gpu_sensors import GpuSensors
 from urepa.training.non_finite_guard import Guard
 from urepa.training.optimizer import groups_of
 from urepa.training.own_states import check_own_states, own_heads
+from urepa.training.sharding import Shards
 from urepa.training.spike_records import ClassesOfSamples, SpikeRecords
 from urepa.training.trainer import Settings, Trainer
 
@@ -228,9 +229,10 @@ def evaluate_ema(config: dict[str, Any], trainer: Trainer, track: Any, step: int
     all."""
     device = trainer.accelerator.device
     backbone: Backbone = declaration_of(config["backbone"])
+    model = trainer.model if trainer.shards is None else trainer.shards.model
     contexts = [
         Context(
-            model=trainer.model,
+            model=model,
             objective=trainer.objective,
             loss=trainer.loss,
             track=track.of_bucket(bucket.bucket) if bucket.bucket else track,
@@ -240,13 +242,13 @@ def evaluate_ema(config: dict[str, Any], trainer: Trainer, track: Any, step: int
             seed=config["seed"],
             step=step,
             untrained=lambda: build_untrained(config, track, device),
-            random=(lambda: build_random(config, track, device, trainer.model)) if backbone.base is not None else None,
+            random=(lambda: build_random(config, track, device, model)) if backbone.base is not None else None,
             teacher=next(iter(bucket.teacher_names), ALONE),
         )
         for bucket in trainer.reader.cache.buckets
     ]
-    trainer.model.eval()
-    with trainer.ema.use_averages(), trainer.accelerator.autocast():
+    model.eval()
+    with trainer.averaged(), trainer.accelerator.autocast():
         return run_in_buckets(contexts, config["evaluation"], declaration_of)
 
 
@@ -288,8 +290,12 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
     draws = (*own_states(loss).draws, *draw_purposes(model))
     reader = TrainingReader(cache, objective, layout, config["seed"], loss.diffusion_fraction, loss.schedule, draws)
     validation_reader = ValidationReader(cache, objective, settings.validation_group, draws)
-    model.to(accelerator.device)
+    shards = None
+    if settings.sharding is None or world == 1:
+        model.to(accelerator.device)
     speed_up(model, settings, accelerator.device)
+    if settings.sharding is not None and world > 1:  # moves one block after the other to the device
+        shards = Shards(model, accelerator.device)
     groups = groups_of(model, backbone_group)
     in_groups = [p for parameters in groups.values() for p in parameters]
     assert {id(p) for p in in_groups} == {id(p) for p in trainable(model).values()}
@@ -297,7 +303,8 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
     optimizer = declared_optimizer.build(groups)
     ema = EMA(model, settings.ema_decay, settings.ema_warmup)
     model.averages = ema.shadow
-    prepared = accelerator.prepare(model)
+    # without DDP, which `evaluation_mode` leaves out, it is only given autocast
+    prepared = accelerator.prepare(model) if shards is None else accelerator.prepare_model(model, evaluation_mode=True)
     constants = constant_tokens(cache, loss, grids)
     validation = Validation(validation_reader, objective, loss, constants, layout, accelerator.device)
 
@@ -325,5 +332,6 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
         folder=folder,
         config_yaml=stored_yaml(config),
         seed=config["seed"],
+        shards=shards,
     )
     return trainer, track

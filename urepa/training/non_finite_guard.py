@@ -12,13 +12,15 @@ from torch import Tensor
 from urepa.core.collectives import all_objects, any_rank
 from urepa.core.errors import UserError
 from urepa.core.json_lines import append, read_lines, truncate_at
+from urepa.core.shards import own_part
 from urepa.method.training_step import Terms
 
 
 def non_finite(tensors: dict[str, dict[str, Tensor]]) -> list[str]:
-    """The tensors that have a number that is not finite, as PART/NAME. Synchronises with the device once."""
+    """The tensors that have a number that is not finite, as PART/NAME; of sharded ones this rank's parts. Synchronises
+    with the device once."""
     named = {f"{part}/{name}": tensor for part, own in tensors.items() for name, tensor in own.items()}
-    finite = torch.stack([tensor.isfinite().all() for tensor in named.values()]).tolist()
+    finite = torch.stack([own_part(tensor).isfinite().all() for tensor in named.values()]).tolist()
     return [name for name, is_finite in zip(named, finite, strict=True) if not is_finite]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from urepa.core.shards import whole
 from urepa.models.weight_files import trainable
 
 
@@ -26,7 +27,7 @@ def clip_by_global_norm(optimizer: torch.optim.Optimizer, max_norm: float | None
     parameters: list[nn.Parameter] = []
     for group in optimizer.param_groups:
         gradients = [p.grad for p in group["params"] if p.grad is not None]
-        norms[group["name"]] = torch.nn.utils.get_total_norm(gradients)
+        norms[group["name"]] = whole(torch.nn.utils.get_total_norm(gradients))
         parameters += group["params"]
     norms["all"] = torch.stack([norm**2 for norm in norms.values()]).sum().sqrt()
     if max_norm is not None:

@@ -58,6 +58,7 @@ from urepa.training.assembly import build, build_part, evaluate_ema, load_module
 from urepa.training.checks.inputs import check_opened_images
 from urepa.training.first_lines import parameters_by_part, start_lines
 from urepa.training.next_command import next_command
+from urepa.training.sharding import check_sharding
 from urepa.training.trainer import Trainer
 
 PREDECESSOR = 300.0  # seconds that a requeued job waits for its previous process; other ranks wait too
@@ -200,6 +201,7 @@ class Session:
 
     def _train(self) -> None:
         begin = time.monotonic()
+        check_sharding(self.config["trainer"], self.accelerator.num_processes)
         code = code_state()
         load_modules(self.config)  # now, so that files edited during the run have no effect
         shipper = self._shipper(code)
@@ -218,8 +220,9 @@ class Session:
         summary = None
         try:
             trainer.fit(step)
-            if is_main:
-                summary, results = self._finish(trainer, track, begin)
+            with trainer.gathered():
+                if is_main:
+                    summary, results = self._finish(trainer, track, begin)
             status = "FINISHED"
         except SystemExit:
             status = "KILLED"

@@ -24,6 +24,7 @@ from urepa.core.errors import UserError
 from urepa.core.protocols import CONFLICT
 from urepa.core.random_draws import digest64
 from urepa.core.run_protocols import Optimizer
+from urepa.core.shards import gathered
 from urepa.core.signals import StopSignals
 from urepa.core.types import Batch
 from urepa.data.reader import TrainingReader
@@ -37,8 +38,10 @@ from urepa.training import slow_alignment
 from urepa.training.ema import EMA
 from urepa.training.gpu_sensors import GpuSensors
 from urepa.training.gradient_cosine import cosine_of_sums
+from urepa.training.micro_batches import merge_terms
 from urepa.training.non_finite_guard import Guard, non_finite, some_of
 from urepa.training.optimizer import clip_by_global_norm, step_unless
+from urepa.training.sharding import Shards
 from urepa.training.spike_records import SpikeRecords
 
 
@@ -68,6 +71,7 @@ class Settings:
     evaluate_every: int | None = None  # defaults for runs stored before these two keys existed
     evaluation_share: float = 0.1
     skip_spikes: bool = False
+    sharding: str | None = None
 
 
 @dataclass
@@ -85,7 +89,7 @@ class Trainer:
 
     settings: Settings
     accelerator: Accelerator
-    model: AlignedModel  # unwrapped, for evaluation and state
+    model: AlignedModel  # unwrapped, for state and, unless it is sharded, for evaluation
     prepared: torch.nn.Module  # the same with DDP and autocast, for training
     objective: Any
     loss: Any
@@ -103,6 +107,7 @@ class Trainer:
     folder: Path
     config_yaml: str
     seed: int
+    shards: Shards | None = None
     best: dict[str, float] | None = None
     seconds: float = 0.0  # spent in the loop, over all processes that trained this run
     waited: float = 0.0  # seconds waiting for data since the last logging step
@@ -125,7 +130,7 @@ class Trainer:
                     row: dict[str, Any] = {}
                     if logs:
                         row |= self.log(step, update)
-                        bar.set_postfix_str(_short(row))
+                        bar.set_postfix_str(progress.losses(row))
                     improved = False
                     if step % s.validate_every == 0 or step == s.max_steps:
                         row |= self.validate(step)
@@ -168,7 +173,7 @@ class Trainer:
         norms = clip_by_global_norm(self.optimizer, self.settings.clip_norm)
         ids, spike = [i for b in batches for i in b.ids], self.loss.is_spike(done[-1], step)
         bad = self.guard.judge(step, ids, done, norms["all"], spike)
-        terms = _merge_terms(done)
+        terms = merge_terms(done)
         if of_conflict:
             schedule.observe(step, cosine_of_sums(measured) if measures_conflict else None)
         elif schedule.delay is not None:
@@ -222,8 +227,8 @@ class Trainer:
 
     def validate(self, step: int) -> dict[str, float]:
         """Validates the EMA weights on the validation split."""
-        with self.ema.use_averages(), self.accelerator.autocast():
-            row = self.validation(self.model, step)
+        with self.gathered(everywhere=True), self.averaged() as model, self.accelerator.autocast():
+            row = self.validation(model, step)
         worse = self.loss.diffusion_fraction and row["val/diffusion"] > row["floor/zero_predictor"]
         if worse and self.loss_is_warm(step):
             share = self.ema.initial_share()
@@ -261,9 +266,21 @@ class Trainer:
         """Runs the evaluations of this step. Their time is not counted as training time."""
         begin = time.perf_counter()
         last, then = self.logged
-        row = self.during.row(step, self.seconds + begin - then, self.accelerator.is_main_process)
+        with self.gathered():
+            row = self.during.row(step, self.seconds + begin - then, self.accelerator.is_main_process)
         self.logged = (last, then + time.perf_counter() - begin)
         return row
+
+    def gathered(self, everywhere: bool = False) -> contextlib.AbstractContextManager[None]:
+        """Within the block `averaged` may be used, `everywhere` or on rank 0. All ranks enter together."""
+        keep = everywhere or self.accelerator.is_main_process
+        return contextlib.nullcontext() if self.shards is None else self.shards.filled(self.ema.shadow, keep)
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[AlignedModel]:
+        """Within the block, the model with the EMA weights; used in `gathered`."""
+        with contextlib.nullcontext() if self.shards else self.ema.use_averages():
+            yield self.shards.model if self.shards else self.model
 
     def loss_is_warm(self, step: int) -> bool:
         """Whether a tenth of the run is done; a warning is then given for a model that is worse than predicting
@@ -292,8 +309,9 @@ class Trainer:
                 "starts another run"
             )
 
+        tensors = gathered(self.tensors(), keep=self.accelerator.is_main_process)
+
         def write() -> None:
-            tensors = self.tensors()
             state = {
                 "best": self.best,
                 "guard": self.guard.state(),
@@ -380,21 +398,3 @@ class Trainer:
             self.waited += time.perf_counter() - begin
             yield batches
             begin = time.perf_counter()
-
-
-def _merge_terms(terms: list[Terms]) -> Terms:
-    """Combines the terms of several micro-batches into those of one batch."""
-    if len(terms) == 1:
-        return terms[0]
-    per_sample = {k: torch.cat([t.per_sample[k] for t in terms]) for k in terms[0].per_sample}
-    manifolds = [t.manifold for t in terms if t.manifold is not None]
-    return Terms(
-        torch.stack([t.total for t in terms]).mean(),
-        per_sample,
-        manifold=torch.stack(manifolds).mean() if manifolds else None,
-    )
-
-
-def _short(row: dict[str, Any]) -> str:
-    names = {"total": "total", "diffusion": "diff", "token": "token", "manifold": "manifold"}
-    return " ".join(f"{s}={row[f'train/{k}']:.3f}" for k, s in names.items() if f"train/{k}" in row)

@@ -328,6 +328,10 @@ def check_trainer(trainer: dict[str, Any], world: int) -> None:
     for a warm-up of the EMA without effect."""
     if trainer["frozen"] == "bf16" and trainer["precision"] != "bf16":
         raise UserError("trainer.frozen=bf16 needs trainer.precision=bf16; give that too")
+    if trainer["sharding"] is not None and trainer["channels_last"]:
+        raise UserError(
+            "trainer.sharding=fsdp2 needs weights in PyTorch's own layout; give trainer.channels_last=false"
+        )
     if trainer["ema_warmup"] and trainer["ema_decay"] <= FIRST_DECAY:
         raise UserError(
             f"trainer.ema_warmup=true has no effect with trainer.ema_decay={trainer['ema_decay']}, as the warm-up "
