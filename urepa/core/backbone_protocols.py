@@ -199,6 +199,17 @@ def takes_parts(backbone: Any, made: Iterable[str]) -> bool:
     return taken <= set(made) <= taken | set(getattr(backbone, "unused_parts", ()))
 
 
+class AttentionMaps(Protocol):
+    """Additional members of a `Backbone` whose network hands out the attention of its blocks. Its `forward` has another
+    argument, `attention`: the taps whose blocks' queries and keys `Denoised.attention` is to have for the whole batch
+    (`urepa.core.types.Attention`). They are those that the block computes with, so its output is the same bit for bit.
+    """
+
+    def check_attention(self, tap: str) -> None:
+        """Raises UserError for a tap without attention over the tokens of x_t."""
+        ...
+
+
 class FrozenBackbone(Protocol):
     """What a `Backbone` has beside where its weights can be read in the type in which adapters leave them frozen."""
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from urepa.core.descriptions import Formula
     from urepa.core.evaluation_protocols import Metric
-    from urepa.core.types import Batch, Tokens
+    from urepa.core.types import Attention, Batch, Tokens
 
 
 class HeadNetwork(Protocol):
@@ -115,7 +115,8 @@ class LossMath(Protocol):
     A loss with taps also has what validation needs of it: `manifold_weight`, `teachers` (weights by name),
     `spatial_norm` and `targets(tokens)`, a teacher's tokens as the student's are compared with them. With `grid`, as
     `loss.grid`, its declaration and it say on which grid that is (`urepa.method.alignment_grids`); a loss without it
-    compares on the teacher's. Targets are resized to it last.
+    compares on the teacher's. Targets are resized to it last. With `attention`, which its declaration has too, it
+    compares the attention of these taps with that of these blocks of the teacher (`Batch.attention`).
     """
 
     taps: Mapping[str, float]
@@ -343,6 +344,23 @@ class RectangleTeacher(Protocol):
 
     def tokens(self, images_B3HW: Tensor, grid: tuple[int, int] | None = None) -> Tokens:
         """Tokens of images resized to the proportions of this grid; a token covers the same area as on a square."""
+        ...
+
+
+class AttendingTeacher(Protocol):
+    """Additional members of a `TeacherNetwork` that hands out the attention of its blocks; its declaration has
+    `attention_maps` True."""
+
+    def tokens_and_attention(
+        self, images_B3HW: Tensor, blocks: Sequence[int], grid: tuple[int, int] | None = None
+    ) -> tuple[Tokens, dict[int, Attention]]:
+        """As `tokens`, with the attention among patches of these blocks, counted from 0, by block: without class and
+        register tokens, so that a patch's shares are those among patches alone. Raises UserError for a block that it
+        does not have."""
+        ...
+
+    def attention_grid(self, grid: tuple[int, int] | None = None) -> tuple[int, int]:
+        """Rows and columns of the patches, which tokens on this grid are pooled from."""
         ...
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from urepa.core.conditions import Condition
 from urepa.core.protocols import LossMath
-from urepa.core.types import Batch, Tokens, no_rows
+from urepa.core.types import Attention, Batch, Tokens, no_rows
 from urepa.method.alignment_grids import TEACHER, Grid, compared_on
 from urepa.method.gradient_layout import with_gradient_in_own_layout
 from urepa.method.objectives.objective_math import ObjectiveMath, shape_of
@@ -43,6 +43,7 @@ class Aligned:
     features: dict[str, Tokens]  # by tap
     tokens: dict[str, Tokens]  # by head
     averaged: dict[str, Tokens] = field(default_factory=dict)  # states of the averaged weights, without gradient
+    attention: dict[str, Attention] = field(default_factory=dict)  # of blocks, by their taps
 
 
 def _for_heads(feature: Tokens) -> Tokens:
@@ -54,7 +55,8 @@ class AlignedModel(nn.Module):
     """A backbone and its heads: the only module that is prepared for DDP and autocast. There is one head per tap, under
     the tap's name; with several teachers one per tap and teacher, under TAP/TEACHER. `grid_policy` says on which grid
     a tap and a teacher are compared (`urepa.method.alignment_grids`). `own_taps` are states that a loss reads without a
-    head, and `averaged_taps` those that it reads of the averaged weights."""
+    head, `averaged_taps` those that it reads of the averaged weights, and `attended_taps` the taps of the blocks whose
+    attention it reads."""
 
     def __init__(
         self,
@@ -63,12 +65,13 @@ class AlignedModel(nn.Module):
         grid_policy: Any = TEACHER,
         own_taps: tuple[str, ...] = (),
         averaged_taps: tuple[str, ...] = (),
+        attended_taps: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.heads = nn.ModuleDict(heads)
         self.taps = tuple(dict.fromkeys((*(name.partition("/")[0] for name in heads), *own_taps)))
-        self.averaged_taps = averaged_taps
+        self.averaged_taps, self.attended_taps = averaged_taps, attended_taps
         # The averages of the trained weights by their names in this module; empty: those that the module has. They are
         # kept outside of its parameters and buffers, so that DDP, checkpoints and exports do not see them.
         self.averages: Mapping[str, Tensor] = {}
@@ -91,8 +94,9 @@ class AlignedModel(nn.Module):
                 batch is absent; its heads are called with the tap's own grid, so that they stay in the graph.
         """
         averaged = {} if second is None else self.averaged_states(second, condition)
+        attends: dict[str, Any] = {"attention": self.attended_taps} if self.attended_taps else {}
         with self.attention():
-            denoised = self.backbone(x_t, t_B, condition, taps=self.taps, rows_R=rows_R)
+            denoised = self.backbone(x_t, t_B, condition, taps=self.taps, rows_R=rows_R, **attends)
         with torch.autocast(x_t.device.type, enabled=False):  # fp32: heads are small, and losses use them
             tapped = {tap: _for_heads(denoised.features[tap]) for tap in self.taps}
             tokens = {}
@@ -101,7 +105,7 @@ class AlignedModel(nn.Module):
                 grid = self.compared_on(tapped[tap].grid, grids[teacher]) if teacher in grids else tapped[tap].grid
                 tokens[name] = head(tapped[tap], t_B, grid)
                 assert tokens[name].grid == grid, f"the head {name} gives {tokens[name].grid} tokens, not {grid}"
-        return Aligned(denoised.prediction_RCHW, denoised.features, tokens, averaged)
+        return Aligned(denoised.prediction_RCHW, denoised.features, tokens, averaged, denoised.attention)
 
     @torch.no_grad()
     def averaged_states(self, second: SecondView, condition: Condition) -> dict[str, Tokens]:

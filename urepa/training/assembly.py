@@ -33,6 +33,7 @@ from urepa.evaluation.context import Context, Evaluated
 from urepa.evaluation.in_training import During
 from urepa.evaluation.validation_loss import Validation
 from urepa.method.alignment_grids import TEACHER, Grid, policy_of
+from urepa.method.attention_maps import attention_of, teacher_blocks
 from urepa.method.self_alignment import OWN, own_states
 from urepa.method.training_step import AlignedModel
 from urepa.models import speed_switches
@@ -42,6 +43,7 @@ from urepa.runs import checkpoint
 from urepa.runs.metrics import MetricsLog
 from urepa.runs.run_folder import stored_yaml
 from urepa.training import warm_start
+from urepa.training.attention_sizes import check_attention_sizes
 from urepa.training.checks.inputs import check_opened_images
 from urepa.training.checks.sizes import as_shape
 from urepa.training.ema import EMA
@@ -151,7 +153,7 @@ def build_model(
     own = own_states(loss)
     with torch_seed(seed, f"head/{OWN}"):
         heads |= own_heads(loss, backbone)
-    return AlignedModel(backbone, heads, policy_of(loss), own.taps, own.averaged), lora.group
+    return AlignedModel(backbone, heads, policy_of(loss), own.taps, own.averaged, tuple(attention_of(loss))), lora.group
 
 
 def check_takes_grid(target: str, head: Any) -> None:
@@ -281,12 +283,13 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
     with torch.autocast("cpu", torch.bfloat16, enabled=settings.frozen == "bf16"):
         grids = compared_grids(config, model, cache, objective)
         check_own_states(model, loss, cache, objective)
+        check_attention_sizes(model, loss, cache, objective)
     if config["warm_start"]["checkpoint"] is not None and checkpoint.newest(folder / "checkpoints") is None:
         accelerator.print(warm_start.load(trainable(model), config["warm_start"], folder))
     declared_optimizer: Optimizer = declaration_of(config["optimizer"])
-    draws = own_states(loss).draws
-    reader = TrainingReader(cache, objective, layout, config["seed"], loss.diffusion_fraction, loss.schedule, draws)
-    validation_reader = ValidationReader(cache, objective, settings.validation_group, draws)
+    asked = own_states(loss).draws, teacher_blocks(loss)
+    reader = TrainingReader(cache, objective, layout, config["seed"], loss.diffusion_fraction, loss.schedule, *asked)
+    validation_reader = ValidationReader(cache, objective, settings.validation_group, *asked)
     model.to(accelerator.device)
     speed_up(model, settings, accelerator.device)
     groups = groups_of(model, backbone_group)

@@ -60,6 +60,7 @@ def read_to_describe(declared: Any, *facts: Any, **known: Any) -> set[str]:
         ["+experiment=repa_smoke", "loss=layer_sync"],
         ["+experiment=repa_smoke", "loss=dispersive"],
         ["+experiment=repa_smoke", "loss=self_representation"],
+        ["+experiment=repa_cifar10_cpu", "+ablation=method_attention", "loss.attention_heads=3"],
     ],
 )
 def test_descriptions_mention_every_setting_of_their_part(compose: Compose, overrides: list[str]) -> None:

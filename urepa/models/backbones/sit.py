@@ -65,6 +65,9 @@ class SiT:
     def check_tap(self, tap: str) -> None:
         sit_block(tap, self.depth)
 
+    def check_attention(self, tap: str) -> None:
+        sit_block(tap, self.depth)
+
     def check_grids(self, latent_shape: tuple[int, int, int], grids: Mapping[str, Sequence[int]]) -> None:
         own = [side // self.patch for side in latent_shape[1:]]
         for key, grid in grids.items():

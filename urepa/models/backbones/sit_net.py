@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from urepa.core.conditions import CLASS, Condition, Part
+from urepa.core.types import Attention as Attended
 from urepa.core.types import Denoised, Tokens
 from urepa.models.backbones.backbone_sizes import EXPORTED, check_transformer_adapters, sit_block
 from urepa.models.backbones.sit_published_net import to_published
@@ -94,7 +95,7 @@ class ClassEmbedder(nn.Module):
 
 class Attention(nn.Module):
     """Self-attention with torch's fused kernels; with `qk_norm`, a LayerNorm per head is applied to queries and
-    keys."""
+    keys. What it attends by is appended to `attended`."""
 
     def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
         super().__init__()
@@ -102,9 +103,12 @@ class Attention(nn.Module):
         self.qkv, self.proj = linear(width, 3 * width), linear(width, width)
         self.q_norm, self.k_norm = (nn.LayerNorm(width // heads) if qk_norm else nn.Identity() for _ in range(2))
 
-    def forward(self, x_BND: Tensor) -> Tensor:
+    def forward(self, x_BND: Tensor, attended: list[Attended] | None = None) -> Tensor:
         q_BANE, k_BANE, v_BANE = self.qkv(x_BND).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        out_BANE = F.scaled_dot_product_attention(self.q_norm(q_BANE), self.k_norm(k_BANE), v_BANE)
+        q_BANE, k_BANE = self.q_norm(q_BANE), self.k_norm(k_BANE)
+        if attended is not None:
+            attended.append(Attended(q_BANE, k_BANE, q_BANE.shape[-1] ** -0.5))
+        out_BANE = F.scaled_dot_product_attention(q_BANE, k_BANE, v_BANE)
         return self.proj(out_BANE.transpose(1, 2).flatten(2))
 
 
@@ -131,9 +135,9 @@ class SiTBlock(nn.Module):
         self.mlp = MLP(width)
         self.adaLN_modulation = modulation(width, 6)
 
-    def forward(self, x_BND: Tensor, c_BD: Tensor) -> Tensor:
+    def forward(self, x_BND: Tensor, c_BD: Tensor, attended: list[Attended] | None = None) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c_BD).chunk(6, dim=1)
-        x_BND = x_BND + gate1[:, None] * self.attn(modulate(self.norm1(x_BND), shift1, scale1))
+        x_BND = x_BND + gate1[:, None] * self.attn(modulate(self.norm1(x_BND), shift1, scale1), attended)
         return x_BND + gate2[:, None] * self.mlp(modulate(self.norm2(x_BND), shift2, scale2))
 
 
@@ -243,29 +247,34 @@ class SiTNetwork(nn.Module):
         condition: Condition,
         taps: tuple[str, ...] = (),
         rows_R: Tensor | None = None,
+        attention: tuple[str, ...] = (),
     ) -> Denoised:
         """x_t [B,C,H,W], t [B] in [0,1].
 
         rows_R [R] are the indices of the samples to predict (None: all). The blocks after the deepest tap process only
-        these, and if there are none the forward stops there. Taps always have the whole batch.
+        these, and if there are none the forward stops there. Taps, and the queries and keys of the blocks of
+        `attention`, always have the whole batch.
         """
         tap_of = {self.index_of(tap): tap for tap in taps}
-        deepest = max(tap_of, default=-1)
+        attends = {self.index_of(tap): tap for tap in attention}
+        deepest = max((*tap_of, *attends), default=-1)
         features: dict[str, Tokens] = {}
+        attended: list[Attended] = []  # of the blocks of `attends`, in the order of the blocks
         grid = x_t.shape[2] // self.patch, x_t.shape[3] // self.patch
         x_BND = self.x_embedder(x_t) + self.positions_of(grid)
         c_BD = self.t_embedder(t_B) + self.y_embedder(condition[CLASS])
         for k, block in enumerate(self.blocks[: deepest + 1]):
-            x_BND = block(x_BND, c_BD)
+            x_BND = block(x_BND, c_BD, attended) if k in attends else block(x_BND, c_BD)
             if k in tap_of:
                 features[tap_of[k]] = Tokens(x_BND, grid)
+        by_tap = {attends[k]: own for k, own in zip(sorted(attends), attended, strict=True)}
         if rows_R is not None:
             if len(rows_R) == 0:
-                return Denoised(x_t[:0], features)
+                return Denoised(x_t[:0], features, by_tap)
             x_BND, c_BD = x_BND[rows_R], c_BD[rows_R]
         for block in self.blocks[deepest + 1 :]:
             x_BND = block(x_BND, c_BD)
-        return Denoised(self._unpatchify(self.final_layer(x_BND, c_BD), grid), features)
+        return Denoised(self._unpatchify(self.final_layer(x_BND, c_BD), grid), features, by_tap)
 
     def positions_of(self, grid: tuple[int, int]) -> Tensor:
         """Positions [1,h·w,D] for x_t's grid of patches. Learned positions exist for one grid only."""
