@@ -132,7 +132,12 @@ OTHERWISE |= {
         "upsample_before": "",
     }.items()
 }
-WITHOUT_TEACHER = ("method_dispersive", "method_layer_sync", "method_self_representation")
+WITHOUT_TEACHER = (
+    "method_dispersive",
+    "method_latent_structure",
+    "method_layer_sync",
+    "method_self_representation",
+)
 OTHERWISE |= {
     (experiment, arm): "does not change loss.warmup_steps here"  # these have no warm-up, nor has the arm
     for experiment in ("repa_cifar10", "repa_cifar10_pixels", "repa_imagenet256", "repa_smoke")

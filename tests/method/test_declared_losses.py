@@ -18,9 +18,11 @@ from urepa.core.protocols import Loss, LossMath, Schedule
 from urepa.method.attention_maps import attention_of
 from urepa.method.losses.dispersive import Dispersive
 from urepa.method.losses.haste import Haste
+from urepa.method.losses.latent_structure import LatentStructure
 from urepa.method.losses.layer_sync import LayerSync
 from urepa.method.losses.no_loss import NoLoss
 from urepa.method.losses.self_representation import SelfRepresentation
+from urepa.method.losses.self_transcendence import SelfTranscendence
 from urepa.method.losses.several_terms import SeveralTerms
 from urepa.method.losses.urepa_loss import URepaLoss
 from urepa.method.schedules.constant import Constant
@@ -38,6 +40,21 @@ LOSSES: dict[str, Loss] = {
     "dispersive": Dispersive(lambda_max=0.5, warmup_steps=4, tap="block_1", temperature=0.5),
     "self_representation": SelfRepresentation(
         lambda_max=0.2, warmup_steps=4, student="block_1", teacher="block_3", less_noise=0.2, beta=0.05
+    ),
+    "latent_structure": LatentStructure(
+        lambda_max=0.5, warmup_steps=4, student="block_1", target="x0", times=[0.4, 0.7], hidden=8
+    ),
+    "self_transcendence": SelfTranscendence(
+        **{
+            "lambda_max": 0.5,
+            "warmup_steps": 4,
+            "student": "block_1",
+            "teacher": "block_3",
+            "guide": "outputs/a/seed0",
+        },
+        guidance=30.0,
+        times=[0.4, 0.7],
+        hidden=8,
     ),
     "haste": Haste(
         **{"lambda_max": 0.5, "warmup_steps": 4, "manifold_weight": 0.0, "level": "token", "taps": {"block_1": 1.0}},

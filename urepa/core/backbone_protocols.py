@@ -199,15 +199,10 @@ def takes_parts(backbone: Any, made: Iterable[str]) -> bool:
     return taken <= set(made) <= taken | set(getattr(backbone, "unused_parts", ()))
 
 
-class AttentionMaps(Protocol):
-    """Additional members of a `Backbone` whose network hands out the attention of its blocks. Its `forward` has another
-    argument, `attention`: the taps whose blocks' queries and keys `Denoised.attention` is to have for the whole batch
-    (`urepa.core.types.Attention`). They are those that the block computes with, so its output is the same bit for bit.
-    """
+class PatchTokens(Protocol):
+    """Additional members of a `BackboneNetwork` whose tapped tokens each stand for a patch of x0, in their order."""
 
-    def check_attention(self, tap: str) -> None:
-        """Raises UserError for a tap without attention over the tokens of x_t."""
-        ...
+    patch_values: int  # the number of x0's values in a patch
 
 
 class FrozenBackbone(Protocol):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from urepa.core.descriptions import Formula
     from urepa.core.evaluation_protocols import Metric
-    from urepa.core.types import Attention, Batch, Tokens
+    from urepa.core.types import Batch, Tokens
 
 
 class HeadNetwork(Protocol):
@@ -109,7 +109,9 @@ class LossMath(Protocol):
 
     A loss without taps that aligns the backbone with itself has `own_states` (`urepa.method.self_alignment`) and
     `heads(widths)`, its own heads by tap; if it reads states of the averaged weights, also `second_times(batch,
-    objective)`, the times [B] at which these are evaluated. `urepa.method.losses.self_alignment_math.SelfAlignment` is
+    objective)`, the times [B] at which these are evaluated; if it reads states of an earlier run's weights, `guidance`,
+    the strength of their guidance. With `known(batch, objective)` it computes tensors, by name, before it is called,
+    which `Aligned.known` has then. `urepa.method.losses.self_alignment_math.SelfAlignment` is
     its base class. A loss that has alignment terms has `manifold_weight`, the weight of `Terms.manifold`.
 
     A loss with taps also has what validation needs of it: `manifold_weight`, `teachers` (weights by name),
@@ -344,23 +346,6 @@ class RectangleTeacher(Protocol):
 
     def tokens(self, images_B3HW: Tensor, grid: tuple[int, int] | None = None) -> Tokens:
         """Tokens of images resized to the proportions of this grid; a token covers the same area as on a square."""
-        ...
-
-
-class AttendingTeacher(Protocol):
-    """Additional members of a `TeacherNetwork` that hands out the attention of its blocks; its declaration has
-    `attention_maps` True."""
-
-    def tokens_and_attention(
-        self, images_B3HW: Tensor, blocks: Sequence[int], grid: tuple[int, int] | None = None
-    ) -> tuple[Tokens, dict[int, Attention]]:
-        """As `tokens`, with the attention among patches of these blocks, counted from 0, by block: without class and
-        register tokens, so that a patch's shares are those among patches alone. Raises UserError for a block that it
-        does not have."""
-        ...
-
-    def attention_grid(self, grid: tuple[int, int] | None = None) -> tuple[int, int]:
-        """Rows and columns of the patches, which tokens on this grid are pooled from."""
         ...
 
 

@@ -70,7 +70,7 @@ class Attention:
 @dataclass(frozen=True)
 class Denoised:
     """A backbone's output: the prediction for the requested rows, and the tapped states of the whole batch, before any
-    head, with the attention of the blocks that it was asked for (`urepa.core.backbone_protocols.AttentionMaps`)."""
+    head, with the attention of the blocks that it was asked for (`urepa.core.attention_protocols.AttentionMaps`)."""
 
     prediction_RCHW: Tensor
     features: dict[str, Tokens] = field(default_factory=dict)
@@ -101,6 +101,7 @@ class Batch:
     rows_R: Tensor | None = None  # the samples with a diffusion term; None: all
     draws: dict[str, Tensor] = field(default_factory=dict)  # by purpose: a uniform number in [0,1) of each sample [B]
     attention: dict[int, Attention] = field(default_factory=dict)  # of the teacher, by its block
+    whole: Condition | None = None  # the condition before training withheld parts of it; None: `condition`, or unread
     is_aligned: bool = True  # False: the alignment has ended, also that of a loss without a teacher
     slot: "Slot | None" = None  # the memory that holds the batch
 
@@ -116,6 +117,8 @@ class Batch:
         move["attention"] = {
             block: one.map(lambda x: x.to(device, non_blocking=True)) for block, one in self.attention.items()
         }
+        if self.whole is not None:
+            move["whole"] = self.whole.to(device)
         condition = self.condition.to(device)
         if self.slot is not None and device.type == "cuda":
             self.slot.copied = torch.cuda.Event()
@@ -140,4 +143,6 @@ class Batch:
             if (value := getattr(self, name)) is not None
         }
         pin["draws"] = {name: draw_B.pin_memory() for name, draw_B in self.draws.items()}
+        if self.whole is not None:
+            pin["whole"] = self.whole.pin()
         return replace(self, condition=self.condition.pin(), **pin)

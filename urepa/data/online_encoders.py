@@ -62,7 +62,7 @@ class OnlineTokens:
 
     def tokens_and_attention(self, keys: list[str], blocks: Sequence[int]) -> tuple[Tensor, dict[int, Attention]]:
         """As `tensor`, with the attention of these of the teacher's blocks
-        (`urepa.core.protocols.AttendingTeacher`)."""
+        (`urepa.core.attention_protocols.AttendingTeacher`)."""
         images = self.images(keys).to(self.device)
         with torch.autocast(self.device.type, enabled=False):
             tokens, attention = self.teacher.tokens_and_attention(images, blocks)

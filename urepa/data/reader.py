@@ -101,13 +101,16 @@ class TrainingReader:
         schedule: ScheduleMath | None = None,
         draws: tuple[str, ...] = (),
         attention: Sequence[int] = (),
+        keeps_condition: bool = False,
     ) -> None:
         """Teacher tokens are read only for the steps at which the schedule uses the teacher; for all steps if None.
         `draws`: the purposes for which each sample gets a uniform number (`Batch.draws`). `attention`: the blocks of an
-        online teacher whose attention is read with its tokens (`Batch.attention`)."""
+        online teacher whose attention is read with its tokens (`Batch.attention`). `keeps_condition`: whether a batch
+        has its condition before dropout too (`Batch.whole`), without parts that training always withholds."""
         self.cache, self.objective, self.layout = cache, objective, layout
         self.seed, self.diffusion_fraction = seed, diffusion_fraction
         self.schedule, self.draws, self.attention = schedule, draws, attention
+        self.keeps_condition = keeps_condition
         assert schedule is None or schedule.delay is None or schedule.delay > AHEAD, (
             "the schedule must act later than the reader reads ahead"
         )
@@ -147,6 +150,8 @@ class TrainingReader:
             teachers, attention = _asked(bucket, samples, self.attention, raw) if asks_teacher else ({}, {})
             batch = _batch(bucket, self.objective, samples, noise, times, posterior, teachers, draw)
             withheld = draw_withheld(self.cache.conditions.dropout, torch.tensor(drop, dtype=torch.float64))
+            whole = without_never_given(batch.condition, self.cache.conditions.dropout)
+            batch = replace(batch, whole=whole if self.keeps_condition else None)
             condition = batch.condition.drop(withheld)
             rows_R = self._rows(step, positions)
             draws = {

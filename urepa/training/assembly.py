@@ -46,6 +46,7 @@ from urepa.training import warm_start
 from urepa.training.attention_sizes import check_attention_sizes
 from urepa.training.checks.inputs import check_opened_images
 from urepa.training.checks.sizes import as_shape
+from urepa.training.earlier_weights import earlier_weights
 from urepa.training.ema import EMA
 from urepa.training.gpu_sensors import GpuSensors
 from urepa.training.non_finite_guard import Guard
@@ -153,7 +154,8 @@ def build_model(
     own = own_states(loss)
     with torch_seed(seed, f"head/{OWN}"):
         heads |= own_heads(loss, backbone)
-    return AlignedModel(backbone, heads, policy_of(loss), own.taps, own.averaged, tuple(attention_of(loss))), lora.group
+    asked = own.taps, own.averaged, tuple(attention_of(loss)), own.frozen
+    return AlignedModel(backbone, heads, policy_of(loss), *asked), lora.group
 
 
 def check_takes_grid(target: str, head: Any) -> None:
@@ -287,9 +289,22 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
     if config["warm_start"]["checkpoint"] is not None and checkpoint.newest(folder / "checkpoints") is None:
         accelerator.print(warm_start.load(trainable(model), config["warm_start"], folder))
     declared_optimizer: Optimizer = declaration_of(config["optimizer"])
-    asked = own_states(loss).draws, teacher_blocks(loss)
-    reader = TrainingReader(cache, objective, layout, config["seed"], loss.diffusion_fraction, loss.schedule, *asked)
-    validation_reader = ValidationReader(cache, objective, settings.validation_group, *asked)
+    own, blocks = own_states(loss), teacher_blocks(loss)
+    reader = TrainingReader(
+        cache,
+        objective,
+        layout,
+        config["seed"],
+        loss.diffusion_fraction,
+        loss.schedule,
+        own.draws,
+        blocks,
+        bool(own.frozen),
+    )
+    validation_reader = ValidationReader(cache, objective, settings.validation_group, own.draws, blocks)
+    if own.frozen:
+        with accelerator.main_process_first():
+            model.earlier = earlier_weights(model, config["loss"]["guide"], folder, accelerator.device)
     model.to(accelerator.device)
     speed_up(model, settings, accelerator.device)
     groups = groups_of(model, backbone_group)

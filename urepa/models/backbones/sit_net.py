@@ -185,6 +185,7 @@ class SiTNetwork(nn.Module):
         super().__init__()
         channels, height, columns = latent_shape
         self.patch, self.width, self.grid = patch, width, (height // patch, columns // patch)
+        self.patch_values = channels * patch**2
         self.x_embedder = PatchEmbedder(channels, patch, width)
         self.t_embedder = TimeEmbedder(width)
         self.y_embedder = ClassEmbedder(num_classes, width)

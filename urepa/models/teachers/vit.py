@@ -69,7 +69,7 @@ class ViT:
     )
 
     alters: ClassVar[tuple[str, ...]] = ALIGNMENT
-    attention_maps: ClassVar[bool] = True  # urepa.core.protocols.AttendingTeacher
+    attention_maps: ClassVar[bool] = True  # urepa.core.attention_protocols.AttendingTeacher
 
     def members(self) -> dict[str, OneTeacher]:
         return {ALONE: self}

@@ -1,4 +1,5 @@
-"""Checks of a loss that compares attention maps, without torch (`urepa.method.attention_maps`)."""
+"""Checks of a loss that compares attention maps (`urepa.method.attention_maps`), and of one with an earlier run's
+weights, without torch."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from urepa.core.protocols import Teacher
 from urepa.core.teacher_names import ALONE
 from urepa.core.track_protocols import Track
 from urepa.method.attention_maps import attention_of
+from urepa.method.self_alignment import own_states
 
 
 def check_attention(config: dict[str, Any]) -> None:
@@ -37,4 +39,14 @@ def check_attention(config: dict[str, Any]) -> None:
     if not track.online_teacher:
         raise UserError(
             "loss.attention compares attention maps, which are too large for a cache: give data.online_teacher=true"
+        )
+
+
+def check_guidance(config: dict[str, Any]) -> None:
+    """Raises UserError if the loss guides an earlier run's states by a condition that no sample has."""
+    loss, track = declaration_of(config["loss"]), declaration_of(config["data"])
+    if own_states(loss).frozen and loss.guidance != 1 and track.cfg_dropout == 1:
+        raise UserError(
+            f"loss.guidance={loss.guidance} has no effect with data.cfg_dropout=1, where no sample has a condition: "
+            "give loss.guidance=1"
         )
