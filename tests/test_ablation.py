@@ -175,6 +175,10 @@ OTHERWISE |= {
     for experiment in ("repa_cifar10", "repa_cifar10_pixels", "repa_imagenet256", "repa_smoke")
     for arm in OF_CPU
 }
+OTHERWISE |= {  # their teachers have other grids
+    (experiment, "method_dinov2"): "besides data.online_teacher, teacher._target_, teacher.cls_weight"
+    for experiment in ("repa_cifar10", "repa_imagenet256")
+}
 
 
 def header(text: str) -> dict[str, str]:
