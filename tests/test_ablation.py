@@ -132,7 +132,12 @@ OTHERWISE |= {
         "upsample_before": "",
     }.items()
 }
-WITHOUT_TEACHER = ("method_dispersive", "method_layer_sync", "method_self_representation")
+WITHOUT_TEACHER = (
+    "method_dispersive",
+    "method_latent_structure",
+    "method_layer_sync",
+    "method_self_representation",
+)
 OTHERWISE |= {
     (experiment, arm): "does not change loss.warmup_steps here"  # these have no warm-up, nor has the arm
     for experiment in ("repa_cifar10", "repa_cifar10_pixels", "repa_imagenet256", "repa_smoke")
@@ -169,6 +174,10 @@ OTHERWISE |= {
     (experiment, arm): ""
     for experiment in ("repa_cifar10", "repa_cifar10_pixels", "repa_imagenet256", "repa_smoke")
     for arm in OF_CPU
+}
+OTHERWISE |= {  # their teachers have other grids
+    (experiment, "method_dinov2"): "besides data.online_teacher, teacher._target_, teacher.cls_weight"
+    for experiment in ("repa_cifar10", "repa_imagenet256")
 }
 
 

@@ -22,7 +22,7 @@ from urepa.core.errors import UserError
 
 PATHS = {  # keys whose values are paths, names on the hub or URIs: taken as they are typed
     *("resume", "warm_start.checkpoint", "run", "checkpoint", "runs", "out", "store", "report", "folder"),
-    *("measured", "scripts"),
+    *("measured", "scripts", "loss.guide"),
     *("data.root", "data.images", "data.vae", "data.text", "data.class_names", "data.prompts", "data.stage_to"),
     *("backbone.weights", "backbone.prompts", "bench.folder", "tracking.uri"),
 }

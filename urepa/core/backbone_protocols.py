@@ -199,6 +199,12 @@ def takes_parts(backbone: Any, made: Iterable[str]) -> bool:
     return taken <= set(made) <= taken | set(getattr(backbone, "unused_parts", ()))
 
 
+class PatchTokens(Protocol):
+    """Additional members of a `BackboneNetwork` whose tapped tokens each stand for a patch of x0, in their order."""
+
+    patch_values: int  # the number of x0's values in a patch
+
+
 class FrozenBackbone(Protocol):
     """What a `Backbone` has beside where its weights can be read in the type in which adapters leave them frozen."""
 

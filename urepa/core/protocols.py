@@ -109,13 +109,16 @@ class LossMath(Protocol):
 
     A loss without taps that aligns the backbone with itself has `own_states` (`urepa.method.self_alignment`) and
     `heads(widths)`, its own heads by tap; if it reads states of the averaged weights, also `second_times(batch,
-    objective)`, the times [B] at which these are evaluated. `urepa.method.losses.self_alignment_math.SelfAlignment` is
+    objective)`, the times [B] at which these are evaluated; if it reads states of an earlier run's weights, `guidance`,
+    the strength of their guidance. With `known(batch, objective)` it computes tensors, by name, before it is called,
+    which `Aligned.known` has then. `urepa.method.losses.self_alignment_math.SelfAlignment` is
     its base class. A loss that has alignment terms has `manifold_weight`, the weight of `Terms.manifold`.
 
     A loss with taps also has what validation needs of it: `manifold_weight`, `teachers` (weights by name),
     `spatial_norm` and `targets(tokens)`, a teacher's tokens as the student's are compared with them. With `grid`, as
     `loss.grid`, its declaration and it say on which grid that is (`urepa.method.alignment_grids`); a loss without it
-    compares on the teacher's. Targets are resized to it last.
+    compares on the teacher's. Targets are resized to it last. With `attention`, which its declaration has too, it
+    compares the attention of these taps with that of these blocks of the teacher (`Batch.attention`).
     """
 
     taps: Mapping[str, float]

@@ -1,11 +1,12 @@
 """Types that are passed between parts.
 
 Shapes: B batch, R rows of it whose prediction is requested, N tokens (N = h*w unless a mask is given), D width,
-C channels, H/W spatial.
+C channels, H/W spatial, A heads of attention, E their width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -53,12 +54,27 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class Attention:
+    """What the tokens of one block attend by: queries and keys [B,A,N,E] of A heads of width E. In each head token m
+    attends to token n with the share softmax_n(scale·q_m·k_n)."""
+
+    q_BANE: Tensor
+    k_BANE: Tensor
+    scale: float
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Attention":
+        """The same change of queries and keys."""
+        return replace(self, q_BANE=change(self.q_BANE), k_BANE=change(self.k_BANE))
+
+
+@dataclass(frozen=True)
 class Denoised:
     """A backbone's output: the prediction for the requested rows, and the tapped states of the whole batch, before any
-    head."""
+    head, with the attention of the blocks that it was asked for (`urepa.core.attention_protocols.AttentionMaps`)."""
 
     prediction_RCHW: Tensor
     features: dict[str, Tokens] = field(default_factory=dict)
+    attention: dict[str, Attention] = field(default_factory=dict)
 
 
 def no_rows(device: torch.device) -> Tensor:
@@ -84,6 +100,8 @@ class Batch:
     teachers: dict[str, Tokens]  # by name, on its grid for this batch; empty if no teacher is used
     rows_R: Tensor | None = None  # the samples with a diffusion term; None: all
     draws: dict[str, Tensor] = field(default_factory=dict)  # by purpose: a uniform number in [0,1) of each sample [B]
+    attention: dict[int, Attention] = field(default_factory=dict)  # of the teacher, by its block
+    whole: Condition | None = None  # the condition before training withheld parts of it; None: `condition`, or unread
     is_aligned: bool = True  # False: the alignment has ended, also that of a loss without a teacher
     slot: "Slot | None" = None  # the memory that holds the batch
 
@@ -96,6 +114,11 @@ class Batch:
         }
         teachers = {name: tokens.to(device) for name, tokens in self.teachers.items()}
         move["draws"] = {name: draw_B.to(device, non_blocking=True) for name, draw_B in self.draws.items()}
+        move["attention"] = {
+            block: one.map(lambda x: x.to(device, non_blocking=True)) for block, one in self.attention.items()
+        }
+        if self.whole is not None:
+            move["whole"] = self.whole.to(device)
         condition = self.condition.to(device)
         if self.slot is not None and device.type == "cuda":
             self.slot.copied = torch.cuda.Event()
@@ -120,4 +143,6 @@ class Batch:
             if (value := getattr(self, name)) is not None
         }
         pin["draws"] = {name: draw_B.pin_memory() for name, draw_B in self.draws.items()}
+        if self.whole is not None:
+            pin["whole"] = self.whole.pin()
         return replace(self, condition=self.condition.pin(), **pin)

@@ -25,6 +25,7 @@ from urepa.core.run_protocols import Optimizer
 from urepa.core.track_protocols import Track
 from urepa.core.types import Batch, Tokens
 from urepa.costs.asked_teacher import stop_step
+from urepa.costs.attention_example import attention_example, zeros_of
 from urepa.costs.bench_results import read_measured
 from urepa.costs.bucket_costs import BucketCost, is_weighted, largest, mean_forward, mean_step
 from urepa.costs.counting import AFTER_THE_MODEL, StepCount, count_step, flop_counter, norm_as_on_cuda, on_fake_cpu
@@ -230,9 +231,8 @@ class Plan:
 
 def plan(config: dict[str, Any], device: Device, measured: Path | None = None) -> Plan:
     """The costs of a composed config (`train`'s or `plan`'s) on a device; `measured` is a file of `urepa.bench`."""
-    counted = _count_cached(config, device.kind)
     rows = [] if measured is None else read_measured(measured, device.name)
-    return Plan(device, Settings(**config["trainer"]), counted, rows, stop_step(config))
+    return Plan(device, Settings(**config["trainer"]), _count_cached(config, device.kind), rows, stop_step(config))
 
 
 def _count_cached(config: dict[str, Any], kind: str) -> Counted:
@@ -325,11 +325,13 @@ class CountedStep:
                 return model(*inputs, **more)
 
         run: Any = prepared_model
+        attention = attention_example(view, self.teacher, loss)
 
         def step() -> Tensor:
             batch = example(view, self.teacher, self.objective, micro_batch, loss.diffusion_fraction)
             purposes = (*own_states(loss).draws, *draw_purposes(model))
-            batch = replace(batch, draws={purpose: torch.zeros(micro_batch) for purpose in purposes})
+            draws = {purpose: torch.zeros(micro_batch) for purpose in purposes}
+            batch = replace(batch, draws=draws, attention=zeros_of(attention, micro_batch))
             hand_out(model, batch.draws)  # `run` is no module
             return step_terms(run, self.objective, loss, batch, 0, lambda x_BD: x_BD)[0].total
 

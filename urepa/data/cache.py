@@ -26,7 +26,7 @@ from urepa.core.nested_dicts import flatten
 from urepa.core.random_draws import normal
 from urepa.core.teacher_names import ALONE
 from urepa.core.track_protocols import ConditionMaker
-from urepa.core.types import Tokens
+from urepa.core.types import Attention, Tokens
 from urepa.data.image_statistics import IMAGE_TOKENS
 from urepa.data.lists.content import Identity
 from urepa.data.lists.paths import lost_list_error
@@ -125,6 +125,15 @@ class Cache:
         return {
             name: Tokens(store.tensor(keys, memory.get(name)), self.grids[name]) for name, store in self.tokens.items()
         }
+
+    def teacher_attending(
+        self, samples: Sequence[Sample], blocks: Sequence[int]
+    ) -> tuple[dict[str, Tokens], dict[int, Attention]]:
+        """As `teachers`, of a single online teacher, with the attention of these of its blocks from the same pass."""
+        online = self.tokens[ALONE]
+        assert isinstance(online, OnlineTokens), "attention is not cached"
+        x_BND, attention = online.tokens_and_attention([s.key for s in samples], blocks)
+        return {ALONE: Tokens(x_BND, self.grids[ALONE])}, attention
 
     def teacher_BND(self, samples: Sequence[Sample], teacher: str = ALONE) -> Tensor | None:
         """One teacher's tokens; None if the cache has no tokens."""

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from urepa.core.types import Attention
 from urepa.data.stores.record_keys import is_mirrored, sample_id_of
 
 MEAN_SAMPLES = 256  # training images over which the mean token is taken
@@ -58,6 +59,14 @@ class OnlineTokens:
         with torch.autocast(self.device.type, enabled=False):  # validation calls this inside autocast
             # a clone is no inference tensor: the loss saves the tokens for its backward pass
             return self.teacher.tokens(images).x_BND.clone()
+
+    def tokens_and_attention(self, keys: list[str], blocks: Sequence[int]) -> tuple[Tensor, dict[int, Attention]]:
+        """As `tensor`, with the attention of these of the teacher's blocks
+        (`urepa.core.attention_protocols.AttendingTeacher`)."""
+        images = self.images(keys).to(self.device)
+        with torch.autocast(self.device.type, enabled=False):
+            tokens, attention = self.teacher.tokens_and_attention(images, blocks)
+            return tokens.x_BND.clone(), {block: one.map(torch.clone) for block, one in attention.items()}
 
     @cached_property
     def _mean(self) -> Tensor:

@@ -7,7 +7,7 @@ the global batch, so that any number of ranks and micro-batches sees the same st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +21,7 @@ from urepa.core import random_draws
 from urepa.core.conditions import check_dropout, draw_withheld, without_never_given
 from urepa.core.errors import UserError
 from urepa.core.protocols import ScheduleMath
-from urepa.core.types import Batch, Tokens
+from urepa.core.types import Attention, Batch, Tokens
 from urepa.data.bucketed_cache import Caches
 from urepa.data.cache import Cache
 from urepa.data.lists.samples import Sample
@@ -100,12 +100,17 @@ class TrainingReader:
         diffusion_fraction: float = 1.0,
         schedule: ScheduleMath | None = None,
         draws: tuple[str, ...] = (),
+        attention: Sequence[int] = (),
+        keeps_condition: bool = False,
     ) -> None:
         """Teacher tokens are read only for the steps at which the schedule uses the teacher; for all steps if None.
-        `draws`: the purposes for which each sample gets a uniform number (`Batch.draws`)."""
+        `draws`: the purposes for which each sample gets a uniform number (`Batch.draws`). `attention`: the blocks of an
+        online teacher whose attention is read with its tokens (`Batch.attention`). `keeps_condition`: whether a batch
+        has its condition before dropout too (`Batch.whole`), without parts that training always withholds."""
         self.cache, self.objective, self.layout = cache, objective, layout
         self.seed, self.diffusion_fraction = seed, diffusion_fraction
-        self.schedule, self.draws = schedule, draws
+        self.schedule, self.draws, self.attention = schedule, draws, attention
+        self.keeps_condition = keeps_condition
         assert schedule is None or schedule.delay is None or schedule.delay > AHEAD, (
             "the schedule must act later than the reader reads ahead"
         )
@@ -142,9 +147,11 @@ class TrainingReader:
             posterior = [random_draws.generator(self.seed, "posterior", step, p) for p in positions]
             draw = partial(self._condition_draw, step, positions)
             raw = {} if slot is None else slot.rows(micro * len(positions), len(positions), record_bytes(bucket))
-            teachers = bucket.teachers(samples, raw) if asks_teacher else {}
+            teachers, attention = _asked(bucket, samples, self.attention, raw) if asks_teacher else ({}, {})
             batch = _batch(bucket, self.objective, samples, noise, times, posterior, teachers, draw)
             withheld = draw_withheld(self.cache.conditions.dropout, torch.tensor(drop, dtype=torch.float64))
+            whole = without_never_given(batch.condition, self.cache.conditions.dropout)
+            batch = replace(batch, whole=whole if self.keeps_condition else None)
             condition = batch.condition.drop(withheld)
             rows_R = self._rows(step, positions)
             draws = {
@@ -152,7 +159,7 @@ class TrainingReader:
                 for purpose in self.draws
             }
             batch = replace(batch, condition=condition, rows_R=rows_R, slot=slot)
-            batches.append(replace(batch, draws=draws, is_aligned=asks_teacher))
+            batches.append(replace(batch, draws=draws, attention=attention, is_aligned=asks_teacher))
         return batches
 
     def _condition_draw(self, step: int, positions: range, purpose: str, i: int) -> np.random.Generator:
@@ -212,8 +219,16 @@ class ValidationReader:
     on the sample ids alone, so they are the same for every arm, seed and number of GPUs (docs/errata.md: a shuffle in
     place of class order)."""
 
-    def __init__(self, cache: Caches, objective: Any, group: int, draws: tuple[str, ...] = ()) -> None:
-        self.cache, self.objective, self.draws = cache, objective, draws
+    def __init__(
+        self,
+        cache: Caches,
+        objective: Any,
+        group: int,
+        draws: tuple[str, ...] = (),
+        attention: Sequence[int] = (),
+    ) -> None:
+        """`draws` and `attention`: see `TrainingReader`."""
+        self.cache, self.objective, self.draws, self.attention = cache, objective, draws, attention
         self.groups: list[list[Sample]] = []
         self.buckets: list[Cache] = []  # the bucket of each group
         for bucket in cache.buckets:
@@ -237,13 +252,20 @@ class ValidationReader:
         key = [random_draws.digest64("val", s.sample_id) for s in samples]
         noise = [random_draws.generator(k, "noise") for k in key]
         times = [random_draws.generator(k, "t") for k in key]
-        teachers = bucket.teachers(samples)
+        teachers, attention = _asked(bucket, samples, self.attention)
         batch = _batch(bucket, self.objective, samples, noise, times, posterior=None, teachers=teachers)
         draws = {
             purpose: torch.tensor([random_draws.generator(k, purpose).random() for k in key]) for purpose in self.draws
         }
         condition = without_never_given(batch.condition, self.cache.conditions.dropout)
-        return replace(batch, condition=condition, draws=draws)
+        return replace(batch, condition=condition, draws=draws, attention=attention)
+
+
+def _asked(
+    bucket: Cache, samples: list[Sample], blocks: Sequence[int], raw: dict[str, np.ndarray] | None = None
+) -> tuple[dict[str, Tokens], dict[int, Attention]]:
+    """The teachers' tokens, and the attention of these blocks of an online teacher."""
+    return bucket.teacher_attending(samples, blocks) if blocks else (bucket.teachers(samples, raw), {})
 
 
 def _batch(

@@ -2,15 +2,16 @@
 import torch.
 
 Such a loss has no `taps`, and so neither a teacher nor the head of conf/head. It reads states of the backbone
-(`OwnStates`), at the trained weights or at their exponential moving average (EMA). The averaged weights are the
-trainer's own EMA (`urepa.training.ema`): it is in every checkpoint, and validation and samples use it too. They are
-evaluated in eval mode and without gradients (`urepa.method.training_step.AlignedModel.averaged_states`).
+(`OwnStates`), at the trained weights, at their exponential moving average (EMA), or at those of an earlier run. The
+averaged weights are the trainer's own EMA (`urepa.training.ema`): it is in every checkpoint, and validation and samples
+use it too. Other weights than the trained ones are evaluated in eval mode and without gradients
+(`urepa.method.training_step.AlignedModel.states_at`).
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -25,6 +26,7 @@ from urepa.core.evaluation_protocols import Metric
 from urepa.core.protocols import Schedule
 
 OWN = "own"  # the name of a head on the backbone's own states: `heads.TAP/own`
+PATCH = "patch"  # beside the widths of states: the number of x0's values in a patch (`OwnStates.x0`)
 NO_TEACHER = "this loss, which has neither a teacher nor a head of conf/head"
 
 
@@ -33,6 +35,8 @@ class OwnStates(NamedTuple):
 
     taps: tuple[str, ...] = ()  # states at the trained weights
     averaged: tuple[str, ...] = ()  # states at the averaged weights, at times that `second_times` of the loss gives
+    frozen: tuple[str, ...] = ()  # states at the weights of an earlier run (`loss.guide`), with `guidance` of the loss
+    x0: bool = False  # whether heads return values of x0's patches
     draws: tuple[str, ...] = ()  # purposes for which each sample gets a uniform number (`Batch.draws`)
 
 
@@ -121,3 +125,9 @@ def check_two_states(student: str, teacher: str) -> None:
     """Raises UserError if a loss compares a state with itself."""
     if student == teacher:
         raise UserError(f"loss.student and loss.teacher are both {student}: give two taps, the deeper as teacher")
+
+
+def check_share_of_times(times: Sequence[float]) -> None:
+    """Raises UserError if `loss.times` is not two numbers in ascending order."""
+    if len(times) != 2 or times[0] >= times[1]:
+        raise UserError(f"loss.times={list(times)}: give two numbers, the smaller one first, as [0.4,0.7]")

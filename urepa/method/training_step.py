@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from urepa.core.conditions import Condition
 from urepa.core.protocols import LossMath
-from urepa.core.types import Batch, Tokens, no_rows
+from urepa.core.types import Attention, Batch, Tokens, no_rows
 from urepa.method.alignment_grids import TEACHER, Grid, compared_on
 from urepa.method.gradient_layout import with_gradient_in_own_layout
 from urepa.method.objectives.objective_math import ObjectiveMath, shape_of
@@ -38,6 +38,14 @@ class SecondView(NamedTuple):
     s_B: Tensor
 
 
+class GuidedView(NamedTuple):
+    """The condition under which an earlier run's weights are evaluated at the model's own input, and the strength of
+    guidance of their states."""
+
+    condition: Condition
+    strength: float
+
+
 @dataclass(frozen=True)
 class Aligned:
     """What the prepared model returns: a dataclass, so that accelerate leaves its tensors as they are."""
@@ -46,6 +54,9 @@ class Aligned:
     features: dict[str, Tokens]  # by tap
     tokens: dict[str, Tokens]  # by head
     averaged: dict[str, Tokens] = field(default_factory=dict)  # states of the averaged weights, without gradient
+    attention: dict[str, Attention] = field(default_factory=dict)  # of blocks, by their taps
+    frozen: dict[str, Tokens] = field(default_factory=dict)  # states of an earlier run's weights, without gradient
+    known: dict[str, Tensor] = field(default_factory=dict)  # what a loss computed of batch and objective beforehand
 
 
 def _for_heads(feature: Tokens) -> Tokens:
@@ -57,7 +68,8 @@ class AlignedModel(nn.Module):
     """A backbone and its heads: the only module that is prepared for DDP and autocast. There is one head per tap, under
     the tap's name; with several teachers one per tap and teacher, under TAP/TEACHER. `grid_policy` says on which grid
     a tap and a teacher are compared (`urepa.method.alignment_grids`). `own_taps` are states that a loss reads without a
-    head, and `averaged_taps` those that it reads of the averaged weights."""
+    head, `averaged_taps` and `frozen_taps` those that it reads of the averaged weights and of an earlier run's, and
+    `attended_taps` the taps of the blocks whose attention it reads."""
 
     def __init__(
         self,
@@ -66,15 +78,18 @@ class AlignedModel(nn.Module):
         grid_policy: Any = TEACHER,
         own_taps: tuple[str, ...] = (),
         averaged_taps: tuple[str, ...] = (),
+        attended_taps: tuple[str, ...] = (),
+        frozen_taps: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.heads = nn.ModuleDict(heads)
         self.taps = tuple(dict.fromkeys((*(name.partition("/")[0] for name in heads), *own_taps)))
-        self.averaged_taps = averaged_taps
+        self.averaged_taps, self.attended_taps, self.frozen_taps = averaged_taps, attended_taps, frozen_taps
         # The averages of the trained weights by their names in this module; empty: those that the module has. They are
         # kept outside of its parameters and buffers, so that DDP, checkpoints and exports do not see them.
         self.averages: Mapping[str, Tensor] = {}
+        self.earlier: Mapping[str, Tensor] = {}  # an earlier run's, in the same way
         self.grid_policy = grid_policy
         self.attention: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
@@ -86,16 +101,20 @@ class AlignedModel(nn.Module):
         rows_R: Tensor | None = None,
         grids: Mapping[str, Grid] = NO_GRIDS,
         second: SecondView | None = None,
+        guided: GuidedView | None = None,
     ) -> Aligned:
         """
         Args:
             second: where the averaged weights are evaluated too, under the same condition; None: nowhere.
+            guided: how the earlier run's weights are evaluated too, at the same input; None: not.
             grids: rows and columns of each teacher's tokens in this batch, by its name. A teacher without tokens in the
                 batch is absent; its heads are called with the tap's own grid, so that they stay in the graph.
         """
         averaged = {} if second is None else self.averaged_states(second, condition)
+        frozen = {} if guided is None else self.frozen_states(x_t, t_B, guided)
+        attends: dict[str, Any] = {"attention": self.attended_taps} if self.attended_taps else {}
         with self.attention():
-            denoised = self.backbone(x_t, t_B, condition, taps=self.taps, rows_R=rows_R)
+            denoised = self.backbone(x_t, t_B, condition, taps=self.taps, rows_R=rows_R, **attends)
         with torch.autocast(x_t.device.type, enabled=False):  # fp32: heads are small, and losses use them
             tapped = {tap: _for_heads(denoised.features[tap]) for tap in self.taps}
             tokens = {}
@@ -104,18 +123,32 @@ class AlignedModel(nn.Module):
                 grid = self.compared_on(tapped[tap].grid, grids[teacher]) if teacher in grids else tapped[tap].grid
                 tokens[name] = head(tapped[tap], t_B, grid)
                 assert tokens[name].grid == grid, f"the head {name} gives {tokens[name].grid} tokens, not {grid}"
-        return Aligned(denoised.prediction_RCHW, denoised.features, tokens, averaged)
+        return Aligned(denoised.prediction_RCHW, denoised.features, tokens, averaged, denoised.attention, frozen)
+
+    def averaged_states(self, second: SecondView, condition: Condition) -> dict[str, Tokens]:
+        """The states at `averaged_taps` of the backbone under the averaged weights."""
+        return self.states_at(self.averages, self.averaged_taps, *second, condition)
+
+    def frozen_states(self, x_t: Tensor, t_B: Tensor, guided: GuidedView) -> dict[str, Tokens]:
+        """The states at `frozen_taps` of the backbone under the earlier run's weights: u + s·(c − u), where c are those
+        under the condition, u those without one and s is the strength, or c alone if it is 1."""
+        under = self.states_at(self.earlier, self.frozen_taps, x_t, t_B, guided.condition)
+        if guided.strength == 1:
+            return under
+        without = self.states_at(self.earlier, self.frozen_taps, x_t, t_B, guided.condition.null())
+        pairs = {tap: (c, without[tap].x_BND) for tap, c in under.items()}
+        return {tap: replace(c, x_BND=u + guided.strength * (c.x_BND - u)) for tap, (c, u) in pairs.items()}
 
     @torch.no_grad()
-    def averaged_states(self, second: SecondView, condition: Condition) -> dict[str, Tokens]:
-        """The states at `averaged_taps` of the backbone under the averaged weights, in eval mode. The backbone's own
-        weights and mode are as before afterwards."""
+    def states_at(
+        self, other: Mapping[str, Tensor], taps: tuple[str, ...], x_t: Tensor, t_B: Tensor, condition: Condition
+    ) -> dict[str, Tokens]:
+        """The states of the backbone under other weights, by their names in this module, in eval mode. The backbone's
+        own weights and mode are as before afterwards."""
         # detached, so that autocast cannot keep casts of them for the student that were made without gradients
         weights = {name: own.detach() for name, own in self.backbone.named_parameters()}
         weights |= {
-            name.removeprefix("backbone."): average
-            for name, average in self.averages.items()
-            if name.startswith("backbone.")
+            name.removeprefix("backbone."): weight for name, weight in other.items() if name.startswith("backbone.")
         }
         modes = {module: module.training for module in self.backbone.modules()}
         self.backbone.eval()
@@ -124,12 +157,12 @@ class AlignedModel(nn.Module):
                 denoised = torch.func.functional_call(
                     self.backbone,
                     weights,
-                    (second.x_s, second.s_B, condition, self.averaged_taps, no_rows(second.x_s.device)),
+                    (x_t, t_B, condition, taps, no_rows(x_t.device)),
                 )
         finally:
             for module, was_training in modes.items():
                 module.training = was_training
-        return {tap: denoised.features[tap].float() for tap in self.averaged_taps}
+        return {tap: denoised.features[tap].float() for tap in taps}
 
     def compared_on(self, tap: Grid, teacher: Grid) -> Grid:
         """The grid to which a head resizes a tap's tokens, given the tap's grid and the teacher's."""
@@ -210,12 +243,17 @@ def step_terms(
     """The losses of one micro-batch: corrupt, predict, compare. If the batch has `rows_R`, only these rows have a
     diffusion term. It is an unbiased estimate of the whole batch's, because all rows are equally likely."""
     x_t, times = noised(model, objective, loss, batch)
-    second, own = {}, cast(Any, loss)
-    if batch.is_aligned and own_states(loss).averaged:
-        s_B = own.second_times(batch, objective)
-        second["second"] = SecondView(objective.corrupt(batch.x0, batch.noise, s_B), s_B)
+    own, asked = own_states(loss), cast(Any, loss)
+    views: dict[str, Any] = {}
+    if batch.is_aligned and own.averaged:
+        s_B = asked.second_times(batch, objective)
+        views["second"] = SecondView(objective.corrupt(batch.x0, batch.noise, s_B), s_B)
+    if batch.is_aligned and own.frozen:
+        views["guided"] = GuidedView(batch.condition if batch.whole is None else batch.whole, asked.guidance)
     hand_out(model, batch.draws)
-    output = model(x_t, times, batch.condition, batch.rows_R, batch.grids, **second)
+    output = model(x_t, times, batch.condition, batch.rows_R, batch.grids, **views)
+    if batch.is_aligned and hasattr(loss, "known"):
+        output = replace(output, known=asked.known(batch, objective))
     target = objective.target(batch.x0, batch.noise, batch.t_B)
     diffusion_R = objective.diffusion_terms(output.prediction_RCHW, target, batch.t_B, batch.rows_R)
     weight_B = objective.towards_data(batch.t_B, time_power_at(loss, step), shape_of(batch.x0))

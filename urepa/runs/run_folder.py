@@ -360,7 +360,7 @@ class RunFolder:
     def remove_if_new(self) -> None:
         """Removes the folder if it was new and contains nothing but the lock and the config. Only its owner may call
         this."""
-        own = {".lock", self.config_file.name, "warm_start.json", "provenance.json"}
+        own = {".lock", self.config_file.name, "warm_start.json", "guide.json", "provenance.json"}
         if self._lock is None or not self._was_empty or not {p.name for p in self.path.iterdir()} <= own:
             return
         for name in own:

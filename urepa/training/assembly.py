@@ -33,6 +33,7 @@ from urepa.evaluation.context import Context, Evaluated
 from urepa.evaluation.in_training import During
 from urepa.evaluation.validation_loss import Validation
 from urepa.method.alignment_grids import TEACHER, Grid, policy_of
+from urepa.method.attention_maps import attention_of, teacher_blocks
 from urepa.method.self_alignment import OWN, own_states
 from urepa.method.training_step import AlignedModel
 from urepa.models import speed_switches
@@ -43,8 +44,10 @@ from urepa.runs import checkpoint
 from urepa.runs.metrics import MetricsLog
 from urepa.runs.run_folder import stored_yaml
 from urepa.training import warm_start
+from urepa.training.attention_sizes import check_attention_sizes
 from urepa.training.checks.inputs import check_opened_images
 from urepa.training.checks.sizes import as_shape
+from urepa.training.earlier_weights import earlier_weights
 from urepa.training.ema import EMA
 from urepa.training.gpu_sensors import GpuSensors
 from urepa.training.non_finite_guard import Guard
@@ -153,7 +156,8 @@ def build_model(
     own = own_states(loss)
     with torch_seed(seed, f"head/{OWN}"):
         heads |= own_heads(loss, backbone)
-    return AlignedModel(backbone, heads, policy_of(loss), own.taps, own.averaged), lora.group
+    asked = own.taps, own.averaged, tuple(attention_of(loss)), own.frozen
+    return AlignedModel(backbone, heads, policy_of(loss), *asked), lora.group
 
 
 def check_takes_grid(target: str, head: Any) -> None:
@@ -284,12 +288,27 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
     with torch.autocast("cpu", torch.bfloat16, enabled=settings.frozen == "bf16"):
         grids = compared_grids(config, model, cache, objective)
         check_own_states(model, loss, cache, objective)
+        check_attention_sizes(model, loss, cache, objective)
     if config["warm_start"]["checkpoint"] is not None and checkpoint.newest(folder / "checkpoints") is None:
         accelerator.print(warm_start.load(trainable(model), config["warm_start"], folder))
     declared_optimizer: Optimizer = declaration_of(config["optimizer"])
-    draws = (*own_states(loss).draws, *draw_purposes(model))
-    reader = TrainingReader(cache, objective, layout, config["seed"], loss.diffusion_fraction, loss.schedule, draws)
-    validation_reader = ValidationReader(cache, objective, settings.validation_group, draws)
+    own, blocks = own_states(loss), teacher_blocks(loss)
+    draws = (*own.draws, *draw_purposes(model))
+    reader = TrainingReader(
+        cache,
+        objective,
+        layout,
+        config["seed"],
+        loss.diffusion_fraction,
+        loss.schedule,
+        draws,
+        blocks,
+        bool(own.frozen),
+    )
+    validation_reader = ValidationReader(cache, objective, settings.validation_group, draws, blocks)
+    if own.frozen:
+        with accelerator.main_process_first():
+            model.earlier = earlier_weights(model, config["loss"]["guide"], folder, accelerator.device)
     shards = None
     if settings.sharding is None or world == 1:
         model.to(accelerator.device)

@@ -10,7 +10,7 @@ from torch import nn
 from urepa.core.errors import UserError, in_bucket
 from urepa.core.types import Batch
 from urepa.data.bucketed_cache import Caches
-from urepa.method.self_alignment import NO_OWN_STATES, OWN, own_states
+from urepa.method.self_alignment import NO_OWN_STATES, OWN, PATCH, own_states
 from urepa.method.training_step import AlignedModel, step_terms
 from urepa.models.teachers.several_teachers import name_at
 
@@ -21,7 +21,14 @@ def own_heads(loss: Any, backbone: Any) -> dict[str, nn.Module]:
     own = own_states(loss)
     if own == NO_OWN_STATES:
         return {}
-    widths = {tap: backbone.tap_width(tap) for tap in (*own.taps, *own.averaged)}
+    widths = {tap: backbone.tap_width(tap) for tap in (*own.taps, *own.averaged, *own.frozen)}
+    if own.x0:
+        if not hasattr(backbone, "patch_values"):
+            raise UserError(
+                f"this loss compares tokens with patches of x0, which {type(backbone).__name__} does not have: choose "
+                "a SiT, or another loss"
+            )
+        widths[PATCH] = backbone.patch_values
     if not any(backbone.trains_before(tap) for tap in own.taps):
         raise UserError(
             f"nothing trainable precedes {' or '.join(own.taps)}, so the loss would train nothing there: choose other "

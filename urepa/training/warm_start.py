@@ -65,7 +65,7 @@ def load(parameters: Mapping[str, nn.Parameter], settings: dict[str, Any], folde
     """
     known = read_note(folder)
     assert known is not None, "it is written when the run takes its folder"
-    tensors = _read(Path(known["file"]), known["sha256"])
+    tensors = read_weights(Path(known["file"]), known["sha256"])
     missing = sorted(parameters.keys() - tensors.keys())
     unused = sorted(tensors.keys() - parameters.keys())
     both = parameters.keys() & tensors.keys()
@@ -108,13 +108,13 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 
-def _read(file: Path, digest: str) -> dict[str, Tensor]:
+def read_weights(file: Path, digest: str) -> dict[str, Tensor]:
     """The tensors of a file by name. Raises UserError if it is not the file that was recorded, or no such file."""
     if not file.is_file() or _digest(file) != digest:
         raise UserError(f"{file} changed while this run was starting; run the same command again")
     tensors = read_safetensors(file) if file.suffix == ".safetensors" else read_torch(file)
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise UserError(f"warm_start.checkpoint={file} is not a mapping of parameter names to tensors; save it as one")
+        raise UserError(f"{file} is not a mapping of parameter names to tensors; save it as one")
     return tensors
 
 

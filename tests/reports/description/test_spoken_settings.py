@@ -23,6 +23,7 @@ H200 = Device("H200", "cuda", 790e12, 141e9)
 OF_IMAGE_TOKENS = " image_encoder dropout patch_statistics shuffle_patches"  # read where there is an encoder
 UNSPOKEN = {
     "URepaLoss": "spike_threshold taps teachers",  # only counted; shares are told with the taps
+    "Haste": "spike_threshold taps teachers",
     "PixelTrack": "root images limit validation_images test_images build_on_first_use online_teacher max_skipped "
     "captions caption_column online_text" + OF_IMAGE_TOKENS,
     "LatentTrack": "root images train_images val_images class_names token_dtype max_skipped latents tokens train val "
@@ -61,6 +62,9 @@ def read_to_describe(declared: Any, *facts: Any, **known: Any) -> set[str]:
         ["+experiment=repa_smoke", "loss=dispersive"],
         ["+experiment=repa_smoke", "loss=self_representation"],
         ["+experiment=repa_smoke", "loss=self_flow"],
+        ["+experiment=repa_smoke", "loss=latent_structure"],
+        ["+experiment=repa_smoke", "loss=self_transcendence", "loss.guide=outputs/a/seed0"],
+        ["+experiment=repa_cifar10_cpu", "+ablation=method_attention", "loss.attention_heads=3"],
     ],
 )
 def test_descriptions_mention_every_setting_of_their_part(compose: Compose, overrides: list[str]) -> None:

@@ -46,6 +46,10 @@ class SelfAlignment(Abstract):
         states, by tap, do not fit together."""
         return {}
 
+    def known(self, batch: Batch, objective: Any) -> dict[str, Tensor]:
+        """What the terms need of the batch and the objective, by name (`Aligned.known`)."""
+        return {}
+
     @abstractmethod
     def terms(self, output: Aligned, gather: Gather) -> tuple[dict[str, Tensor], Tensor | None]:
         """The alignment term of each sample [B] by its name, at most one, and that of the global batch or None."""

@@ -87,6 +87,10 @@ class AlignmentLoss:
         """Terms besides the token and the manifold loss, each [B], by name, before their weights."""
         return {}
 
+    def attention_terms(self, output: Aligned, batch: Batch) -> dict[str, Tensor]:
+        """Terms of blocks' attention, each [B], by name, before their weights."""
+        return {}
+
     def combined(self, token_B: Tensor, other_B: dict[str, Tensor]) -> Tensor:
         """The weighted sum of a sample's terms [B]."""
         return token_B
@@ -130,11 +134,12 @@ class AlignmentLoss:
                 for term, value_B in self.other_terms(student_BND, teacher_BND, gather, mask_BN).items():
                     other_B[term] = other_B.get(term, torch.zeros_like(token_B)) + share * value_B
         clipped = manifold if self.settings.manifold_clip is None else manifold.clamp(max=self.settings.manifold_clip)
-        weighted_B = weight_B * self.combined(token_B, other_B)
+        attention_B = self.attention_terms(output, batch)
+        weighted_B = weight_B * self.combined(token_B, other_B | attention_B)
         alignment = weighted_B.mean() + self.manifold_weight * clipped
         diffusion = diffusion_R.mean() if self.diffusion_fraction else diffusion_R.new_zeros(())
         total = loss_math.total_loss(diffusion, weighted_B.mean(), clipped, self.lam(step), self.manifold_weight)
         per_sample = {"diffusion": diffusion_R, "token": token_B}
         per_sample |= {f"token/{name}": own_B for name, own_B in by_teacher.items() if name}
-        per_sample |= {f"{TERMS}/{name}": value_B for name, value_B in other_B.items()}
+        per_sample |= {f"{TERMS}/{name}": value_B for name, value_B in other_B.items()} | attention_B
         return Terms(total, per_sample, alignment, manifold, batch.rows_R, weighted_B)

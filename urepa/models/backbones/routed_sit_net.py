@@ -57,7 +57,7 @@ class RoutedSiTNetwork(DrawingModule, SiTNetwork):
         """The block's inputs with the tokens that stay."""
         if not self.training:
             return None
-        x_BND, c = inputs
+        x_BND, c, *more = inputs
         draws_BN = self.token_draws(x_BND.shape[1])
         if len(draws_BN) != len(x_BND):  # behind the deepest tap there are the rows with a diffusion term alone
             assert self._rows_R is not None
@@ -65,7 +65,7 @@ class RoutedSiTNetwork(DrawingModule, SiTNetwork):
         stay = x_BND.shape[1] - int(self.share * x_BND.shape[1])
         stay_BM = draws_BN.argsort(dim=1, stable=True)[:, :stay].sort(dim=1).values
         self._whole_BND, self._stay_BMD = x_BND, stay_BM[..., None].expand(-1, -1, x_BND.shape[2])
-        return x_BND.gather(1, self._stay_BMD), c if c.ndim == 2 else c.gather(1, self._stay_BMD)
+        return x_BND.gather(1, self._stay_BMD), c if c.ndim == 2 else c.gather(1, self._stay_BMD), *more
 
     def _return(self, block: nn.Module, inputs: tuple[Tensor, ...], output_BMD: Tensor) -> Tensor | None:
         """The block's output, with the tokens that left in their places."""

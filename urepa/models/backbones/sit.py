@@ -85,6 +85,9 @@ class SiT:
                 f"{self.route[0]}, block_{self.route[1]} or a later one"
             )
 
+    def check_attention(self, tap: str) -> None:
+        sit_block(tap, self.depth)
+
     def check_grids(self, latent_shape: tuple[int, int, int], grids: Mapping[str, Sequence[int]]) -> None:
         own = [side // self.patch for side in latent_shape[1:]]
         for key, grid in grids.items():

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from urepa.core.conditions import CLASS, Condition, Part
+from urepa.core.types import Attention as Attended
 from urepa.core.types import Denoised, Tokens
 from urepa.models.backbones.backbone_sizes import EXPORTED, check_transformer_adapters, sit_block
 from urepa.models.backbones.sit_published_net import to_published
@@ -100,7 +101,7 @@ class ClassEmbedder(nn.Module):
 
 class Attention(nn.Module):
     """Self-attention with torch's fused kernels; with `qk_norm`, a LayerNorm per head is applied to queries and
-    keys."""
+    keys. What it attends by is appended to `attended`."""
 
     def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
         super().__init__()
@@ -108,9 +109,12 @@ class Attention(nn.Module):
         self.qkv, self.proj = linear(width, 3 * width), linear(width, width)
         self.q_norm, self.k_norm = (nn.LayerNorm(width // heads) if qk_norm else nn.Identity() for _ in range(2))
 
-    def forward(self, x_BND: Tensor) -> Tensor:
+    def forward(self, x_BND: Tensor, attended: list[Attended] | None = None) -> Tensor:
         q_BANE, k_BANE, v_BANE = self.qkv(x_BND).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        out_BANE = F.scaled_dot_product_attention(self.q_norm(q_BANE), self.k_norm(k_BANE), v_BANE)
+        q_BANE, k_BANE = self.q_norm(q_BANE), self.k_norm(k_BANE)
+        if attended is not None:
+            attended.append(Attended(q_BANE, k_BANE, q_BANE.shape[-1] ** -0.5))
+        out_BANE = F.scaled_dot_product_attention(q_BANE, k_BANE, v_BANE)
         return self.proj(out_BANE.transpose(1, 2).flatten(2))
 
 
@@ -137,10 +141,10 @@ class SiTBlock(nn.Module):
         self.mlp = MLP(width)
         self.adaLN_modulation = modulation(width, 6)
 
-    def forward(self, x_BND: Tensor, c_BD: Tensor) -> Tensor:
-        """The condition is a sample's [B,D], or each token's [B,N,D]."""
+    def forward(self, x_BND: Tensor, c_BD: Tensor, attended: list[Attended] | None = None) -> Tensor:
+        """The condition is a sample's [B,D], or each token's [B,N,D]. `attended` gets the block's queries and keys."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c_BD).chunk(6, dim=-1)
-        x_BND = x_BND + of_tokens(gate1) * self.attn(modulate(self.norm1(x_BND), shift1, scale1))
+        x_BND = x_BND + of_tokens(gate1) * self.attn(modulate(self.norm1(x_BND), shift1, scale1), attended)
         return x_BND + of_tokens(gate2) * self.mlp(modulate(self.norm2(x_BND), shift2, scale2))
 
 
@@ -189,6 +193,7 @@ class SiTNetwork(nn.Module):
         super().__init__()
         channels, height, columns = latent_shape
         self.patch, self.width, self.grid = patch, width, (height // patch, columns // patch)
+        self.patch_values = channels * patch**2
         self.x_embedder = PatchEmbedder(channels, patch, width)
         self.t_embedder = TimeEmbedder(width)
         self.y_embedder = ClassEmbedder(num_classes, width)
@@ -251,29 +256,34 @@ class SiTNetwork(nn.Module):
         condition: Condition,
         taps: tuple[str, ...] = (),
         rows_R: Tensor | None = None,
+        attention: tuple[str, ...] = (),
     ) -> Denoised:
         """x_t [B,C,H,W], t [B] in [0,1], or a time for each patch [B,h,w].
 
         rows_R [R] are the indices of the samples to predict (None: all). The blocks after the deepest tap process only
-        these, and if there are none the forward stops there. Taps always have the whole batch.
+        these, and if there are none the forward stops there. Taps, and the queries and keys of the blocks of
+        `attention`, always have the whole batch.
         """
         tap_of = {self.index_of(tap): tap for tap in taps}
-        deepest = max(tap_of, default=-1)
+        attends = {self.index_of(tap): tap for tap in attention}
+        deepest = max((*tap_of, *attends), default=-1)
         features: dict[str, Tokens] = {}
+        attended: list[Attended] = []  # of the blocks of `attends`, in the order of the blocks
         grid = x_t.shape[2] // self.patch, x_t.shape[3] // self.patch
         x_BND = self.x_embedder(x_t) + self.positions_of(grid)
         c_BD = self._conditioned(t_B, condition)
         for k, block in enumerate(self.blocks[: deepest + 1]):
-            x_BND = block(x_BND, c_BD)
+            x_BND = block(x_BND, c_BD, attended) if k in attends else block(x_BND, c_BD)
             if k in tap_of:
                 features[tap_of[k]] = Tokens(x_BND, grid)
+        by_tap = {attends[k]: own for k, own in zip(sorted(attends), attended, strict=True)}
         if rows_R is not None:
             if len(rows_R) == 0:
-                return Denoised(x_t[:0], features)
+                return Denoised(x_t[:0], features, by_tap)
             x_BND, c_BD = x_BND[rows_R], c_BD[rows_R]
         for block in self.blocks[deepest + 1 :]:
             x_BND = block(x_BND, c_BD)
-        return Denoised(self._unpatchify(self.final_layer(x_BND, c_BD), grid), features)
+        return Denoised(self._unpatchify(self.final_layer(x_BND, c_BD), grid), features, by_tap)
 
     def _conditioned(self, t_B: Tensor, condition: Condition) -> Tensor:
         """The condition of each sample [B,D], or of each token [B,N,D] where t has a time for each."""

@@ -82,6 +82,15 @@ class TeacherOnGrid:
         """Tokens [B,h·w,D] on this grid."""
         return self.teacher.tokens(images_B3HW, self.grid)
 
+    def tokens_and_attention(self, images_B3HW: Any, blocks: Sequence[int]) -> Any:
+        """Tokens [B,h·w,D] on this grid, and the attention of these blocks, by block."""
+        return self.teacher.tokens_and_attention(images_B3HW, blocks, self.grid)
+
+    def attention_grid(self) -> Grid:
+        """Rows and columns of the patches from which tokens on this grid are pooled."""
+        found: Grid = self.teacher.attention_grid(self.grid)
+        return found
+
     def states(self, images_B3HW: Any) -> Any:
         """A vector [B,D] and the tokens [B,h·w,D] on this grid, not of unit length."""
         return self.teacher.states(images_B3HW, self.grid)

@@ -82,6 +82,7 @@ class ViT:
     whiten: bool = setting(WHITEN, False, alters=ALIGNMENT)
 
     alters: ClassVar[tuple[str, ...]] = ALIGNMENT
+    attention_maps: ClassVar[bool] = True  # urepa.core.attention_protocols.AttendingTeacher
 
     def members(self) -> dict[str, OneTeacher]:
         return {ALONE: self}

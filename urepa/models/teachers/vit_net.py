@@ -20,8 +20,9 @@ from torch import Tensor
 from urepa.core import progress
 from urepa.core.errors import UserError
 from urepa.core.hub_names import download_failure, resolve
-from urepa.core.types import Tokens
+from urepa.core.types import Attention, Tokens
 from urepa.models.layers import unit_length
+from urepa.models.teachers.attention_net import recorded_attention
 from urepa.models.teachers.dino import plain_vit_files
 from urepa.models.teachers.dino.dinov2_positions import resample_by
 from urepa.models.teachers.rectangle_sizes import map_size, proportional_grid
@@ -234,6 +235,31 @@ class ViTNetwork:
             tokens = replace(tokens, x_BND=tokens.x_BND + self.cls_weight * vector_BD[:, None])
         return unit_length(tokens) if self.unit_length else replace(tokens, x_BND=tokens.x_BND.contiguous())
 
+    @torch.inference_mode()
+    def tokens_and_attention(
+        self, images_B3HW: Tensor, blocks: Sequence[int], grid: tuple[int, int] | None = None
+    ) -> tuple[Tokens, dict[int, Attention]]:
+        """As `tokens`, with the attention of these blocks among patches, by block. Raises UserError for a block that
+        does not exist."""
+        with recorded_attention(self.network) as seen:
+            tokens = self.tokens(images_B3HW, grid)
+        if missing := [block for block in blocks if not 0 <= block < len(seen)]:
+            raise UserError(
+                f"loss.attention: the teacher {self.model} has {len(seen)} blocks, counted from 0, and none with the "
+                f"number {missing[0]}"
+            )
+        prefix = self._prefix
+        return tokens, {block: seen[block].map(lambda x_BANE: x_BANE[:, :, prefix:].float()) for block in blocks}
+
+    def attention_grid(self, grid: tuple[int, int] | None = None) -> tuple[int, int]:
+        """Rows and columns of the patches, from which tokens on this grid are pooled."""
+        return self._map_of(self.grid if grid is None else grid)
+
+    @property
+    def _prefix(self) -> int:
+        """The number of class and register tokens, which precede the patches."""
+        return FAMILIES[self.family].cls_tokens + getattr(self.network.config, "num_register_tokens", 0)
+
     @property
     def vector(self) -> str:
         """What `states` gives beside the tokens: "cls", the class token, or "mean" in a family without one."""
@@ -259,7 +285,6 @@ class ViTNetwork:
             output = network(pixels, **options)
         # the first of the hidden states are the embeddings
         hidden_BND = output.last_hidden_state if self.block is None else output.hidden_states[self.block + 1]
-        prefix = family.cls_tokens + getattr(self.network.config, "num_register_tokens", 0)
-        patches = Tokens(hidden_BND[:, prefix:].float(), (rows, columns))
+        patches = Tokens(hidden_BND[:, self._prefix :].float(), (rows, columns))
         vector_BD = hidden_BND[:, 0].float() if family.cls_tokens else patches.x_BND.mean(1)
         return vector_BD, Tokens.from_map(F.adaptive_avg_pool2d(patches.to_map(), grid))

@@ -30,6 +30,7 @@ from urepa.core.track_protocols import Track
 from urepa.method.alignment_grids import TEACHER, policy_of
 from urepa.method.diffusion_fraction import strata
 from urepa.runs.run_folder import is_identity, parse_overrides, to_plain
+from urepa.training.checks.losses import check_attention, check_guidance
 from urepa.training.checks.sizes import as_shape, check_shapes
 
 ABSENT = object()
@@ -59,6 +60,8 @@ def check(config: dict[str, Any], overrides: list[str]) -> None:
     check_validation(config)
     check_fraction(config, world)
     check_shapes(config)
+    check_attention(config)
+    check_guidance(config)
 
 
 def check_order(overrides: list[str]) -> None:

@@ -40,7 +40,7 @@ def check_shapes(config: dict[str, Any]) -> None:
         backbone.check_objective(declaration_of(config["objective"]))
     evaluated = [tap for _, tap in settings_that_are(TAP, config["evaluation"])]
     own = own_states(loss)
-    for tap in (*evaluated, *loss.taps, *own.taps, *own.averaged):
+    for tap in (*evaluated, *loss.taps, *own.taps, *own.averaged, *own.frozen):
         backbone.check_tap(tap)
 
 
