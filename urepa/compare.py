@@ -55,10 +55,10 @@ def compare(settings: dict[str, Any]) -> None:
     chosen, foreign = chosen_runs(settings)
     runs = started_runs(chosen)
     results = summarise(group_runs(runs, settings["order"], settings["baseline"], settings["names"]))
-    grids, lost = load_grids(settings["store"], results.study)
+    grids, strips, lost = load_pictures(settings["store"], results.study)
     sentences = [*notices(results), *empty_runs_note(chosen), *other_folders_note(foreign), *lost]
     folder = Path(settings["report"])
-    write_report(results, sentences, folder, grids)
+    write_report(results, sentences, folder, grids, strips)
     print(tables.terminal(results, shutil.get_terminal_size((140, 40)).columns))
     for sentence in sentences:
         print(printable(sentence))
@@ -88,17 +88,21 @@ def chosen_runs(settings: dict[str, Any]) -> tuple[list[Any], list[Path]]:
     return load_histories(client, select(find_stored(client), *wanted)), []
 
 
-def load_grids(store: str | None, study: Any) -> tuple[Any, list[str]]:
-    """The arms' grids of samples, from folders or artifacts, and a sentence if they cannot be read."""
+def load_pictures(store: str | None, study: Any) -> tuple[Any, Any, list[str]]:
+    """The arms' grids of samples and strips over steps, from folders or artifacts, and a sentence if they cannot be
+    read."""
+    from urepa.core.look_sheets import FOLDER
+    from urepa.reports.comparison.look_strips import strips_of
     from urepa.reports.comparison.sample_grids import find_in_folder, grids_of, read_file
 
     if store is None:
-        return grids_of(study, find_in_folder, read_file), []
-    from urepa.reports.comparison.read_mlflow import stored_grids
+        strips = strips_of(study, lambda run: find_in_folder(run, FOLDER), read_file)
+        return grids_of(study, find_in_folder, read_file), strips, []
+    from urepa.reports.comparison.read_mlflow import stored_pictures
     from urepa.runs.mlflow_store import open_existing
 
-    grids, lost = stored_grids(open_existing(store), study)
-    return grids, [lost] if lost else []
+    grids, strips, lost = stored_pictures(open_existing(store), study)
+    return grids, strips, [lost] if lost else []
 
 
 def started_runs(runs: list[Any]) -> list[Any]:
@@ -180,7 +184,7 @@ def mixed_code_note(runs: list[Any]) -> list[str]:
     ]
 
 
-def write_report(results: Any, sentences: list[str], folder: Path, grids: Any = None) -> None:
+def write_report(results: Any, sentences: list[str], folder: Path, grids: Any = None, strips: Any = None) -> None:
     """Writes index.html, table.* and figures/*."""
     from urepa.reports.comparison import tables
     from urepa.reports.comparison.as_csv import as_csv
@@ -198,7 +202,7 @@ def write_report(results: Any, sentences: list[str], folder: Path, grids: Any = 
     write_whole(folder / "table.csv", as_csv(results))
     write_whole(folder / "table.md", tables.markdown(results, sentences) + ranking_text(results))
     write_whole(folder / "table.tex", tables.latex(results))
-    write_whole(folder / "index.html", page(results, drawn, sentences, grids))
+    write_whole(folder / "index.html", page(results, drawn, sentences, grids, strips))
 
 
 def remove_old_figures(folder: Path, names: set[str]) -> None:

@@ -181,7 +181,7 @@ def test_a_command_that_is_no_run_leaves_no_files_of_hydra(root: str) -> None:
     assert (config.hydra.run.dir, config.hydra.sweep.subdir) == (".", ".")
     assert Path(config.hydra.sweep.dir).parent == Path(tempfile.gettempdir())
     in_turn = str(config.hydra.launcher["_target_"]).endswith("InTurn")
-    assert in_turn is (root in ("evaluate", "generate", "export"))
+    assert in_turn is (root in ("evaluate", "generate", "export", "look"))
 
 
 def test_every_command_has_help() -> None:

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any
 
 from urepa.config.part_schemas import Arm, DeviceKind, Moved, Precision, Trainer, WarmStart
-from urepa.core.declared_keys import LARGEST, LAST_SEED, SIZE, WORKERS, part, setting
+from urepa.core.declared_keys import LARGEST, LAST_SEED, SIZE, TINY, WORKERS, part, setting
 from urepa.core.samplers import Sampler
 
 
@@ -285,6 +285,28 @@ class Export:
         ExportFormat.diffusers,
     )
     out: str | None = setting("a new folder; null: RUN/export/step_..., with _kohya at its end in that format", None)
+    data: DataPlaces = field(default_factory=DataPlaces)
+    backbone: BackbonePlaces = field(default_factory=BackbonePlaces)
+
+
+@dataclass
+class Look:
+    """Keys of the pictures; `urepa.evaluation.looking.Look` has the same defaults, with which training makes them."""
+
+    run: str | None = setting("a run's folder, finished or not", None)
+    step: Any = setting("a checkpoint's step, all of them (all), or the newest (newest); its EMA weights", "newest")
+    images: int = setting("validation images, chosen by their ids", 6, ge=1, le=32)
+    patch: list[float] = setting(
+        "[ROW,COLUMN] of the token to which similarities are taken, as shares of the image's sides",
+        [0.5, 0.5],
+        ge=0,
+        le=1,
+    )
+    noise: float = setting("the time at which tokens are read, as a share of the way to noise", 0.25, ge=0, le=1 - TINY)
+    tap: str | None = setting("null: the tap that the run aligns or, without one, a middle one", None)
+    sampler_steps: int = setting("of the samples", 20, ge=1, le=SIZE)
+    guidance: float = setting("of the samples: classifier-free guidance; 1: none", 1.0, ge=0, le=LARGEST)
+    out: str | None = setting("the file; null: RUN/look/step_....png", None)
     data: DataPlaces = field(default_factory=DataPlaces)
     backbone: BackbonePlaces = field(default_factory=BackbonePlaces)
 

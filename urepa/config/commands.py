@@ -144,6 +144,18 @@ COMMANDS = {
         ),
         ("A LoRA or a U-Net is written in diffusers' formats, a SiT in the layout of the published checkpoints.",),
     ),
+    "look": Command(
+        "urepa.look",
+        "shows a run's tokens beside the teacher's, and samples, on fixed validation images, at any checkpoint",
+        command_schemas.Look,
+        ("run=FOLDER [step=N|all] [KEY=VALUE...]", "-m 'run=glob(PATTERN)' [KEY=VALUE...]"),
+        (
+            ("run=outputs/NAME/seed0", "the newest checkpoint, into outputs/NAME/seed0/look/"),
+            ("run=outputs/NAME/seed0 step=all", "every checkpoint that is there, and a strip over the steps"),
+            ("run=outputs/NAME/seed0 images=12 patch=[0.25,0.5]", "more images, similarities to another token"),
+        ),
+        ("`trainer.look_every=N` of urepa.train makes the same pictures during training.",),
+    ),
     "tokenize": Command(
         "urepa.tokenize",
         "encodes images as integer codes with the tokenizer of a run",

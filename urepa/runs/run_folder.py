@@ -39,6 +39,8 @@ NOT_IDENTITY = (
     "trainer.checkpoint_every",
     "trainer.evaluate_every",
     "trainer.evaluation_share",
+    "trainer.look_every",
+    "trainer.look_share",
     "trainer.keep_last",
     "trainer.threads",
     "trainer.max_skipped",

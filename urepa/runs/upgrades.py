@@ -234,6 +234,13 @@ def _to_9(config: dict[str, Any]) -> None:
         config["warm_start"] = {"checkpoint": config["warm_start"]} | lists
 
 
+def _to_10(config: dict[str, Any]) -> None:
+    """No pictures were made during training."""
+    if isinstance(trainer := config.get("trainer"), dict):
+        trainer.setdefault("look_every", None)
+        trainer.setdefault("look_share", 0.02)
+
+
 TRACKS = ("urepa.data.tracks.latent_track.LatentTrack", "urepa.data.tracks.pixel_track.PixelTrack")
 
 
@@ -246,7 +253,18 @@ def _earlier_positions(vit: dict[str, Any]) -> str | None:
     return "meta" if native else "transformers"
 
 
-STEPS: tuple[Callable[[dict[str, Any]], None], ...] = (_to_1, _to_2, _to_3, _to_4, _to_5, _to_6, _to_7, _to_8, _to_9)
+STEPS: tuple[Callable[[dict[str, Any]], None], ...] = (
+    _to_1,
+    _to_2,
+    _to_3,
+    _to_4,
+    _to_5,
+    _to_6,
+    _to_7,
+    _to_8,
+    _to_9,
+    _to_10,
+)
 SCHEMA = len(STEPS)
 
 

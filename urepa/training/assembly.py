@@ -31,6 +31,7 @@ from urepa.evaluation.buckets import bucket_folder, run_in_buckets
 from urepa.evaluation.constant_tokens import constant_tokens
 from urepa.evaluation.context import Context, Evaluated
 from urepa.evaluation.in_training import During
+from urepa.evaluation.looking import Look, write_sheets
 from urepa.evaluation.validation_loss import Validation
 from urepa.method.alignment_grids import TEACHER, Grid, policy_of
 from urepa.method.self_alignment import OWN, own_states
@@ -50,7 +51,8 @@ from urepa.training.non_finite_guard import Guard
 from urepa.training.optimizer import groups_of
 from urepa.training.own_states import check_own_states, own_heads
 from urepa.training.spike_records import ClassesOfSamples, SpikeRecords
-from urepa.training.trainer import Settings, Trainer
+from urepa.training.trainer import Trainer
+from urepa.training.trainer_settings import Settings
 
 
 def load_modules(config: Any) -> None:
@@ -225,9 +227,26 @@ def evaluate_ema(config: dict[str, Any], trainer: Trainer, track: Any, step: int
     """Runs the config's `evaluation` on the EMA weights after `step` updates, in each bucket separately. Changes
     neither weights nor random draws. With several teachers the first one is used; only evaluation.alignment uses
     all."""
+    contexts = contexts_of(config, trainer, track, step)
+    trainer.model.eval()
+    with trainer.ema.use_averages(), trainer.accelerator.autocast():
+        return run_in_buckets(contexts, config["evaluation"], declaration_of)
+
+
+def look_at_ema(config: dict[str, Any], trainer: Trainer, track: Any, step: int) -> Evaluated:
+    """Writes the pictures of the EMA weights after `step` updates, in each bucket separately. Reports no metrics, and
+    as a failure what could not be shown, also if it is an error: training goes on."""
+    contexts = contexts_of(config, trainer, track, step)
+    trainer.model.eval()
+    with trainer.ema.use_averages(), trainer.accelerator.autocast():
+        return Evaluated({}, write_sheets(Look(), contexts))
+
+
+def contexts_of(config: dict[str, Any], trainer: Trainer, track: Any, step: int) -> list[Context]:
+    """The context of each bucket, with the model as it is."""
     device = trainer.accelerator.device
     backbone: Backbone = declaration_of(config["backbone"])
-    contexts = [
+    return [
         Context(
             model=trainer.model,
             objective=trainer.objective,
@@ -244,9 +263,6 @@ def evaluate_ema(config: dict[str, Any], trainer: Trainer, track: Any, step: int
         )
         for bucket in trainer.reader.cache.buckets
     ]
-    trainer.model.eval()
-    with trainer.ema.use_averages(), trainer.accelerator.autocast():
-        return run_in_buckets(contexts, config["evaluation"], declaration_of)
 
 
 def speed_up(model: AlignedModel, settings: Settings, device: torch.device) -> None:
@@ -303,6 +319,9 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
     def evaluate(step: int) -> Evaluated:
         return evaluate_ema(config, trainer, track, step)
 
+    def look(step: int) -> Evaluated:
+        return look_at_ema(config, trainer, track, step)
+
     trainer = Trainer(
         settings=settings,
         accelerator=accelerator,
@@ -316,6 +335,7 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
         reader=reader,
         validation=validation,
         during=During(evaluate, settings.evaluate_every, settings.evaluation_share),
+        looking=During(look, settings.look_every, settings.look_share, at_end=True, prefix=""),
         guard=Guard(folder, settings.max_skipped, accelerator.device, settings.skip_spikes),
         spikes=SpikeRecords(folder, accelerator.device, ClassesOfSamples(cache)),
         metrics=MetricsLog(folder / "metrics.jsonl"),

@@ -40,34 +40,7 @@ from urepa.training.gradient_cosine import cosine_of_sums
 from urepa.training.non_finite_guard import Guard, non_finite, some_of
 from urepa.training.optimizer import clip_by_global_norm, step_unless
 from urepa.training.spike_records import SpikeRecords
-
-
-@dataclass
-class Settings:
-    """The settings of conf/trainer; `urepa.config` describes the fields."""
-
-    max_steps: int
-    batch_size: int
-    accumulation: int
-    precision: str
-    frozen: str
-    channels_last: bool
-    attention: str | None
-    compile: bool
-    clip_norm: float | None
-    ema_decay: float
-    ema_warmup: bool
-    log_every: int
-    validate_every: int
-    validation_group: int
-    checkpoint_every: int
-    keep_last: int
-    max_skipped: int
-    deterministic: bool
-    threads: int | None
-    evaluate_every: int | None = None  # defaults for runs stored before these two keys existed
-    evaluation_share: float = 0.1
-    skip_spikes: bool = False
+from urepa.training.trainer_settings import Settings
 
 
 @dataclass
@@ -95,6 +68,7 @@ class Trainer:
     reader: TrainingReader
     validation: Validation
     during: During
+    looking: During
     guard: Guard
     spikes: SpikeRecords
     metrics: MetricsLog
@@ -131,8 +105,9 @@ class Trainer:
                         row |= self.validate(step)
                         self.require_defined(step, row)
                         improved = self.is_best(step, self.validation.total_at_peak)
-                    if self.during.is_due(step, s.max_steps) and not signals.received_on_any_rank():
-                        row |= self.evaluate(step)
+                    for turns in (self.during, self.looking):
+                        if turns.is_due(step, s.max_steps) and not signals.received_on_any_rank():
+                            row |= self.take_turn(turns, step)
                     if row and self.accelerator.is_main_process:
                         self.metrics.append({"step": step} | row)
                         self.shipper.wake()
@@ -257,11 +232,11 @@ class Trainer:
                 "finished; checkpoints of before are kept. A lower optimizer.lr or loss.lambda_max starts another run"
             )
 
-    def evaluate(self, step: int) -> dict[str, Any]:
-        """Runs the evaluations of this step. Their time is not counted as training time."""
+    def take_turn(self, turns: During, step: int) -> dict[str, Any]:
+        """Runs the evaluations of this step, or makes its pictures. Their time is not counted as training time."""
         begin = time.perf_counter()
         last, then = self.logged
-        row = self.during.row(step, self.seconds + begin - then, self.accelerator.is_main_process)
+        row = turns.row(step, self.seconds + begin - then, self.accelerator.is_main_process)
         self.logged = (last, then + time.perf_counter() - begin)
         return row
 
@@ -304,6 +279,7 @@ class Trainer:
                 "seconds": self.seconds,
                 "evaluation_seconds": self.during.seconds,
                 "last_evaluation_seconds": self.during.last,
+                "look_seconds": [self.looking.seconds, self.looking.last],
                 "threads": torch.get_num_threads(),
             }
             self.metrics.sync()
@@ -346,6 +322,7 @@ class Trainer:
         self.best, self.seconds = found.state["best"], found.state["seconds"]
         self.during.seconds = found.state.get("evaluation_seconds", 0.0)  # older checkpoints lack it
         self.during.last = found.state.get("last_evaluation_seconds", 0.0)
+        self.looking.seconds, self.looking.last = found.state.get("look_seconds", (0.0, 0.0))
         threads = found.state["threads"]
         if threads != torch.get_num_threads():
             self.accelerator.print(

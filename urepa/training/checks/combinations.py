@@ -246,6 +246,8 @@ def check_turns(config: dict[str, Any], given: list[str]) -> None:
         raise UserError("trainer.evaluation_share has no effect without trainer.evaluate_every; give that too")
     if config["trainer"]["evaluate_every"] is not None and not config["evaluation"]:
         raise UserError("trainer.evaluate_every has no effect with evaluation=none; choose some, evaluation=[NAME,...]")
+    if config["trainer"]["look_every"] is None and "trainer.look_share" in given:
+        raise UserError("trainer.look_share has no effect without trainer.look_every; give that too")
 
 
 def check_lora(config: dict[str, Any]) -> None:
