@@ -237,6 +237,12 @@ class Compare:
     report: str = setting("a folder for index.html, tables and figures", "report", section="what is written")
     publish: bool = setting("with store: also upload the report to MLflow, as artifacts of a run", False)
     out: str | None = setting("a file for everything as JSON", None)
+    watch: bool = setting(
+        "renew the report until all runs are finished, or Ctrl-C; its page reloads itself",
+        False,
+        section="while runs train",
+    )
+    watch_every: int = setting("seconds between two renewals", 30, ge=1, le=86_400)
 
 
 class Baseline(Enum):

@@ -182,6 +182,7 @@ COMMANDS = {
             ("", "all runs below outputs/"),
             ("experiment=cifar10 baseline=loss.lambda_max=0,head.depth=2", "one experiment against a chosen arm"),
             ("store=sqlite:///mlflow.db ablation='lora*' publish=true", "from MLflow, and the report into it"),
+            ("watch=true", "a page that follows a sweep"),
         ),
     ),
     "describe": Command(
