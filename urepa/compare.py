@@ -45,6 +45,7 @@ def main(config: DictConfig) -> None:
             require_there(settings["store"])
         if settings["out"] is not None:
             check_file_target("out", Path(settings["out"]))
+        check_numbers({key: settings[key] for key in ("at_step", "watch_every")})
         check_watch(settings, given)
         if settings["watch"]:
             watch(settings)
@@ -54,7 +55,6 @@ def main(config: DictConfig) -> None:
 
 def check_watch(settings: dict[str, Any], given: dict[str, str]) -> None:
     """Raises UserError for keys that do not go with watching, or have no effect without it."""
-    check_numbers({"watch_every": settings["watch_every"]})
     if "watch_every" in given and not settings["watch"]:
         raise UserError("watch_every has no effect without watch=true; give that too")
     if settings["publish"] and settings["watch"]:
@@ -110,12 +110,21 @@ def compared(
 ) -> tuple[Any, list[str], tuple[Any, Any]]:
     """The results of the chosen runs, the sentences beside them, and grids and strips of pictures."""
     from urepa.reports.comparison.arms import group_runs
+    from urepa.reports.comparison.equal_steps import at_step, at_step_sentence, early_sentences
     from urepa.reports.comparison.results import summarise
 
-    runs = started_runs(chosen)
+    runs, step = started_runs(chosen), settings["at_step"]
+    if step is not None:
+        runs = [at_step(run, step) for run in runs]
     results = summarise(group_runs(runs, settings["order"], settings["baseline"], settings["names"]))
     grids, strips, lost = load_pictures(settings["store"], results.study)
-    return results, [*notices(results), *empty_runs_note(chosen), *other_folders_note(foreign), *lost], (grids, strips)
+    told = [] if step is None else [at_step_sentence(step)]
+    told += early_sentences([item.run for item in results.study.apart])
+    return (
+        results,
+        [*told, *notices(results), *empty_runs_note(chosen), *other_folders_note(foreign), *lost],
+        (grids, strips),
+    )
 
 
 def compare(settings: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any
 
 from urepa.config.part_schemas import Arm, DeviceKind, Moved, Precision, Trainer, WarmStart
-from urepa.core.declared_keys import LARGEST, LAST_SEED, SIZE, TINY, WORKERS, part, setting
+from urepa.core.declared_keys import LARGEST, LAST_SEED, LAST_STEP, SIZE, TINY, WORKERS, part, setting
 from urepa.core.samplers import Sampler
 
 
@@ -30,6 +30,7 @@ class Train:
     data: Any = part("the track: images and their caches")
     optimizer: Any = part("learning rates, weight decay and their schedule")
     trainer: Trainer = part("steps, batch, precision, validation, checkpoints")
+    stop_when: Any = part("when the run ends before its last step")
     tracking: Any = part("where copies of the metrics go: MLflow, W&B, TensorBoard, a CSV file, or several")
     evaluation: dict[str, Any] = part("the evaluations after training: NAME or [NAME,...]")
 
@@ -229,6 +230,12 @@ class Compare:
         "an arm's label, its ablation, or KEY=VALUE,... of its config; null: chosen, with the reason in the report",
         None,
         section="how they are compared",
+    )
+    at_step: int | None = setting(
+        "compares all runs by their values at this step, also of runs that ended early or later; null: at their ends",
+        None,
+        ge=1,
+        le=LAST_STEP,
     )
     names: list[str] = setting(
         "LABEL=FOLDER: labels of the arms with the runs FOLDER/seed...; other labels are their differences", []

@@ -57,6 +57,7 @@ LOCK_POLL = 5.0  # seconds
 FACTS = (
     "step",
     "extended_from",
+    "ended_early",
     "parameters",
     "seconds",
     "peak_memory_bytes",

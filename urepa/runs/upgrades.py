@@ -235,10 +235,11 @@ def _to_9(config: dict[str, Any]) -> None:
 
 
 def _to_10(config: dict[str, Any]) -> None:
-    """No pictures were made during training."""
+    """No pictures were made during training, and every run trained all of its steps."""
     if isinstance(trainer := config.get("trainer"), dict):
         trainer.setdefault("look_every", None)
         trainer.setdefault("look_share", 0.02)
+        config.setdefault("stop_when", {"_target_": "urepa.training.stop_rules.never.Never"})
 
 
 TRACKS = ("urepa.data.tracks.latent_track.LatentTrack", "urepa.data.tracks.pixel_track.PixelTrack")

@@ -336,6 +336,7 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
         validation=validation,
         during=During(evaluate, settings.evaluate_every, settings.evaluation_share),
         looking=During(look, settings.look_every, settings.look_share, at_end=True, prefix=""),
+        stop_rule=declaration_of(config["stop_when"]),
         guard=Guard(folder, settings.max_skipped, accelerator.device, settings.skip_spikes),
         spikes=SpikeRecords(folder, accelerator.device, ClassesOfSamples(cache)),
         metrics=MetricsLog(folder / "metrics.jsonl"),

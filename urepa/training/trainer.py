@@ -23,7 +23,7 @@ from urepa.core.collectives import all_objects, any_rank, gather_with_gradient, 
 from urepa.core.errors import UserError
 from urepa.core.protocols import CONFLICT
 from urepa.core.random_draws import digest64
-from urepa.core.run_protocols import Optimizer
+from urepa.core.run_protocols import Optimizer, StopRule
 from urepa.core.signals import StopSignals
 from urepa.core.types import Batch
 from urepa.data.reader import TrainingReader
@@ -32,7 +32,7 @@ from urepa.evaluation.validation_loss import Validation
 from urepa.method.training_step import Aligned, AlignedModel, Terms, step_terms, tap_gradients
 from urepa.models.weight_files import trainable
 from urepa.runs import checkpoint
-from urepa.runs.metrics import MetricsLog
+from urepa.runs.metrics import MetricsLog, values_by_step
 from urepa.training import slow_alignment
 from urepa.training.ema import EMA
 from urepa.training.gpu_sensors import GpuSensors
@@ -69,6 +69,7 @@ class Trainer:
     validation: Validation
     during: During
     looking: During
+    stop_rule: StopRule
     guard: Guard
     spikes: SpikeRecords
     metrics: MetricsLog
@@ -81,14 +82,18 @@ class Trainer:
     seconds: float = 0.0  # spent in the loop, over all processes that trained this run
     waited: float = 0.0  # seconds waiting for data since the last logging step
     logged: tuple[int, float] = (0, 0.0)  # the last logging step and its time
+    ended_early: str | None = None  # why the stop rule ended the run
     judged: bool = False  # whether this process has judged the alignment's progress
 
     # --- the loop ---------------------------------------------------------------------------------------
 
-    def fit(self, step: int) -> None:
-        """Trains from completed step `step` to max_steps. Raises Stopped after a signal, with everything saved, and
-        UserError if a validation value or a tensor to be saved is not finite, or if most updates were skipped."""
+    def fit(self, step: int) -> int:
+        """Trains from completed step `step` to max_steps, or until the stop rule ends the run; returns the last step.
+        Raises Stopped after a signal, with everything saved, and UserError if a value or a tensor to be saved is not
+        finite, or if most updates were skipped."""
         s = self.settings
+        if step and self.ends_early(step):  # it was killed between its last checkpoint and its summary
+            return step
         with StopSignals() as signals, self._progress(step) as bar:
             self.logged = (step, time.perf_counter())
             with contextlib.closing(self.reader.stream(step, s.max_steps)) as stream:
@@ -100,8 +105,8 @@ class Trainer:
                     if logs:
                         row |= self.log(step, update)
                         bar.set_postfix_str(_short(row))
-                    improved = False
-                    if step % s.validate_every == 0 or step == s.max_steps:
+                    improved, validates = False, step % s.validate_every == 0 or step == s.max_steps
+                    if validates:
                         row |= self.validate(step)
                         self.require_defined(step, row)
                         improved = self.is_best(step, self.validation.total_at_peak)
@@ -113,14 +118,18 @@ class Trainer:
                         self.shipper.wake()
                         self.judge_alignment(step)
                     bar.update(1)
+                    ends = step == s.max_steps or (validates and self.ends_early(step))
                     stop = signals.received_on_any_rank()
-                    if improved or stop or step % s.checkpoint_every == 0 or step == s.max_steps:
+                    if improved or stop or step % s.checkpoint_every == 0 or ends:
                         self.save(step)
                     if stop:
                         bar.close()
                         self.accelerator.print(f"stopped at step {step}; the same command goes on from there")
                         signals.obey(stop)
-        self.guard.require_updates(s.max_steps)
+                    if ends:
+                        break
+        self.guard.require_updates(step)
+        return step
 
     def update(self, step: int, batches: list[Batch], with_tap_gradients: bool) -> Update:
         """Does the update with index `step` on this rank's micro-batches. Does not synchronise with the device."""
@@ -241,8 +250,7 @@ class Trainer:
         return row
 
     def loss_is_warm(self, step: int) -> bool:
-        """Whether a tenth of the run is done; a warning is then given for a model that is worse than predicting
-        zero."""
+        """Whether a tenth of the run is done, so that a model that is worse than predicting zero is warned of."""
         return step >= self.settings.max_steps / 10
 
     def is_best(self, step: int, total: float) -> bool:
@@ -252,6 +260,21 @@ class Trainer:
             return False
         self.best = {"step": step, "total": total}
         return True
+
+    def ends_early(self, step: int) -> bool:
+        """Whether the stop rule ends the run after this validation, on all ranks alike."""
+        if self.stop_rule.metric is None or step >= self.settings.max_steps:
+            return False
+        if (why := on_main(self.why_now)) is not None:
+            self.ended_early = why
+            self.accelerator.print(f"step {step}: the run ends here, by stop_when: {why}")
+        return why is not None
+
+    def why_now(self) -> str | None:
+        """Why the stop rule ends the run, by the rows that are written; None if it goes on."""
+        rule = self.stop_rule
+        other = {} if rule.control is None else values_by_step(Path(rule.control) / self.metrics.path.name, rule.metric)
+        return rule.why(values_by_step(self.metrics.path, rule.metric), other)
 
     # --- checkpoints ------------------------------------------------------------------------------------
 

@@ -91,7 +91,8 @@ def find_stored(client: Any) -> list[Run]:
 def _run_from_mlflow(stored: Any) -> Run:
     facts = facts_in(stored.data.tags)
     config = upgrade_flat(stored.data.params, int(stored.data.tags.get(SCHEMA_TAG, 0)))
-    if "step" in facts:  # MLflow's parameters cannot change: for an extended run this one still has the first length
+    if "step" in facts and not facts.get("ended_early"):
+        # parameters in MLflow cannot change: for an extended run this one still has the first length
         config["trainer.max_steps"] = str(facts["step"])
     return Run(
         id=stored.info.run_id,

@@ -30,6 +30,7 @@ from urepa.method.alignment_grids import TEACHER, policy_of
 from urepa.method.diffusion_fraction import strata
 from urepa.runs.run_folder import is_identity, parse_overrides, to_plain
 from urepa.training.checks.sizes import as_shape, check_shapes
+from urepa.training.checks.stop_rule import check_stop_rule
 
 ABSENT = object()
 
@@ -46,6 +47,7 @@ def check(config: dict[str, Any], overrides: list[str]) -> None:
     check_effects(config, given)
     check_teachers(config)
     check_turns(config, given)
+    check_stop_rule(config)
     check_online(config, given)
     check_lora(config)
     check_rate(config)
