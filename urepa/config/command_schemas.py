@@ -298,6 +298,10 @@ class Export:
         ExportFormat.diffusers,
     )
     out: str | None = setting("a new folder; null: RUN/export/step_..., with _kohya at its end in that format", None)
+    push: str | None = setting(
+        "OWNER/NAME on the Hugging Face hub: also uploads the export there, or one that is there already", None
+    )
+    private: bool = setting("with push: whether only you see the repository", True)
     data: DataPlaces = field(default_factory=DataPlaces)
     backbone: BackbonePlaces = field(default_factory=BackbonePlaces)
 

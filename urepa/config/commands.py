@@ -141,6 +141,7 @@ COMMANDS = {
             ("run=outputs/NAME/seed0", "into outputs/NAME/seed0/export/step_..."),
             ("run=outputs/NAME/seed0 format=kohya", "a LoRA for ComfyUI, WebUIs and sd-scripts"),
             ("-m 'run=glob(outputs/NAME/seed*)'", "several runs, each into its own folder"),
+            ("run=outputs/NAME/seed0 push=OWNER/NAME", "also into a private repository on the Hugging Face hub"),
         ),
         ("A LoRA or a U-Net is written in diffusers' formats, a SiT in the layout of the published checkpoints.",),
     ),
