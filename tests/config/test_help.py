@@ -170,6 +170,7 @@ def test_a_long_list_is_shown_in_one_line() -> None:
         "Keys: which runs",
         "Keys: how they are compared",
         "Keys: what is written",
+        "Keys: while runs train",
     ]
 
 

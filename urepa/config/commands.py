@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from urepa.config import command_schemas
+from urepa.config import command_schemas, compare_schema
 
 RUN = "[+experiment=NAME] [+ablation=NAME] [GROUP=NAME...] [KEY=VALUE...]"
 OF_RUN = ("experiment", "ablation")  # groups that must be added with a plus
@@ -177,7 +177,7 @@ COMMANDS = {
     "compare": Command(
         "urepa.compare",
         "compares runs, arm by arm and seed by seed, from their folders or from MLflow",
-        command_schemas.Compare,
+        compare_schema.Compare,
         ("[KEY=VALUE...]",),
         (
             ("", "all runs below outputs/"),

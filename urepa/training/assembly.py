@@ -316,12 +316,6 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
     constants = constant_tokens(cache, loss, grids)
     validation = Validation(validation_reader, objective, loss, constants, layout, accelerator.device)
 
-    def evaluate(step: int) -> Evaluated:
-        return evaluate_ema(config, trainer, track, step)
-
-    def look(step: int) -> Evaluated:
-        return look_at_ema(config, trainer, track, step)
-
     trainer = Trainer(
         settings=settings,
         accelerator=accelerator,
@@ -334,8 +328,16 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
         ema=ema,
         reader=reader,
         validation=validation,
-        during=During(evaluate, settings.evaluate_every, settings.evaluation_share),
-        looking=During(look, settings.look_every, settings.look_share, at_end=True, prefix=""),
+        during=During(
+            lambda n: evaluate_ema(config, trainer, track, n), settings.evaluate_every, settings.evaluation_share
+        ),
+        looking=During(
+            lambda n: look_at_ema(config, trainer, track, n),
+            settings.look_every,
+            settings.look_share,
+            at_end=True,
+            prefix="",
+        ),
         stop_rule=declaration_of(config["stop_when"]),
         guard=Guard(folder, settings.max_skipped, accelerator.device, settings.skip_spikes),
         spikes=SpikeRecords(folder, accelerator.device, ClassesOfSamples(cache)),
