@@ -125,7 +125,7 @@ def _strip_lines(
     sheets: Mapping[int, Cells],
 ) -> list[tuple[str, Sequence[Image.Image], dict[int, list[Image.Image]]]]:
     """The lines of a strip that have pictures: a label, the reference pictures, and the pictures by step."""
-    lines = []
+    lines: list[tuple[str, Sequence[Image.Image], dict[int, list[Image.Image]]]] = []
     for columns, beside, title in IN_STRIPS:
         column = next((name for name in columns if any(name in cells for cells in sheets.values())), None)
         if column is not None:
