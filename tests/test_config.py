@@ -25,6 +25,7 @@ GROUPS = (
     "schedule",
     "data",
     "optimizer",
+    "stop_when",
     "trainer",
     "tracking",
 )

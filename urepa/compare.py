@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import hydra
 from omegaconf import DictConfig
 
 from urepa.cli import CONF, prepare, run_command
+from urepa.config.ranges import check_numbers
 from urepa.core.errors import UserError
 from urepa.core.escaping import printable
 from urepa.core.files import check_file_target, check_folder_target, write_whole
@@ -42,23 +45,96 @@ def main(config: DictConfig) -> None:
             require_there(settings["store"])
         if settings["out"] is not None:
             check_file_target("out", Path(settings["out"]))
+        check_numbers({key: settings[key] for key in ("at_step", "watch_every")})
+        check_watch(settings, given)
+        if settings["watch"]:
+            watch(settings)
+            stop_reloading(settings)
         compare(settings)
+
+
+def check_watch(settings: dict[str, Any], given: dict[str, str]) -> None:
+    """Raises UserError for keys that do not go with watching, or have no effect without it."""
+    if "watch_every" in given and not settings["watch"]:
+        raise UserError("watch_every has no effect without watch=true; give that too")
+    if settings["publish"] and settings["watch"]:
+        raise UserError("publish=true would publish a report every time: give it without watch=true, after the runs")
+
+
+def watch(settings: dict[str, Any]) -> None:
+    """Renews the report until all runs are finished, or Ctrl-C. Between two runs of a sweep all runs that are there are
+    finished too, so it ends only when they still are at the next renewal. The caller writes the last report, without
+    reloading, and prints the tables."""
+    from urepa.reports.comparison.waiting_page import progress_line
+
+    finished_before: set[str] | None = None
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            runs = renew(settings)
+            finished = {run.id for run in runs if run.status == "finished"}
+            print(f"{time.strftime('%H:%M:%S')}  {progress_line(runs)}  {settings['report']}/index.html", flush=True)
+            if len(finished) == len(runs) > 0 and finished == finished_before:
+                return
+            finished_before = finished
+            time.sleep(settings["watch_every"])
+
+
+def stop_reloading(settings: dict[str, Any]) -> None:
+    """The page, as it is, without reloading itself: also if the last comparison is not possible."""
+    from urepa.reports.comparison.waiting_page import reload_tag
+
+    index = Path(settings["report"]) / "index.html"
+    if index.is_file():
+        write_whole(index, index.read_text().replace(reload_tag(settings["watch_every"]), "", 1))
+
+
+def renew(settings: dict[str, Any]) -> list[Any]:
+    """Writes the report of the runs as they are now, with a page that reloads itself. Returns the runs. Where they
+    cannot be compared yet, the page says why and where each of them is."""
+    from urepa.reports.comparison.waiting_page import waiting_page, with_reload
+
+    folder, runs = Path(settings["report"]), []
+    try:
+        runs, foreign = chosen_runs(settings)
+        results, sentences, pictures = compared(settings, runs, foreign)
+        write_report(results, sentences, folder, *pictures, reload=settings["watch_every"])
+    except UserError as error:
+        folder.mkdir(parents=True, exist_ok=True)
+        print(printable(str(error)))
+        write_whole(folder / "index.html", with_reload(waiting_page(str(error), runs), settings["watch_every"]))
+    return runs
+
+
+def compared(
+    settings: dict[str, Any], chosen: list[Any], foreign: list[Path]
+) -> tuple[Any, list[str], tuple[Any, Any]]:
+    """The results of the chosen runs, the sentences beside them, and grids and strips of pictures."""
+    from urepa.reports.comparison.arms import group_runs
+    from urepa.reports.comparison.equal_steps import at_step, at_step_sentence, early_sentences
+    from urepa.reports.comparison.results import summarise
+
+    runs, step = started_runs(chosen), settings["at_step"]
+    if step is not None:
+        runs = [at_step(run, step) for run in runs]
+    results = summarise(group_runs(runs, settings["order"], settings["baseline"], settings["names"]))
+    grids, strips, lost = load_pictures(settings["store"], results.study)
+    told = [] if step is None else [at_step_sentence(step)]
+    told += early_sentences([item.run for item in results.study.apart])
+    return (
+        results,
+        [*told, *notices(results), *empty_runs_note(chosen), *other_folders_note(foreign), *lost],
+        (grids, strips),
+    )
 
 
 def compare(settings: dict[str, Any]) -> None:
     """Loads the chosen runs, compares them and writes all outputs."""
     from urepa.reports.comparison import tables
-    from urepa.reports.comparison.arms import group_runs
     from urepa.reports.comparison.as_json import as_json
-    from urepa.reports.comparison.results import summarise
 
-    chosen, foreign = chosen_runs(settings)
-    runs = started_runs(chosen)
-    results = summarise(group_runs(runs, settings["order"], settings["baseline"], settings["names"]))
-    grids, lost = load_grids(settings["store"], results.study)
-    sentences = [*notices(results), *empty_runs_note(chosen), *other_folders_note(foreign), *lost]
+    results, sentences, pictures = compared(settings, *chosen_runs(settings))
     folder = Path(settings["report"])
-    write_report(results, sentences, folder, grids)
+    write_report(results, sentences, folder, *pictures)
     print(tables.terminal(results, shutil.get_terminal_size((140, 40)).columns))
     for sentence in sentences:
         print(printable(sentence))
@@ -88,17 +164,21 @@ def chosen_runs(settings: dict[str, Any]) -> tuple[list[Any], list[Path]]:
     return load_histories(client, select(find_stored(client), *wanted)), []
 
 
-def load_grids(store: str | None, study: Any) -> tuple[Any, list[str]]:
-    """The arms' grids of samples, from folders or artifacts, and a sentence if they cannot be read."""
+def load_pictures(store: str | None, study: Any) -> tuple[Any, Any, list[str]]:
+    """The arms' grids of samples and strips over steps, from folders or artifacts, and a sentence if they cannot be
+    read."""
+    from urepa.core.look_sheets import FOLDER
+    from urepa.reports.comparison.look_strips import strips_of
     from urepa.reports.comparison.sample_grids import find_in_folder, grids_of, read_file
 
     if store is None:
-        return grids_of(study, find_in_folder, read_file), []
-    from urepa.reports.comparison.read_mlflow import stored_grids
+        strips = strips_of(study, lambda run: find_in_folder(run, FOLDER), read_file)
+        return grids_of(study, find_in_folder, read_file), strips, []
+    from urepa.reports.comparison.read_mlflow import stored_pictures
     from urepa.runs.mlflow_store import open_existing
 
-    grids, lost = stored_grids(open_existing(store), study)
-    return grids, [lost] if lost else []
+    grids, strips, lost = stored_pictures(open_existing(store), study)
+    return grids, strips, [lost] if lost else []
 
 
 def started_runs(runs: list[Any]) -> list[Any]:
@@ -180,14 +260,22 @@ def mixed_code_note(runs: list[Any]) -> list[str]:
     ]
 
 
-def write_report(results: Any, sentences: list[str], folder: Path, grids: Any = None) -> None:
-    """Writes index.html, table.* and figures/*."""
+def write_report(
+    results: Any,
+    sentences: list[str],
+    folder: Path,
+    grids: Any = None,
+    strips: Any = None,
+    reload: int | None = None,
+) -> None:
+    """Writes index.html, table.* and figures/*. `reload`: seconds after which the page reloads itself."""
     from urepa.reports.comparison import tables
     from urepa.reports.comparison.as_csv import as_csv
     from urepa.reports.comparison.draw_panels import draw_all
     from urepa.reports.comparison.figures import panels
     from urepa.reports.comparison.page import page
     from urepa.reports.comparison.ranking import ranking_text
+    from urepa.reports.comparison.waiting_page import with_reload
 
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     drawn = draw_all(panels(results))
@@ -198,7 +286,8 @@ def write_report(results: Any, sentences: list[str], folder: Path, grids: Any = 
     write_whole(folder / "table.csv", as_csv(results))
     write_whole(folder / "table.md", tables.markdown(results, sentences) + ranking_text(results))
     write_whole(folder / "table.tex", tables.latex(results))
-    write_whole(folder / "index.html", page(results, drawn, sentences, grids))
+    html = page(results, drawn, sentences, grids, strips)
+    write_whole(folder / "index.html", html if reload is None else with_reload(html, reload))
 
 
 def remove_old_figures(folder: Path, names: set[str]) -> None:

@@ -22,7 +22,7 @@ from urepa.core.one_line_errors import one_line_mistakes
 from urepa.core.run_protocols import Tracker
 from urepa.core.track_protocols import Track
 from urepa.runs.run_folder import require_config, to_plain
-from urepa.runs.summary import read_summary
+from urepa.runs.summary import is_finished, read_summary
 from urepa.training.checks.combinations import check_chosen, check_times
 
 
@@ -46,7 +46,7 @@ def evaluation_config(asked: dict[str, Any]) -> dict[str, Any]:
     path = Path(asked["run"])
     config = require_config(path)
     end, summary = config["trainer"]["max_steps"], read_summary(path)
-    if summary is None or summary["step"] != end:
+    if not is_finished(summary, end):
         raise UserError(f"run={path} is not finished: train it to its last step, {end}, with the command that began it")
     given = {part: asked[part] for part in ("evaluation", "tracking") if asked[part] is not None}
     check_chosen({"evaluation": {}} | given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,12 @@ def main(config: DictConfig) -> None:
         check(asked)
         from urepa.inference.export_weights import export
 
-        print(f"exported to {export(asked)}/")
+        folder = export(asked)
+        print(f"exported to {folder}/")
+        if asked["push"] is not None:
+            from urepa.inference.push_export import push
+
+            print(f"uploaded to {push(folder, asked['push'], asked['private'])}")
 
 
 def check(asked: dict[str, Any]) -> None:
@@ -34,6 +40,10 @@ def check(asked: dict[str, Any]) -> None:
         raise UserError("say which run: python -m urepa.export run=outputs/NAME/seed0")
     if asked["out"] is not None and not Path(asked["out"]).exists():
         check_folder_target("out", Path(asked["out"]))
+    if asked["push"] is not None:
+        check_push(asked["push"])
+    elif not asked["private"]:
+        raise UserError("private=false has no effect without push=OWNER/NAME; give that too")
     config = require_config(Path(asked["run"]))
     lora: LoRA = declaration_of(config["lora"])
     backbone: Backbone = declaration_of(config["backbone"])
@@ -44,6 +54,15 @@ def check(asked: dict[str, Any]) -> None:
         raise UserError("format=kohya has no place for the trained lengths of DoRA; drop it")
     if lora.has_adapters and backbone.base is None:
         raise UserError("this run's LoRA changes random weights that are nowhere else: there is nothing to export")
+
+
+def check_push(name: str) -> None:
+    """Raises UserError if the name cannot be a repository's, or the hub cannot be written to from here."""
+    from urepa.inference.push_export import require_login
+
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) is None:
+        raise UserError(f"push={name}: give the repository as OWNER/NAME")
+    require_login()
 
 
 if __name__ == "__main__":

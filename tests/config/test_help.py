@@ -170,6 +170,7 @@ def test_a_long_list_is_shown_in_one_line() -> None:
         "Keys: which runs",
         "Keys: how they are compared",
         "Keys: what is written",
+        "Keys: while runs train",
     ]
 
 
@@ -181,7 +182,7 @@ def test_a_command_that_is_no_run_leaves_no_files_of_hydra(root: str) -> None:
     assert (config.hydra.run.dir, config.hydra.sweep.subdir) == (".", ".")
     assert Path(config.hydra.sweep.dir).parent == Path(tempfile.gettempdir())
     in_turn = str(config.hydra.launcher["_target_"]).endswith("InTurn")
-    assert in_turn is (root in ("evaluate", "generate", "export"))
+    assert in_turn is (root in ("evaluate", "generate", "export", "look"))
 
 
 def test_every_command_has_help() -> None:

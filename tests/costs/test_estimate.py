@@ -18,7 +18,7 @@ from urepa.costs.estimate import Device, count, example, plan
 from urepa.method.training_step import step_terms
 from urepa.plan import flops as flops_table
 from urepa.training.assembly import build_loss, build_model, build_part, speed_up
-from urepa.training.trainer import Settings
+from urepa.training.trainer_settings import Settings
 
 H200 = Device("H200", "cuda", 790e12, 141e9)
 CPU = Device("cpu", "cpu", None, None)

@@ -160,6 +160,7 @@ TOGETHER = of(
     ),
     ("+ablation=lambda_0 loss=none", "there is no key 'loss.lambda_max' beside the other parts"),
     ("trainer.evaluation_share=0.1", "trainer.evaluation_share has no effect without trainer.evaluate_every"),
+    ("trainer.look_share=0.1", "trainer.look_share has no effect without trainer.look_every"),
     ("trainer.evaluate_every=10 evaluation=none", "trainer.evaluate_every has no effect with evaluation=none"),
     ("trainer.ema_warmup=true trainer.ema_decay=0", "trainer.ema_warmup=true has no effect"),
     ("trainer.frozen=bf16", "trainer.frozen=bf16.*trainer.precision=bf16"),

@@ -31,7 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 from urepa.config.launcher_schemas import OptunaSearch
 from urepa.core.errors import UserError, did_you_mean
 from urepa.core.one_line_errors import ReportedError, one_line_mistakes
-from urepa.runs.summary import read_summary
+from urepa.runs.summary import is_finished, read_summary
 
 SQLITE = "sqlite:///"
 GRID = "grid"
@@ -227,7 +227,7 @@ class OptunaSweeper(OptunaSearch, Sweeper):
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(trial.overrides))
         folder = Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir
         summary = read_summary(folder)
-        if summary is None or summary["step"] != config.trainer.max_steps:
+        if summary is None or not is_finished(summary, config.trainer.max_steps):
             return None
         metric, metrics = self.settings["metric"], summary["metrics"]
         if metric not in metrics:

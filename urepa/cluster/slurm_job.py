@@ -25,7 +25,7 @@ from urepa.core.errors import NOT_EVALUATED, UserError
 from urepa.core.files import read_json, write_whole
 from urepa.core.json_lines import append, read_lines
 from urepa.runs.run_folder import RunFolder
-from urepa.runs.summary import read_summary
+from urepa.runs.summary import is_finished, read_summary
 
 FOLDER = "outputs/.jobs"  # scripts, logs and notes of all jobs, below the working folder
 TRIES = 3  # attempts at the same step
@@ -58,7 +58,7 @@ class Job:
         """Whether its run has reached the end that its config names."""
         assert self.run is not None
         summary, config = read_summary(Path(self.run)), RunFolder(Path(self.run)).stored_config()
-        return summary is not None and config is not None and summary["step"] == config["trainer"]["max_steps"]
+        return config is not None and is_finished(summary, config["trainer"]["max_steps"])
 
     def run_here(self) -> None:
         """Runs the commands in this process. A command that exits with a code other than 0 ends the job with that code.

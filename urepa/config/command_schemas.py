@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any
 
 from urepa.config.part_schemas import Arm, DeviceKind, Moved, Precision, Trainer, WarmStart
-from urepa.core.declared_keys import LARGEST, LAST_SEED, SIZE, WORKERS, part, setting
+from urepa.core.declared_keys import LARGEST, LAST_SEED, SIZE, TINY, WORKERS, part, setting
 from urepa.core.samplers import Sampler
 
 
@@ -30,6 +30,7 @@ class Train:
     data: Any = part("the track: images and their caches")
     optimizer: Any = part("learning rates, weight decay and their schedule")
     trainer: Trainer = part("steps, batch, precision, validation, checkpoints")
+    stop_when: Any = part("when the run ends before its last step")
     tracking: Any = part("where copies of the metrics go: MLflow, W&B, TensorBoard, a CSV file, or several")
     evaluation: dict[str, Any] = part("the evaluations after training: NAME or [NAME,...]")
 
@@ -210,35 +211,6 @@ class WriteCaptions:
     folder: str = setting("CIFAR-10 as {train,test}/CLASS/*.png, as the only argument")
 
 
-@dataclass
-class Select:
-    experiment: Any = setting("a name, a list or a pattern as in a shell; also without `select.`", None)
-    ablation: Any = setting("the same", None)
-    tag: str | None = setting("KEY=VALUE, a tag of MLflow or a setting", None)
-    ids: Any = setting("MLflow run ids or run folders, one or a list", None)
-
-
-@dataclass
-class Compare:
-    store: str | None = setting(
-        "an MLflow URI, sqlite:///mlflow.db or http://...; null: run folders", None, section="which runs"
-    )
-    runs: str = setting("a folder of runs, or a pattern; without store", "outputs")
-    select: Select = field(default_factory=Select)
-    baseline: str | None = setting(
-        "an arm's label, its ablation, or KEY=VALUE,... of its config; null: chosen, with the reason in the report",
-        None,
-        section="how they are compared",
-    )
-    names: list[str] = setting(
-        "LABEL=FOLDER: labels of the arms with the runs FOLDER/seed...; other labels are their differences", []
-    )
-    order: list[str] = setting("order of the arms in tables; others follow by name")
-    report: str = setting("a folder for index.html, tables and figures", "report", section="what is written")
-    publish: bool = setting("with store: also upload the report to MLflow, as artifacts of a run", False)
-    out: str | None = setting("a file for everything as JSON", None)
-
-
 class Baseline(Enum):
     base = "base"
 
@@ -285,6 +257,32 @@ class Export:
         ExportFormat.diffusers,
     )
     out: str | None = setting("a new folder; null: RUN/export/step_..., with _kohya at its end in that format", None)
+    push: str | None = setting(
+        "OWNER/NAME on the Hugging Face hub: also uploads the export there, or one that is there already", None
+    )
+    private: bool = setting("with push: whether only you see the repository", True)
+    data: DataPlaces = field(default_factory=DataPlaces)
+    backbone: BackbonePlaces = field(default_factory=BackbonePlaces)
+
+
+@dataclass
+class Look:
+    """Keys of the pictures; `urepa.evaluation.looking.Look` has the same defaults, with which training makes them."""
+
+    run: str | None = setting("a run's folder, finished or not", None)
+    step: Any = setting("a checkpoint's step, all of them (all), or the newest (newest); its EMA weights", "newest")
+    images: int = setting("validation images, chosen by their ids", 6, ge=1, le=32)
+    patch: list[float] = setting(
+        "[ROW,COLUMN] of the token to which similarities are taken, as shares of the image's sides",
+        [0.5, 0.5],
+        ge=0,
+        le=1,
+    )
+    noise: float = setting("the time at which tokens are read, as a share of the way to noise", 0.25, ge=0, le=1 - TINY)
+    tap: str | None = setting("null: the tap that the run aligns or, without one, a middle one", None)
+    sampler_steps: int = setting("of the samples", 20, ge=1, le=SIZE)
+    guidance: float = setting("of the samples: classifier-free guidance; 1: none", 1.0, ge=0, le=LARGEST)
+    out: str | None = setting("the file; null: RUN/look/step_....png", None)
     data: DataPlaces = field(default_factory=DataPlaces)
     backbone: BackbonePlaces = field(default_factory=BackbonePlaces)
 

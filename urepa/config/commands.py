@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from urepa.config import command_schemas
+from urepa.config import command_schemas, compare_schema
 
 RUN = "[+experiment=NAME] [+ablation=NAME] [GROUP=NAME...] [KEY=VALUE...]"
 OF_RUN = ("experiment", "ablation")  # groups that must be added with a plus
@@ -141,8 +141,21 @@ COMMANDS = {
             ("run=outputs/NAME/seed0", "into outputs/NAME/seed0/export/step_..."),
             ("run=outputs/NAME/seed0 format=kohya", "a LoRA for ComfyUI, WebUIs and sd-scripts"),
             ("-m 'run=glob(outputs/NAME/seed*)'", "several runs, each into its own folder"),
+            ("run=outputs/NAME/seed0 push=OWNER/NAME", "also into a private repository on the Hugging Face hub"),
         ),
         ("A LoRA or a U-Net is written in diffusers' formats, a SiT in the layout of the published checkpoints.",),
+    ),
+    "look": Command(
+        "urepa.look",
+        "shows a run's tokens beside the teacher's, and samples, on fixed validation images, at any checkpoint",
+        command_schemas.Look,
+        ("run=FOLDER [step=N|all] [KEY=VALUE...]", "-m 'run=glob(PATTERN)' [KEY=VALUE...]"),
+        (
+            ("run=outputs/NAME/seed0", "the newest checkpoint, into outputs/NAME/seed0/look/"),
+            ("run=outputs/NAME/seed0 step=all", "every checkpoint that is there, and a strip over the steps"),
+            ("run=outputs/NAME/seed0 images=12 patch=[0.25,0.5]", "more images, similarities to another token"),
+        ),
+        ("`trainer.look_every=N` of urepa.train makes the same pictures during training.",),
     ),
     "tokenize": Command(
         "urepa.tokenize",
@@ -164,12 +177,13 @@ COMMANDS = {
     "compare": Command(
         "urepa.compare",
         "compares runs, arm by arm and seed by seed, from their folders or from MLflow",
-        command_schemas.Compare,
+        compare_schema.Compare,
         ("[KEY=VALUE...]",),
         (
             ("", "all runs below outputs/"),
             ("experiment=cifar10 baseline=loss.lambda_max=0,head.depth=2", "one experiment against a chosen arm"),
             ("store=sqlite:///mlflow.db ablation='lora*' publish=true", "from MLflow, and the report into it"),
+            ("watch=true", "a page that follows a sweep"),
         ),
     ),
     "describe": Command(

@@ -61,6 +61,15 @@ class Trainer:
         ge=0,
         le=LARGEST,
     )
+    look_every: int | None = setting(
+        "updates between two sheets of pictures, RUN/look/step_....png, during training; null: none",
+        None,
+        ge=1,
+        le=LARGEST,
+    )
+    look_share: float = setting(
+        "largest share of training time for pictures; a longer one is skipped, except the first", 0.02, ge=0, le=LARGEST
+    )
     keep_last: int = setting("checkpoints that are kept, besides the best", 2, ge=1, le=LARGEST)
     max_skipped: int = setting("non-finite steps in a row before training stops", 10, ge=1, le=LARGEST)
     skip_spikes: bool = setting(

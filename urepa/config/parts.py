@@ -18,7 +18,7 @@ from urepa.core.backbone_protocols import Backbone, LoRA
 from urepa.core.declared_keys import keys_of
 from urepa.core.evaluation_protocols import Encoder, Evaluation, Images
 from urepa.core.protocols import Head, Loss, Objective, OneTeacher, Schedule
-from urepa.core.run_protocols import Optimizer, Tracker
+from urepa.core.run_protocols import Optimizer, StopRule, Tracker
 from urepa.core.term_protocols import Term
 from urepa.core.text_protocols import TextEncoder
 from urepa.core.track_protocols import Track
@@ -34,6 +34,7 @@ PACKAGES = {
     "schedule": "urepa.method.schedules",
     "data": "urepa.data.tracks",
     "optimizer": "urepa.training.optimizers",
+    "stop_when": "urepa.training.stop_rules",
     "tracking": "urepa.runs.trackers",
     "evaluation": "urepa.evaluation.measures",
     "images": "urepa.evaluation.images",
@@ -52,6 +53,7 @@ PROTOCOLS: dict[str, type] = {
     "schedule": Schedule,
     "data": Track,
     "optimizer": Optimizer,
+    "stop_when": StopRule,
     "tracking": Tracker,
     "evaluation": Evaluation,
     "images": Images,

@@ -11,6 +11,29 @@ if TYPE_CHECKING:
     from urepa.core.text_tables import Table
 
 
+class StopRule(Protocol):
+    """The declaration of when a run ends before its last step (urepa/training/stop_rules/). It loads without torch.
+
+    A rule decides by the run's validations alone, so that a resumed run decides alike; rank 0 decides for all ranks.
+    """
+
+    metric: Any  # the key of the validation loss by which it decides; None: it never ends a run
+    control: Any  # the folder of the paired control with which it compares; None: it compares with none
+
+    def why(self, values: Mapping[int, float], controls: Mapping[int, float]) -> str | None:
+        """Why the run ends now, as a clause; None if it goes on.
+
+        Args:
+            values: the metric at each validation so far, by step.
+            controls: the same of the control, of all its steps; empty without one.
+        """
+        ...
+
+    def description(self) -> str:
+        """A sentence in `describe`; "" for a rule that never ends a run."""
+        ...
+
+
 class Optimizer(Protocol):
     """The declaration of an optimiser (urepa/training/optimizers/)."""
 

@@ -41,7 +41,7 @@ from urepa.method.training_step import AlignedModel, step_terms
 from urepa.models.token_draws import draw_purposes, hand_out, in_eval_mode
 from urepa.training.assembly import build_backbone_without_weights, build_loss, build_model, build_part, speed_up
 from urepa.training.optimizer import groups_of
-from urepa.training.trainer import Settings
+from urepa.training.trainer_settings import Settings
 
 SAME_FLOPS_WITHIN = 0.02  # relative difference of two counts of one step's FLOPs
 # settings that change the time and memory of the same FLOPs; older rows do not have them

@@ -17,7 +17,8 @@ class During:
     evaluations so far plus that of the last one would exceed the share `share` of the training time, so that a study
     takes the planned hours. The first one always runs, because its duration is unknown; if it takes longer than its
     share, the next ones are skipped until there has been enough training. Rank 0 evaluates and the other ranks wait.
-    The evaluations do not affect the random draws and weights of training."""
+    The evaluations do not affect the random draws and weights of training. Pictures (`urepa.evaluation.looking`) have
+    turns and a budget of their own, also at the last step (`at_end`), and name themselves in messages."""
 
     evaluate: Callable[[int], Evaluated]
     every: int | None
@@ -25,10 +26,12 @@ class During:
     seconds: float = 0.0  # taken by all evaluations, over all processes that trained this run
     last: float = 0.0  # taken by the last evaluation
     wait: LongBarrier = field(default_factory=LongBarrier)
+    at_end: bool = False
+    prefix: str = "evaluation."  # of the names in messages
 
     def is_due(self, step: int, end: int) -> bool:
         """Whether a turn falls on this step. The last step is evaluated after training instead."""
-        return self.every is not None and step % self.every == 0 and step < end
+        return self.every is not None and step % self.every == 0 and (step < end or self.at_end)
 
     def row(self, step: int, trained: float, is_main: bool) -> dict[str, Any]:
         """Metrics `eval/...` on rank 0 if the budget allows; `trained` is the training time so far in seconds."""
@@ -40,6 +43,6 @@ class During:
             self.seconds += self.last
             found = {f"eval/{key.removeprefix('final/')}": value for key, value in evaluated.metrics.items()}
             for name, why in evaluated.failures.items():
-                print(f"step {step}: evaluation.{name}: {why}", flush=True)
+                print(f"step {step}: {self.prefix}{name}: {why}", flush=True)
         self.wait()
         return found

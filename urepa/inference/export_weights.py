@@ -21,7 +21,7 @@ from urepa.core.backbone_protocols import Backbone
 from urepa.core.errors import UserError
 from urepa.core.files import raise_full_disk_as_oserror, sync_folder, write_whole
 from urepa.data.lists.classes import write_names
-from urepa.inference.model_card import model_card
+from urepa.inference.model_card import model_card, title
 from urepa.inference.open_run import OpenedRun, given_places, open_base
 from urepa.method.ddpm_sampling import scheduler_for
 from urepa.method.objectives.ddpm_math import DDPMMath
@@ -29,6 +29,7 @@ from urepa.models.backbones.backbone_sizes import KOHYA
 from urepa.models.lora.kohya_net import write_kohya_lora
 from urepa.models.weight_files import save_tensors
 from urepa.runs import checkpoint
+from urepa.runs.run_folder import require_config
 from urepa.training.provenance import class_names
 
 PRIVATE = ("tracking", "resume")  # parts of the config that are not published
@@ -41,6 +42,8 @@ def export(asked: dict[str, Any]) -> Path:
     is_kohya = asked["format"] == "kohya"
     name = f"step_{found.step:08d}" + ("_kohya" if is_kohya else "")
     target = run / "export" / name if asked["out"] is None else Path(asked["out"])
+    if asked["push"] is not None and is_export(target, run, found.step, is_kohya):
+        return target  # its upload failed, or was not asked for
     if target.exists():
         raise UserError(f"{target} exists already; move it away, or give a new folder, out=FOLDER")
     opened = open_base(run, torch.device("cpu"), given_places(asked))
@@ -63,6 +66,13 @@ def export(asked: dict[str, Any]) -> Path:
         shutil.rmtree(temporary, ignore_errors=True)
     sync_folder(target.parent)
     return target
+
+
+def is_export(folder: Path, run: Path, step: int, is_kohya: bool) -> bool:
+    """Whether the folder is an export of this run's step in this layout."""
+    card = folder / "README.md"
+    first = card.read_text().partition("\n# ")[2].splitlines()[:1] if card.is_file() else []
+    return first == [title(run, require_config(run)["seed"], step)] and (folder / KOHYA).is_file() == is_kohya
 
 
 def write_parts(opened: OpenedRun, folder: Path, is_kohya: bool) -> None:

@@ -36,10 +36,9 @@ def model_card(run: Path, step: int, config: dict[str, Any], config_yaml: str, f
     """The card of a run's weights at a step. Names are escaped."""
     names = stored_names(run)
     backbone: Backbone = declaration_of(config["backbone"])
-    title = f"{markdown(names.experiment)} · {markdown(names.arm)} · seed {config['seed']} · step {step}"
     parts = [
         f"---\n{front_matter(config, files)}---",
-        f"# {title}",
+        f"# {title(run, config['seed'], step)}",
         *config_comments(names.experiment, names.ablation),
         f"{training_text(config)} EMA weights of step {step} of {config['trainer']['max_steps']}.",
         "## Use",
@@ -55,6 +54,12 @@ def model_card(run: Path, step: int, config: dict[str, Any], config_yaml: str, f
         code_block(config_yaml, "yaml"),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def title(run: Path, seed: int, step: int) -> str:
+    """The title of a card: which run, and which step."""
+    names = stored_names(run)
+    return f"{markdown(names.experiment)} · {markdown(names.arm)} · seed {seed} · step {step}"
 
 
 def class_section(names: list[str]) -> list[str]:

@@ -112,6 +112,14 @@ def _open(folder: Path) -> Checkpoint:
     return Checkpoint(folder, step, state)
 
 
+def open_valid(folder: Path) -> Checkpoint:
+    """The checkpoint in a folder `checkpoints/step_...`. Raises UserError if it is incomplete or damaged."""
+    try:
+        return _open(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the checkpoint {folder} is damaged: {error}; give another step") from error
+
+
 def newest(folder: Path) -> Checkpoint | None:
     """The newest valid checkpoint; None if there is none. Damaged ones are skipped with a warning."""
     found, damaged = _newest(folder)

@@ -8,6 +8,7 @@ from typing import Any
 from urepa.core.ema_initial_weights import LAGGING, SHARE, initial_share, lag_sentence
 from urepa.core.escaping import printable
 from urepa.runs.run_folder import Names
+from urepa.runs.summary import early_text
 
 ROWS = (
     ("validation diffusion loss", "val/diffusion", "floor/zero_predictor", "predicting zero"),
@@ -42,6 +43,8 @@ def print_report(
     metrics = summary["metrics"]
     names = Names(summary["experiment"], summary["ablation"], tuple(summary.get("overrides", ())))
     lines = ["", f"{names.experiment} · {names.arm} · seed {summary['seed']} · step {summary['step']}"]
+    if early := early_text(summary):
+        lines.append(f"  {early}")
     for label, key, floor, floor_label in (*ROWS, *_distances(metrics)):
         if key in metrics:  # a value that is not finite is stored as a string
             beside = f"   {floor_label} {float(metrics[floor]):.3f}" if floor in metrics else ""

@@ -176,6 +176,11 @@ def last_values(rows: Iterable[dict[str, Any]], end: int) -> dict[str, Any]:
     return {key: value for key, value in last.items() if key not in NOT_METRICS}
 
 
+def values_by_step(path: Path, key: str) -> dict[int, float]:
+    """The values of a metric by step. Unreadable lines are skipped."""
+    return {row["step"]: number(row[key]) for row in Rows(path) if row.get(key) is not None}
+
+
 def is_final(row: dict[str, Any]) -> bool:
     """Whether the row is that of an evaluation after the last step."""
     return any(key.startswith("final/") for key in row)

@@ -39,6 +39,8 @@ NOT_IDENTITY = (
     "trainer.checkpoint_every",
     "trainer.evaluate_every",
     "trainer.evaluation_share",
+    "trainer.look_every",
+    "trainer.look_share",
     "trainer.keep_last",
     "trainer.sharding",
     "trainer.threads",
@@ -56,6 +58,7 @@ LOCK_POLL = 5.0  # seconds
 FACTS = (
     "step",
     "extended_from",
+    "ended_early",
     "parameters",
     "seconds",
     "peak_memory_bytes",

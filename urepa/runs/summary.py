@@ -24,3 +24,22 @@ def read_summary(run: Path) -> dict[str, Any] | None:
             f"{file} is damaged, or another program's: it has no {', '.join(wrong)}; put it back from a copy"
         )
     return summary
+
+
+def end_step(summary: dict[str, Any] | None, max_steps: int) -> int:
+    """The step at which a run is finished: its last one, or an earlier one at which `stop_when` ended it."""
+    early = None if summary is None else summary.get("ended_early")
+    return max_steps if early is None else int(early["step"])
+
+
+def is_finished(summary: dict[str, Any] | None, max_steps: int) -> bool:
+    """Whether a run of this length is finished."""
+    return summary is not None and summary["step"] == end_step(summary, max_steps)
+
+
+def early_text(summary: dict[str, Any]) -> str:
+    """Why a run ended early, as a clause; "" for one that trained all its steps."""
+    early = summary.get("ended_early")
+    return (
+        "" if early is None else f"ended early, at step {early['step']} of {early['of']}, by stop_when: {early['why']}"
+    )

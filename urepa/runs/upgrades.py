@@ -236,7 +236,7 @@ def _to_9(config: dict[str, Any]) -> None:
 
 def _to_10(config: dict[str, Any]) -> None:
     """A teacher's tokens were always those of its last layer, and never whitened. A SiT's tokens skipped no blocks. Every
-    process held all weights."""
+    process held all weights. No pictures were made during training, and every run trained all of its steps."""
     teachers = "urepa.models.teachers"
     added: dict[str, dict[str, Any]] = {
         f"{teachers}.efficientnet_lite0.EfficientNetLite0": {"whiten": False},
@@ -248,7 +248,9 @@ def _to_10(config: dict[str, Any]) -> None:
         for key, value in added.get(str(part["_target_"]), {}).items():
             part.setdefault(key, value)
     if isinstance(trainer := config.get("trainer"), dict):
-        trainer.setdefault("sharding", None)
+        for key, value in {"sharding": None, "look_every": None, "look_share": 0.02}.items():
+            trainer.setdefault(key, value)
+        config.setdefault("stop_when", {"_target_": "urepa.training.stop_rules.never.Never"})
 
 
 TRACKS = ("urepa.data.tracks.latent_track.LatentTrack", "urepa.data.tracks.pixel_track.PixelTrack")

@@ -31,6 +31,7 @@ from urepa.evaluation.buckets import bucket_folder, run_in_buckets
 from urepa.evaluation.constant_tokens import constant_tokens
 from urepa.evaluation.context import Context, Evaluated
 from urepa.evaluation.in_training import During
+from urepa.evaluation.looking import Look, write_sheets
 from urepa.evaluation.validation_loss import Validation
 from urepa.method.alignment_grids import TEACHER, Grid, policy_of
 from urepa.method.attention_maps import attention_of, teacher_blocks
@@ -55,7 +56,8 @@ from urepa.training.optimizer import groups_of
 from urepa.training.own_states import check_own_states, own_heads
 from urepa.training.sharding import Shards
 from urepa.training.spike_records import ClassesOfSamples, SpikeRecords
-from urepa.training.trainer import Settings, Trainer
+from urepa.training.trainer import Trainer
+from urepa.training.trainer_settings import Settings
 
 
 def load_modules(config: Any) -> None:
@@ -231,10 +233,27 @@ def evaluate_ema(config: dict[str, Any], trainer: Trainer, track: Any, step: int
     """Runs the config's `evaluation` on the EMA weights after `step` updates, in each bucket separately. Changes
     neither weights nor random draws. With several teachers the first one is used; only evaluation.alignment uses
     all."""
+    contexts = contexts_of(config, trainer, track, step)
+    with trainer.averaged() as model, trainer.accelerator.autocast():
+        model.eval()
+        return run_in_buckets(contexts, config["evaluation"], declaration_of)
+
+
+def look_at_ema(config: dict[str, Any], trainer: Trainer, track: Any, step: int) -> Evaluated:
+    """Writes the pictures of the EMA weights after `step` updates, in each bucket separately. Reports no metrics, and
+    as a failure what could not be shown, also if it is an error: training goes on."""
+    contexts = contexts_of(config, trainer, track, step)
+    with trainer.averaged() as model, trainer.accelerator.autocast():
+        model.eval()
+        return Evaluated({}, write_sheets(Look(), contexts))
+
+
+def contexts_of(config: dict[str, Any], trainer: Trainer, track: Any, step: int) -> list[Context]:
+    """The context of each bucket, with the model as it is."""
     device = trainer.accelerator.device
     backbone: Backbone = declaration_of(config["backbone"])
     model = trainer.model if trainer.shards is None else trainer.shards.model
-    contexts = [
+    return [
         Context(
             model=model,
             objective=trainer.objective,
@@ -251,9 +270,6 @@ def evaluate_ema(config: dict[str, Any], trainer: Trainer, track: Any, step: int
         )
         for bucket in trainer.reader.cache.buckets
     ]
-    model.eval()
-    with trainer.averaged(), trainer.accelerator.autocast():
-        return run_in_buckets(contexts, config["evaluation"], declaration_of)
 
 
 def speed_up(model: AlignedModel, settings: Settings, device: torch.device) -> None:
@@ -327,9 +343,6 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
     constants = constant_tokens(cache, loss, grids)
     validation = Validation(validation_reader, objective, loss, constants, layout, accelerator.device)
 
-    def evaluate(step: int) -> Evaluated:
-        return evaluate_ema(config, trainer, track, step)
-
     trainer = Trainer(
         settings=settings,
         accelerator=accelerator,
@@ -342,7 +355,17 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
         ema=ema,
         reader=reader,
         validation=validation,
-        during=During(evaluate, settings.evaluate_every, settings.evaluation_share),
+        during=During(
+            lambda n: evaluate_ema(config, trainer, track, n), settings.evaluate_every, settings.evaluation_share
+        ),
+        looking=During(
+            lambda n: look_at_ema(config, trainer, track, n),
+            settings.look_every,
+            settings.look_share,
+            at_end=True,
+            prefix="",
+        ),
+        stop_rule=declaration_of(config["stop_when"]),
         guard=Guard(folder, settings.max_skipped, accelerator.device, settings.skip_spikes),
         spikes=SpikeRecords(folder, accelerator.device, ClassesOfSamples(cache)),
         metrics=MetricsLog(folder / "metrics.jsonl"),

@@ -51,7 +51,7 @@ from urepa.runs.run_folder import (
     to_plain,
 )
 from urepa.runs.summary import FILE as SUMMARY
-from urepa.runs.summary import read_summary
+from urepa.runs.summary import early_text, end_step, is_finished, read_summary
 from urepa.runs.upgrades import SCHEMA, SCHEMA_TAG
 from urepa.training import provenance, warm_start
 from urepa.training.assembly import build, build_part, evaluate_ema, load_modules
@@ -134,7 +134,7 @@ class Session:
             self.config = self.folder.merge_config(self.config, self.given)
         else:
             self._extend()
-        if self._finished_step() != self.config["trainer"]["max_steps"]:
+        if not is_finished(read_summary(self.folder.path), self.config["trainer"]["max_steps"]):
             self.extended_from = self._finished_step()
             source = self.config["warm_start"]["checkpoint"]
             if source is not None and checkpoint.newest(self.folder.path / "checkpoints") is None:
@@ -150,7 +150,8 @@ class Session:
             shipper.start(summary.get("data", {}))
             shipper.close("FINISHED", self._artifacts(), end_tags(guard, summary))
         unchecked = "" if checked else " (data not checked: there is nothing here to compare its samples with)"
-        print(f"{self.folder.path} is finished: {summary['step']} steps{unchecked}. Its results:")
+        early = f", {text}" if (text := early_text(summary)) else ""
+        print(f"{self.folder.path} is finished: {summary['step']} steps{early}{unchecked}. Its results:")
         print_report(
             summary, self.config["trainer"], self.folder.path, shipper.where, next_command(self.names, self.config)
         )
@@ -180,6 +181,10 @@ class Session:
             tracker: Tracker = declaration_of(stored["tracking"])
             tracker.check_trusted(self.folder.path)
         before, after = stored["trainer"]["max_steps"], config.trainer.max_steps
+        if early := early_text(read_summary(self.folder.path) or {}):
+            raise UserError(
+                f"{self.folder.path} {early}; a longer one would end there too: start another run with stop_when=never"
+            )
         if after < before:
             raise UserError(f"trainer.max_steps={after} is before the end of that run ({before}); give a later one")
         if after > before:
@@ -219,10 +224,10 @@ class Session:
         status = "FAILED"
         summary = None
         try:
-            trainer.fit(step)
+            end = trainer.fit(step)
             with trainer.gathered():
                 if is_main:
-                    summary, results = self._finish(trainer, track, begin)
+                    summary, results = self._finish(trainer, track, end, begin)
             status = "FINISHED"
         except SystemExit:
             status = "KILLED"
@@ -248,7 +253,8 @@ class Session:
         with self._use_accelerator():
             self.folder.claim()
             self.names = stored_names(self.folder.path)
-            path, end = self.folder.path, self.config["trainer"]["max_steps"]
+            path = self.folder.path
+            end = end_step(read_summary(path), self.config["trainer"]["max_steps"])
             found = checkpoint.require(path)
             if found.step != end:
                 raise UserError(f"{path} has no valid checkpoint of its last step, {end}; the newest is {found.step}'s")
@@ -291,9 +297,8 @@ class Session:
             print_report(summary, self.config["trainer"], path, shipper.where, self._next_command())
             results.require_all()
 
-    def _finish(self, trainer: Trainer, track: Any, begin: float) -> tuple[dict[str, Any], Evaluated]:
-        """Writes the row of the evaluation, the figure and summary.json."""
-        end = trainer.settings.max_steps
+    def _finish(self, trainer: Trainer, track: Any, end: int, begin: float) -> tuple[dict[str, Any], Evaluated]:
+        """Writes the row of the evaluation after the step `end`, the figure and summary.json."""
         results = evaluate_ema(self.config, trainer, track, end)
         if results.metrics:
             trainer.metrics.append({"step": end} | results.metrics)
@@ -302,11 +307,11 @@ class Session:
         if damage := rows.damage(end):
             warnings.warn(f"the summary of {self.folder.path} is of what can be read: {damage}", stacklevel=2)
         last = _drop_none(last_values(rows, end))
-        summary = self._summary(trainer, last, time.monotonic() - begin) | {"evaluation_keys": results.keys}
+        summary = self._summary(trainer, end, last, time.monotonic() - begin) | {"evaluation_keys": results.keys}
         write_whole(self.folder.path / SUMMARY, json.dumps(summary, indent=1))
         return summary, results
 
-    def _summary(self, trainer: Trainer, last: dict[str, Any], seconds: float) -> dict[str, Any]:
+    def _summary(self, trainer: Trainer, end: int, last: dict[str, Any], seconds: float) -> dict[str, Any]:
         on_gpu = self.accelerator.device.type == "cuda"
         stretches = provenance.read(self.folder.path)["code"]
         peak = (
@@ -317,7 +322,10 @@ class Session:
             "ablation": self.names.ablation,
             "overrides": self.names.overrides,
             "seed": self.config["seed"],
-            "step": trainer.settings.max_steps,
+            "step": end,
+            "ended_early": None
+            if trainer.ended_early is None
+            else {"step": end, "of": trainer.settings.max_steps, "why": trainer.ended_early},
             "extended_from": self.extended_from,
             "warm_start": warm_start.read_note(self.folder.path),
             "batch_size": trainer.settings.batch_size,

@@ -23,7 +23,7 @@ from urepa.core.collectives import all_objects, any_rank, gather_with_gradient, 
 from urepa.core.errors import UserError
 from urepa.core.protocols import CONFLICT
 from urepa.core.random_draws import digest64
-from urepa.core.run_protocols import Optimizer
+from urepa.core.run_protocols import Optimizer, StopRule
 from urepa.core.shards import gathered
 from urepa.core.signals import StopSignals
 from urepa.core.types import Batch
@@ -33,7 +33,7 @@ from urepa.evaluation.validation_loss import Validation
 from urepa.method.training_step import Aligned, AlignedModel, Terms, step_terms, tap_gradients
 from urepa.models.weight_files import trainable
 from urepa.runs import checkpoint
-from urepa.runs.metrics import MetricsLog
+from urepa.runs.metrics import MetricsLog, values_by_step
 from urepa.training import slow_alignment
 from urepa.training.ema import EMA
 from urepa.training.gpu_sensors import GpuSensors
@@ -43,35 +43,7 @@ from urepa.training.non_finite_guard import Guard, non_finite, some_of
 from urepa.training.optimizer import clip_by_global_norm, step_unless
 from urepa.training.sharding import Shards
 from urepa.training.spike_records import SpikeRecords
-
-
-@dataclass
-class Settings:
-    """The settings of conf/trainer; `urepa.config` describes the fields."""
-
-    max_steps: int
-    batch_size: int
-    accumulation: int
-    precision: str
-    frozen: str
-    channels_last: bool
-    attention: str | None
-    compile: bool
-    clip_norm: float | None
-    ema_decay: float
-    ema_warmup: bool
-    log_every: int
-    validate_every: int
-    validation_group: int
-    checkpoint_every: int
-    keep_last: int
-    max_skipped: int
-    deterministic: bool
-    threads: int | None
-    evaluate_every: int | None = None  # defaults for runs stored before these two keys existed
-    evaluation_share: float = 0.1
-    skip_spikes: bool = False
-    sharding: str | None = None
+from urepa.training.trainer_settings import Settings
 
 
 @dataclass
@@ -99,6 +71,8 @@ class Trainer:
     reader: TrainingReader
     validation: Validation
     during: During
+    looking: During
+    stop_rule: StopRule
     guard: Guard
     spikes: SpikeRecords
     metrics: MetricsLog
@@ -112,14 +86,18 @@ class Trainer:
     seconds: float = 0.0  # spent in the loop, over all processes that trained this run
     waited: float = 0.0  # seconds waiting for data since the last logging step
     logged: tuple[int, float] = (0, 0.0)  # the last logging step and its time
+    ended_early: str | None = None  # why the stop rule ended the run
     judged: bool = False  # whether this process has judged the alignment's progress
 
     # --- the loop ---------------------------------------------------------------------------------------
 
-    def fit(self, step: int) -> None:
-        """Trains from completed step `step` to max_steps. Raises Stopped after a signal, with everything saved, and
-        UserError if a validation value or a tensor to be saved is not finite, or if most updates were skipped."""
+    def fit(self, step: int) -> int:
+        """Trains from completed step `step` to max_steps, or until the stop rule ends the run; returns the last step.
+        Raises Stopped after a signal, with everything saved, and UserError if a value or a tensor to be saved is not
+        finite, or if most updates were skipped."""
         s = self.settings
+        if step and self.ends_early(step):  # it was killed between its last checkpoint and its summary
+            return step
         with StopSignals() as signals, self._progress(step) as bar:
             self.logged = (step, time.perf_counter())
             with contextlib.closing(self.reader.stream(step, s.max_steps)) as stream:
@@ -131,26 +109,31 @@ class Trainer:
                     if logs:
                         row |= self.log(step, update)
                         bar.set_postfix_str(progress.losses(row))
-                    improved = False
-                    if step % s.validate_every == 0 or step == s.max_steps:
+                    improved, validates = False, step % s.validate_every == 0 or step == s.max_steps
+                    if validates:
                         row |= self.validate(step)
                         self.require_defined(step, row)
                         improved = self.is_best(step, self.validation.total_at_peak)
-                    if self.during.is_due(step, s.max_steps) and not signals.received_on_any_rank():
-                        row |= self.evaluate(step)
+                    for turns in (self.during, self.looking):
+                        if turns.is_due(step, s.max_steps) and not signals.received_on_any_rank():
+                            row |= self.take_turn(turns, step)
                     if row and self.accelerator.is_main_process:
                         self.metrics.append({"step": step} | row)
                         self.shipper.wake()
                         self.judge_alignment(step)
                     bar.update(1)
+                    ends = step == s.max_steps or (validates and self.ends_early(step))
                     stop = signals.received_on_any_rank()
-                    if improved or stop or step % s.checkpoint_every == 0 or step == s.max_steps:
+                    if improved or stop or step % s.checkpoint_every == 0 or ends:
                         self.save(step)
                     if stop:
                         bar.close()
                         self.accelerator.print(f"stopped at step {step}; the same command goes on from there")
                         signals.obey(stop)
-        self.guard.require_updates(s.max_steps)
+                    if ends:
+                        break
+        self.guard.require_updates(step)
+        return step
 
     def update(self, step: int, batches: list[Batch], with_tap_gradients: bool) -> Update:
         """Does the update with index `step` on this rank's micro-batches. Does not synchronise with the device."""
@@ -262,12 +245,12 @@ class Trainer:
                 "finished; checkpoints of before are kept. A lower optimizer.lr or loss.lambda_max starts another run"
             )
 
-    def evaluate(self, step: int) -> dict[str, Any]:
-        """Runs the evaluations of this step. Their time is not counted as training time."""
+    def take_turn(self, turns: During, step: int) -> dict[str, Any]:
+        """Runs the evaluations of this step, or makes its pictures. Their time is not counted as training time."""
         begin = time.perf_counter()
         last, then = self.logged
         with self.gathered():
-            row = self.during.row(step, self.seconds + begin - then, self.accelerator.is_main_process)
+            row = turns.row(step, self.seconds + begin - then, self.accelerator.is_main_process)
         self.logged = (last, then + time.perf_counter() - begin)
         return row
 
@@ -283,8 +266,7 @@ class Trainer:
             yield self.shards.model if self.shards else self.model
 
     def loss_is_warm(self, step: int) -> bool:
-        """Whether a tenth of the run is done; a warning is then given for a model that is worse than predicting
-        zero."""
+        """Whether a tenth of the run is done, so that a model that is worse than predicting zero is warned of."""
         return step >= self.settings.max_steps / 10
 
     def is_best(self, step: int, total: float) -> bool:
@@ -294,6 +276,21 @@ class Trainer:
             return False
         self.best = {"step": step, "total": total}
         return True
+
+    def ends_early(self, step: int) -> bool:
+        """Whether the stop rule ends the run after this validation, on all ranks alike."""
+        if self.stop_rule.metric is None or step >= self.settings.max_steps:
+            return False
+        if (why := on_main(self.why_now)) is not None:
+            self.ended_early = why
+            self.accelerator.print(f"step {step}: the run ends here, by stop_when: {why}")
+        return why is not None
+
+    def why_now(self) -> str | None:
+        """Why the stop rule ends the run, by the rows that are written; None if it goes on."""
+        rule = self.stop_rule
+        other = {} if rule.control is None else values_by_step(Path(rule.control) / self.metrics.path.name, rule.metric)
+        return rule.why(values_by_step(self.metrics.path, rule.metric), other)
 
     # --- checkpoints ------------------------------------------------------------------------------------
 
@@ -322,6 +319,7 @@ class Trainer:
                 "seconds": self.seconds,
                 "evaluation_seconds": self.during.seconds,
                 "last_evaluation_seconds": self.during.last,
+                "look_seconds": [self.looking.seconds, self.looking.last],
                 "threads": torch.get_num_threads(),
             }
             self.metrics.sync()
@@ -364,6 +362,7 @@ class Trainer:
         self.best, self.seconds = found.state["best"], found.state["seconds"]
         self.during.seconds = found.state.get("evaluation_seconds", 0.0)  # older checkpoints lack it
         self.during.last = found.state.get("last_evaluation_seconds", 0.0)
+        self.looking.seconds, self.looking.last = found.state.get("look_seconds", (0.0, 0.0))
         threads = found.state["threads"]
         if threads != torch.get_num_threads():
             self.accelerator.print(

@@ -198,7 +198,7 @@ def test_grids_of_samples_come_from_the_artifacts(place: Path, server: str, belo
     with contextlib.chdir(place):
         for uri in (f"sqlite:///{place}/mlflow.db", server):
             study = group_runs(sorted(from_store(uri), key=lambda run: run.name), [], None)
-            assert read_mlflow.stored_grids(open_existing(uri), study) == (expected, "")
+            assert read_mlflow.stored_pictures(open_existing(uri), study) == (expected, None, "")
 
 
 def test_a_missing_store(tmp_path: Path) -> None:

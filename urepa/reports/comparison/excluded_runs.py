@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 
 from urepa.core.code_version import same_code
 from urepa.core.errors import UserError
+from urepa.reports.comparison.equal_steps import NOT_THERE
 from urepa.reports.comparison.evaluation_protocol import Setting, by_part, differences, protocol
 from urepa.reports.comparison.read_runs import Run
 from urepa.runs.run_folder import is_identity
+from urepa.runs.summary import early_text
 
 ABSENT = "—"
 SHOWN_REASONS = 3
@@ -71,12 +73,18 @@ def select_finished(runs: list[Run]) -> tuple[list[Run], list[Apart]]:
     for run in runs:
         if run.damage:
             apart.append(Apart(run, f"damaged: {run.damage}"))
+        elif NOT_THERE in run.facts:
+            apart.append(Apart(run, run.facts[NOT_THERE]))
         elif run.status != "finished":
             apart.append(Apart(run, f"{run.status}: its last logged step is {run.last_step}"))
         elif run.facts.get("extended_from") is not None:
             steps = run.facts["extended_from"]
             apart.append(
                 Apart(run, f"extended from {steps} steps: its learning rate is not that of a run of this length")
+            )
+        elif run.facts.get("ended_early"):
+            apart.append(
+                Apart(run, f"{early_text(run.facts)}: its last values are of fewer steps; at_step=N compares at step N")
             )
         else:
             usable.append(run)

@@ -16,12 +16,13 @@ from urepa.reports.comparison.expected_values import documents_arm, of_steps, re
 from urepa.reports.comparison.figures import CAPTIONS
 from urepa.reports.comparison.findings import findings, other_remarks, overfitting_sentences
 from urepa.reports.comparison.first_sentence import cautions, verdict
+from urepa.reports.comparison.look_strips import Strips
 from urepa.reports.comparison.metric_columns import reference_label
 from urepa.reports.comparison.number_format import delta, interval, mean_sd, p_value
 from urepa.reports.comparison.ranking import ORDER, ranking
 from urepa.reports.comparison.read_runs import Run
 from urepa.reports.comparison.results import ArmRow, Results, difference_metrics, other_references, reference_rows
-from urepa.reports.comparison.sample_grids import Grids
+from urepa.reports.comparison.sample_grids import Grid, Grids
 from urepa.reports.comparison.seed_cells import Cell
 from urepa.reports.comparison.smallest_difference import smallest_sentence
 from urepa.reports.comparison.tables import (
@@ -49,6 +50,7 @@ SECTIONS = {
     "ranking": "Ranking",
     "gaps": "Train and validation",
     "samples": "Samples",
+    "look": "Over the steps",
     "timesteps": "By timestep",
     "sweeps": "Sweeps",
     "way": "Steps to the baseline",
@@ -76,7 +78,13 @@ def _breakable(name: str) -> Any:
     return Markup(" ".join(safe if len(word) <= WHOLE else BREAKS.sub(r"\1<wbr>", safe) for word, safe in words))
 
 
-def page(results: Results, drawn: list[Drawn], sentences: list[str], grids: Grids | None = None) -> str:
+def page(
+    results: Results,
+    drawn: list[Drawn],
+    sentences: list[str],
+    grids: Grids | None = None,
+    strips: Strips | None = None,
+) -> str:
     """The report as HTML."""
     from jinja2 import Environment, StrictUndefined
 
@@ -87,7 +95,7 @@ def page(results: Results, drawn: list[Drawn], sentences: list[str], grids: Grid
     return environment.from_string(TEMPLATE.read_text()).render(
         title=_title(results),
         subtitle=_subtitle(results),
-        sections=_sections(results, figures, grids),
+        sections=_sections(results, figures, grids, strips),
         verdict=verdict(results),
         cautions=cautions(results),
         sentences=sentences,
@@ -112,6 +120,8 @@ def page(results: Results, drawn: list[Drawn], sentences: list[str], grids: Grid
         captions=CAPTIONS,
         **_gaps(results),
         grids=_grids(grids),
+        strips=None if strips is None else {"seed": strips.seed, "bucket": strips.bucket, "note": strips.note},
+        strips_shown=[] if strips is None else _shown(strips.shown),
         **_expected_values(results),
         remarks=[f"Overfitting (§7.2): {line}." for line in overfitting_sentences(results)]
         + [f"{line[0].upper()}{line[1:]}." for line in other_remarks(results)]
@@ -139,7 +149,9 @@ def _figures(drawn: list[Drawn]) -> dict[str, list[dict[str, Any]]]:
     return figures
 
 
-def _sections(results: Results, figures: dict[str, list[dict[str, Any]]], grids: Grids | None) -> list[tuple[str, str]]:
+def _sections(
+    results: Results, figures: dict[str, list[dict[str, Any]]], grids: Grids | None, strips: Strips | None
+) -> list[tuple[str, str]]:
     """Names and ids of the sections that have content."""
     several = len(results.study.arms) > 1
     there = {
@@ -148,6 +160,7 @@ def _sections(results: Results, figures: dict[str, list[dict[str, Any]]], grids:
         "ranking": ranking(results),
         "gaps": gaps(results),
         "samples": grids,
+        "look": strips,
         "reported": documents_arm(results),
         "timesteps": results.bins or figures["timesteps"],
         "way": results.courses,
@@ -280,11 +293,16 @@ def _grids(grids: Grids | None) -> dict[str, Any] | None:
     """The grids of samples as data URIs."""
     if grids is None:
         return None
-    shown = [
-        {"label": grid.label, "run": grid.run, "uri": f"data:image/png;base64,{b64encode(grid.png).decode()}"}
-        for grid in grids.shown
-    ]
+    shown = _shown(grids.shown)
     return {"seed": grids.seed, "step": grids.step, "bucket": grids.bucket, "shown": shown, "note": grids.note}
+
+
+def _shown(grids: tuple[Grid, ...]) -> list[dict[str, str]]:
+    """The arms' pictures as data URIs."""
+    return [
+        {"label": grid.label, "run": grid.run, "uri": f"data:image/png;base64,{b64encode(grid.png).decode()}"}
+        for grid in grids
+    ]
 
 
 def _expected_values(results: Results) -> dict[str, Any]:

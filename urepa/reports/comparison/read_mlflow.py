@@ -19,7 +19,9 @@ import numpy as np
 
 from urepa.core import progress
 from urepa.core.errors import UserError
+from urepa.core.look_sheets import FOLDER as LOOK
 from urepa.reports.comparison.arms import ComparedArms
+from urepa.reports.comparison.look_strips import Strips, strips_of
 from urepa.reports.comparison.metric_columns import is_compared
 from urepa.reports.comparison.read_runs import Run, printable_path
 from urepa.reports.comparison.results import Results
@@ -55,23 +57,24 @@ def publish(uri: str, results: Results, folder: Path) -> str:
     return f"run report ({run_id}) in the experiment {reports}"
 
 
-def stored_grids(client: Any, study: ComparedArms) -> tuple[Grids | None, str]:
-    """The grids of samples among the runs' artifacts. If they cannot be read, for example from a server's local disk,
-    None and a sentence that says so."""
+def stored_pictures(client: Any, study: ComparedArms) -> tuple[Grids | None, Strips | None, str]:
+    """The grids of samples and the strips of pictures among the runs' artifacts. If they cannot be read, for example
+    from a server's local disk, twice None and a sentence that says so."""
     from mlflow.exceptions import MlflowException
 
-    def find(run: Run) -> dict[Place, str]:
-        buckets = [f"{item.path}/{FOLDER}" for item in client.list_artifacts(run.id, BUCKETS)]
-        return by_place(item.path for below in (FOLDER, *buckets) for item in client.list_artifacts(run.id, below))
+    def find(run: Run, kind: str) -> dict[Place, str]:
+        buckets = [f"{item.path}/{kind}" for item in client.list_artifacts(run.id, BUCKETS)]
+        return by_place(item.path for below in (kind, *buckets) for item in client.list_artifacts(run.id, below))
 
     def read(run: Run, place: str) -> bytes:
         with TemporaryDirectory() as folder:
             return read_file(run, client.download_artifacts(run.id, place, folder))
 
     try:
-        return grids_of(study, find, read), ""
+        grids = grids_of(study, lambda run: find(run, FOLDER), read)
+        return grids, strips_of(study, lambda run: find(run, LOOK), read), ""
     except (MlflowException, OSError) as error:
-        return None, f"The grids of samples could not be read from MLflow: {str(error).splitlines()[0]}"
+        return None, None, f"The pictures could not be read from MLflow: {str(error).splitlines()[0]}"
 
 
 def find_stored(client: Any) -> list[Run]:
@@ -88,7 +91,8 @@ def find_stored(client: Any) -> list[Run]:
 def _run_from_mlflow(stored: Any) -> Run:
     facts = facts_in(stored.data.tags)
     config = upgrade_flat(stored.data.params, int(stored.data.tags.get(SCHEMA_TAG, 0)))
-    if "step" in facts:  # MLflow's parameters cannot change: for an extended run this one still has the first length
+    if "step" in facts and not facts.get("ended_early"):
+        # parameters in MLflow cannot change: for an extended run this one still has the first length
         config["trainer.max_steps"] = str(facts["step"])
     return Run(
         id=stored.info.run_id,

@@ -23,6 +23,7 @@ from urepa.runs.curves import Curve, read_curves
 from urepa.runs.metrics import Rows
 from urepa.runs.run_folder import facts_of, stored_names, tags_of
 from urepa.runs.stored_config import check_parts, read_plain
+from urepa.runs.summary import is_finished
 from urepa.runs.upgrades import upgrade
 
 LONGEST_VALUE = 6000  # MLflow truncates parameters at this length
@@ -143,7 +144,9 @@ def _run_from_folder(folder: Path) -> Run | None:
         name=printable_path(f"{folder.parent.name}/{folder.name}"),
         config=as_text(config),
         tags={k: printable_path(v) for k, v in (tags_of(names, config) | given).items()},
-        status="finished" if summary.get("step") == config["trainer"]["max_steps"] else "unfinished",
+        status="finished"
+        if "step" in summary and is_finished(summary, config["trainer"]["max_steps"])
+        else "unfinished",
         facts=facts_of(summary),
         title=names.title(config["seed"]),
     )
@@ -202,7 +205,7 @@ def load_curves(runs: list[Run]) -> list[Run]:
     for run in progress.bar(runs, desc="runs", unit="run", leave=False):
         rows = Rows(Path(run.id) / "metrics.jsonl")
         curves, started = read_curves(rows, is_compared)
-        end = int(run.config["trainer.max_steps"]) if run.status == "finished" else None
+        end = int(run.facts["step"]) if run.status == "finished" else None
         full.append(replace(run, curves=curves, started=started, damage=rows.damage(end)))
     return full
 

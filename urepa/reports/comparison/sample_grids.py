@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from urepa.reports.comparison.arms import ComparedArms
 from urepa.reports.comparison.read_runs import Run
@@ -46,10 +47,10 @@ class Grids:
     note: str
 
 
-def find_in_folder(run: Run) -> dict[Place, str]:
-    """The locations of the grids of a run that is a folder."""
+def find_in_folder(run: Run, kind: str = FOLDER) -> dict[Place, str]:
+    """The locations of the pictures of a run that is a folder, in its folders called `kind`."""
     folder = Path(run.id)
-    return by_place(str(path) for below in (FOLDER, f"{BUCKETS}/*/{FOLDER}") for path in folder.glob(f"{below}/*.png"))
+    return by_place(str(path) for below in (kind, f"{BUCKETS}/*/{kind}") for path in folder.glob(f"{below}/*.png"))
 
 
 def read_file(run: Run, place: str) -> bytes:
@@ -105,6 +106,21 @@ def _note(study: ComparedArms, without: list[str], unreadable: list[str]) -> str
 def small_png(content: bytes) -> bytes | None:
     """A re-encoded PNG of at most `LARGEST` pixels per side, so that only the file's pixels enter the report. None if
     the file is not an image or too large to be opened."""
+    from PIL import Image
+
+    image = open_png(content)
+    if image is None:
+        return None
+    pixels = image.convert("RGB")
+    pixels.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+    png = io.BytesIO()
+    pixels.save(png, format="PNG")
+    return png.getvalue()
+
+
+def open_png(content: bytes) -> Any:
+    """A PNG as an image whose pixels are read, with the texts in the file. None if the file is not an image or too
+    large to be opened."""
     from PIL import Image, UnidentifiedImageError
 
     if len(content) > MOST_BYTES:
@@ -113,10 +129,7 @@ def small_png(content: bytes) -> bytes | None:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(content), formats=["PNG"])
-            pixels = image.convert("RGB")
+            image.load()
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning):
         return None
-    pixels.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
-    png = io.BytesIO()
-    pixels.save(png, format="PNG")
-    return png.getvalue()
+    return image

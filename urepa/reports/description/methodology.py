@@ -77,11 +77,13 @@ def length(s: Subject) -> str:
     settings = s.planned.settings
     parts = f", in {settings.accumulation} micro-batches" if settings.accumulation > 1 else ""
     epochs = settings.max_steps / s.steps_an_epoch()
+    early = declaration_of(s.config["stop_when"]).description()
     return (
         f"Training takes {number(settings.max_steps)} updates of {number(settings.batch_size)} samples{parts}: "
         f"{epochs:.4g} epochs of {number(s.steps_an_epoch())} updates, each without the incomplete last batch. Data "
         f"order, noise, timesteps and dropped classes follow from the seed ({s.config['seed']}), the update and the "
         "sample's place in the batch, so that they are the same in every arm with that seed."
+        f"{f' {early}' if early else ''}"
     )
 
 

@@ -32,6 +32,7 @@ from urepa.method.diffusion_fraction import strata
 from urepa.runs.run_folder import is_identity, parse_overrides, to_plain
 from urepa.training.checks.losses import check_attention, check_guidance
 from urepa.training.checks.sizes import as_shape, check_shapes
+from urepa.training.checks.stop_rule import check_stop_rule
 
 ABSENT = object()
 
@@ -48,6 +49,7 @@ def check(config: dict[str, Any], overrides: list[str]) -> None:
     check_effects(config, given)
     check_teachers(config)
     check_turns(config, given)
+    check_stop_rule(config)
     check_online(config, given)
     check_lora(config)
     check_rate(config)
@@ -257,6 +259,8 @@ def check_turns(config: dict[str, Any], given: list[str]) -> None:
         raise UserError("trainer.evaluation_share has no effect without trainer.evaluate_every; give that too")
     if config["trainer"]["evaluate_every"] is not None and not config["evaluation"]:
         raise UserError("trainer.evaluate_every has no effect with evaluation=none; choose some, evaluation=[NAME,...]")
+    if config["trainer"]["look_every"] is None and "trainer.look_share" in given:
+        raise UserError("trainer.look_share has no effect without trainer.look_every; give that too")
 
 
 def check_lora(config: dict[str, Any]) -> None:
