@@ -253,6 +253,7 @@ if __name__ == "__main__":
     gc.collect()
     gc.enable()
     gc.freeze()  # what is imported is no fork's garbage, and pages that its collector does not touch stay shared
+    gc.set_threshold(10_000, 20, 20)  # as in tests/conftest.py
     asked = serve()
     for name, descriptor in (("out", 1), ("err", 2)):
         file = os.open(asked[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
