@@ -361,8 +361,7 @@ class RunFolder:
             self._lock = None
 
     def remove_if_new(self) -> None:
-        """Removes the folder if it was new and contains nothing but the lock and the config. Only its owner may call
-        this."""
+        """Removes the folder if it was new and contains nothing but the lock and the config. For its owner only."""
         own = {".lock", self.config_file.name, "warm_start.json", "guide.json", "provenance.json"}
         if self._lock is None or not self._was_empty or not {p.name for p in self.path.iterdir()} <= own:
             return

@@ -235,8 +235,8 @@ def _to_9(config: dict[str, Any]) -> None:
 
 
 def _to_10(config: dict[str, Any]) -> None:
-    """A teacher's tokens were always those of its last layer, and never whitened. A SiT's tokens skipped no blocks. Every
-    process held all weights. No pictures were made during training, and every run trained all of its steps."""
+    """A teacher's tokens were always those of its last layer, and never whitened. A SiT's tokens skipped no blocks. All
+    processes held all weights. No pictures were made during training, and every run trained all of its steps."""
     teachers = "urepa.models.teachers"
     added: dict[str, dict[str, Any]] = {
         f"{teachers}.efficientnet_lite0.EfficientNetLite0": {"whiten": False},
