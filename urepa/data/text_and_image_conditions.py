@@ -46,6 +46,7 @@ class TextAndImageConditions:
     shuffles: bool  # whether each sample's patches are in a random order
     folders: Callable[[], Sequence[Path]]  # the stores of all buckets, whose statistics are joined
     image_records: Store | None = None
+    known_statistics: ImageStatistics | None = None  # None: they are read from the stores
     networks: list[Any] = field(default_factory=list)  # holds the encoder's network once it is built
 
     @property
@@ -121,8 +122,15 @@ class TextAndImageConditions:
             self.networks.append(self.encoder.build())
         return image_records(teacher_on_grid(self.networks[0], self.grid), images_B3HW.to(own_device())).cpu()
 
+    def with_statistics(self, known: ImageStatistics) -> TextAndImageConditions:
+        """A copy that standardises by these statistics, without stores."""
+        return replace(self, known_statistics=known)
+
     @cached_property
-    def _statistics(self) -> ImageStatistics:
+    def statistics(self) -> ImageStatistics:
+        """The statistics over the training images of all buckets. Raises UserError if their stores are not there."""
+        if self.known_statistics is not None:
+            return self.known_statistics
         folders = self.folders()
         missing = [folder for folder in folders if not is_finished(folder)]
         if missing:
@@ -138,7 +146,7 @@ class TextAndImageConditions:
 
     def _given(self, records_B1TD: Tensor, orders_BT: np.ndarray | None = None) -> dict[str, Part]:
         """The parts of records; patches in other orders if these are given."""
-        of_vectors, of_patches = self._statistics.vectors, self._statistics.patches
+        of_vectors, of_patches = self.statistics.vectors, self.statistics.patches
         vectors_BD = standardise(records_B1TD[:, 0], *of_vectors)
         patches_BTD = standardise(records_B1TD[:, 1:], *(of_patches if self.own_statistics else of_vectors))
         if orders_BT is not None:

@@ -1,0 +1,186 @@
+"""Evaluations of images under captions and images on a small NanoDiT: values by hand, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from captioned import clip_at
+from captioned_photos import nanodit_overrides, write_captioned_photos
+from contexts import context_of
+from PIL import Image
+from toy_runs import write_run
+
+import urepa
+from urepa.core import random_draws
+from urepa.core.conditions import Condition, Part
+from urepa.core.errors import UserError
+from urepa.core.part_names import CLS, PATCHES, TEXT
+from urepa.evaluation.conditioned_images import (
+    exchange,
+    generate,
+    layout_of,
+    mean_pairwise_distance,
+    own_condition,
+    withhold,
+)
+from urepa.evaluation.context import Context, Incomplete
+from urepa.evaluation.encoders.cifar_cnn import CifarCNN
+from urepa.evaluation.encoders.pixels import Pixels
+from urepa.evaluation.features import held_out_samples, subset
+from urepa.evaluation.measures.image_reconstruction import ImageReconstruction
+from urepa.evaluation.measures.image_swap import ImageSwap
+from urepa.evaluation.measures.image_swap_math import compare
+from urepa.models.teachers.efficientnet_lite0 import EfficientNetLite0
+
+Compose = Callable[..., dict[str, Any]]
+BUCKET, GRID, SHAPE = "48x80", (6, 10), (48, 12, 20)
+HOW: dict[str, Any] = {"steps": 2, "guidance_text": 3.0, "guidance_image": 2.0}
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory, compose: Compose) -> Iterator[tuple[Any, Any, Path]]:
+    """A run of random weights, its caches and its folder."""
+    place = tmp_path_factory.mktemp("nanodit")
+    clip_at(place)
+    photos = write_captioned_photos(place / "photos", 7)
+    sizes = ("backbone.depth=2", "backbone.width=32", "backbone.heads=2", "data.test_images=18")
+    config = compose(*nanodit_overrides(photos, place / "caches", place / "clip", *sizes))
+    run = write_run(place / "outputs" / "seed0", config, 10)
+    found = urepa.load(run, device="cpu")
+    cache = found.track.open(None)
+    yield found, cache, run
+    cache.close()
+
+
+@pytest.fixture(scope="module")
+def context(opened: tuple[Any, Any, Path]) -> Context:
+    """The context of the lying images."""
+    run, cache, folder = opened
+    (bucket,) = (one for one in cache.buckets if one.bucket == BUCKET)
+    return replace(context_of(run, bucket, folder, 10), track=run.track_of(BUCKET))
+
+
+def by_hand(context: Context, condition: Condition, sample_id: str) -> np.ndarray:
+    """The image [3,H,W] of one sample after two Euler steps with guidance 3 by the text and 2 by the image."""
+    all_1 = torch.ones(1, dtype=torch.bool)
+    passes = [condition.drop(dict.fromkeys(names, all_1)) for names in (("text", "image"), ("image",), ("text",))]
+    rng = random_draws.generator(random_draws.digest64("conditioned", sample_id), "noise", 0)
+    x = random_draws.normal(SHAPE, rng)[None].double()
+    for t in (1.0, 0.5):
+        with torch.no_grad():
+            u, text, image = (
+                context.model.backbone(x.float(), torch.tensor([t]), one).prediction_RCHW.double() for one in passes
+            )
+        x = x - (u + 3 * (text - u) + 2 * (image - u)) / 2
+    return (context.track.to_rgb(x.float())[0] * 255).round().numpy() / 255
+
+
+def cosine_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """1 less the cosine of rows of [...,D], averaged."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return float(1 - ((a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)).mean())
+
+
+@pytest.mark.slow
+def test_reconstructions_are_compared_with_their_originals(context: Context) -> None:
+    """Images by hand; tokens by the encoder itself, standardised by the training patches' own mean and deviation."""
+    asked = ImageReconstruction(images=4, shown=3, encoders={"coarse": Pixels(grid=2)}, **HOW)
+    found = asked(context)
+    samples = subset(held_out_samples(context), 4)
+    made = np.stack([by_hand(context, own_condition(context, [s]), s.sample_id) for s in samples])
+    real = np.stack([(context.track.to_rgb(context.cache.x0([s]))[0] * 255).round().numpy() / 255 for s in samples])
+    assert found["final/image_pixel_error"] == pytest.approx(np.square(made - real).mean(), rel=1e-4)
+    others = np.square(np.roll(real, 1, axis=0) - real).mean()
+    assert found["final/image_pixel_error_other"] == pytest.approx(others, rel=1e-6)
+
+    network = EfficientNetLite0(image_size=128, grid=[8, 8], stride=16).build()
+    patches = {
+        name: network.states(torch.from_numpy(x).float(), GRID)[1].x_BND for name, x in (("m", made), ("r", real))
+    }
+    run_statistics = context.cache.conditions.statistics.patches
+    m, r = (((patches[name] - run_statistics[0]) / run_statistics[1]).numpy() for name in "mr")
+    assert found["final/image_token_distance"] == pytest.approx(cosine_distance(m, r), rel=1e-3)
+    coarse = [(2 * x - 1).reshape(4, 3, 2, 24, 2, 40).mean((3, 5)).reshape(4, -1) for x in (made, real)]
+    assert found["final/image_distance/coarse"] == pytest.approx(cosine_distance(*coarse), rel=1e-3)
+    assert found["final/image_distance"] == found["final/image_distance/coarse"]
+    sheet = Image.open(context.folder / "samples" / "image_reconstruction_00000010.png")
+    assert sheet.size[0] > 3 * 80
+    assert sheet.size[1] == 2 + 3 * (48 + 2)
+
+
+@pytest.mark.slow
+def test_networks_without_weights_are_named_and_the_rest_is_measured(context: Context) -> None:
+    encoders = {"pixels": Pixels(grid=2), "lost": CifarCNN(weights="nowhere.safetensors")}
+    with pytest.raises(Incomplete, match=r"encoders\.lost: .*nowhere") as caught:
+        ImageReconstruction(images=2, shown=1, encoders=encoders, **(HOW | {"steps": 1}))(context)
+    assert {"final/image_distance/pixels", "final/image_token_distance"} <= caught.value.metrics.keys()
+    assert "final/image_distance" not in caught.value.metrics, "a mean over other networks than were asked for"
+
+
+@pytest.mark.slow
+def test_images_of_a_sample_begin_with_the_same_noise_and_take_only_what_is_exchanged(context: Context) -> None:
+    samples = subset(held_out_samples(context), 3)
+    condition = own_condition(context, samples)
+    donor = condition.rows(torch.tensor([1, 2, 0]))
+    mixed = exchange(condition, donor, "image.cls")
+    assert torch.equal(mixed[CLS].value, donor[CLS].value)
+    assert torch.equal(mixed[PATCHES].value, condition[PATCHES].value)
+    assert torch.equal(mixed[TEXT].value, condition[TEXT].value)
+    asked = ImageSwap(pairs=3, **HOW)
+    expected = by_hand(context, exchange(condition, donor, "image").rows(torch.tensor([1])), samples[1].sample_id)
+    made = generate(asked, context, samples, exchange(condition, donor, "image"))
+    np.testing.assert_allclose(made[1].numpy(), expected, atol=1.01 / 255)
+    assert not torch.equal(made, generate(asked, context, samples, condition))
+    assert not torch.equal(made, generate(asked, context, samples, exchange(condition, donor, "image"), variant=1))
+    alone = withhold(condition, "image")
+    assert [bool(alone[part].given_B.any()) for part in (TEXT, CLS, PATCHES)] == [True, False, False]
+
+
+def test_similarities_are_by_position_to_donor_original_and_third_images() -> None:
+    """Orthogonal originals; a picture with 3 of 4 positions of its donor and 1 of its original."""
+    originals = torch.eye(12).view(3, 4, 12)
+    mixed = originals.roll(-1, dims=0).clone()
+    mixed[:, 0] = originals[:, 0]
+    found = compare({"both": mixed}, originals)
+    assert found["final/swap_tokens/both"] == pytest.approx(3 / 4)
+    assert found["final/swap_tokens_own/both"] == pytest.approx(1 / 4)
+    assert found["final/swap_tokens_chance/both"] == pytest.approx(0)
+    constant = originals + 100.0  # the same everywhere: no part of a layout
+    shifted = compare({"both": constant.roll(-1, dims=0)}, originals)
+    assert shifted["final/swap_layout/both"] == pytest.approx(1, abs=1e-4)
+    assert shifted["final/swap_tokens/both"] < 0.6
+    assert "final/swap_layout_real" in compare({}, originals)
+
+
+@pytest.mark.slow
+def test_a_swap_reports_what_is_exchanged(context: Context) -> None:
+    found = ImageSwap(pairs=3, **(HOW | {"steps": 1}))(context)
+    names = {
+        f"final/swap_{what}{kind}/{name}"
+        for what in ("layout", "tokens")
+        for kind in ("", "_own", "_chance")
+        for name in ("none", "vector", "patches", "both")
+    }
+    assert found.keys() == names | {"final/swap_layout_real", "final/swap_tokens_real"}
+    assert (context.folder / "samples" / "image_swap_00000010.png").exists()
+    with pytest.raises(UserError, match="there are 2 held-out images and it needs 3"):
+        ImageSwap(pairs=2, **HOW)(context)
+
+
+def test_a_layout_has_no_part_in_what_is_the_same_everywhere() -> None:
+    tokens = torch.randn(2, 5, 3)
+    torch.testing.assert_close(layout_of(tokens + torch.randn(2, 1, 3)), layout_of(tokens))
+    turned = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]], [[-1.0, 0.0]]])
+    assert mean_pairwise_distance(turned) == pytest.approx((1 + 2 + 1) / 3)
+
+
+def test_a_condition_without_an_image_is_refused() -> None:
+    other = Condition({TEXT: Part.of(torch.zeros(1, 2, 3), torch.ones(1, 2, dtype=torch.bool))})
+    with pytest.raises(AssertionError, match="names no part"):
+        exchange(other, other, "image")
