@@ -33,6 +33,7 @@ from urepa.evaluation.context import Context, Incomplete
 from urepa.evaluation.encoders.cifar_cnn import CifarCNN
 from urepa.evaluation.encoders.pixels import Pixels
 from urepa.evaluation.features import held_out_samples, subset
+from urepa.evaluation.measures.attention_mass import AttentionMass
 from urepa.evaluation.measures.image_reconstruction import ImageReconstruction
 from urepa.evaluation.measures.image_swap import ImageSwap
 from urepa.evaluation.measures.image_swap_math import compare
@@ -184,3 +185,22 @@ def test_a_condition_without_an_image_is_refused() -> None:
     other = Condition({TEXT: Part.of(torch.zeros(1, 2, 3), torch.ones(1, 2, dtype=torch.bool))})
     with pytest.raises(AssertionError, match="names no part"):
         exchange(other, other, "image")
+
+
+@pytest.mark.slow
+def test_attention_is_reported_by_part_block_and_time(context: Context) -> None:
+    found = AttentionMass(images=3, timesteps=[0.25, 0.75])(context)
+    for kind in ("", "_uniform"):
+        shares = [found[f"final/attention_mass{kind}/{part}"] for part in (TEXT, CLS, PATCHES)]
+        assert sum(shares) == pytest.approx(1, abs=1e-5)
+    for part in (TEXT, CLS, PATCHES):
+        own = [value for key, value in found.items() if key.startswith(f"final/attention_mass_{part}_by_t/")]
+        assert len(own) == 2 * 2
+        assert found[f"final/attention_mass/{part}"] == pytest.approx(np.mean(own), rel=1e-5)
+    words = own_condition(context, subset(held_out_samples(context), 3))[TEXT].mask_BL
+    assert words is not None
+    expected = np.mean([n / (n + 1 + 60) for n in words.sum(1).tolist()])
+    assert found[f"final/attention_mass_uniform/{TEXT}"] == pytest.approx(expected, rel=1e-5)
+    assert Image.open(context.folder / "evaluation" / "attention_mass_step_00000010.png").width > 300
+    with pytest.raises(UserError, match=r"1\.5 is not a time"):
+        AttentionMass(images=1, timesteps=[1.5])(context)
