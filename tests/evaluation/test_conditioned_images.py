@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from captioned import clip_at
-from captioned_photos import nanodit_overrides, write_captioned_photos
+from captioned_photos import write_nanodit_run
 from contexts import context_of
 from PIL import Image
-from toy_runs import write_run
 
 import urepa
 from urepa.core import random_draws
@@ -48,11 +46,7 @@ HOW: dict[str, Any] = {"steps": 2, "guidance_text": 3.0, "guidance_image": 2.0}
 def opened(tmp_path_factory: pytest.TempPathFactory, compose: Compose) -> Iterator[tuple[Any, Any, Path]]:
     """A run of random weights, its caches and its folder."""
     place = tmp_path_factory.mktemp("nanodit")
-    clip_at(place)
-    photos = write_captioned_photos(place / "photos", 7)
-    sizes = ("backbone.depth=2", "backbone.width=32", "backbone.heads=2", "data.test_images=18")
-    config = compose(*nanodit_overrides(photos, place / "caches", place / "clip", *sizes))
-    run = write_run(place / "outputs" / "seed0", config, 10)
+    run, _ = write_nanodit_run(place, compose)
     found = urepa.load(run, device="cpu")
     cache = found.track.open(None)
     yield found, cache, run

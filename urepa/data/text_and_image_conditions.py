@@ -117,14 +117,22 @@ class TextAndImageConditions:
         return _join(self.text.example(count), self._withheld(count))
 
     def encode(self, images_B3HW: Tensor) -> Tensor:
-        """Records [B,1+T,D] of images in [0,1]."""
+        """Records [B,1+T,D] of images in [0,1]. Raises UserError if the encoder is not that of the statistics."""
         if not self.networks:
-            self.networks.append(self.encoder.build())
+            network = self.encoder.build()
+            self.statistics.check_weights(network.weights_sha256())
+            self.networks.append(network)
         return image_records(teacher_on_grid(self.networks[0], self.grid), images_B3HW.to(own_device())).cpu()
 
-    def with_statistics(self, known: ImageStatistics) -> TextAndImageConditions:
-        """A copy that standardises by these statistics, without stores."""
-        return replace(self, known_statistics=known)
+    def with_statistics(self, applied: ImageStatistics) -> TextAndImageConditions:
+        """A copy that standardises by these statistics, those of another one's `applied`, and reads no stores."""
+        return replace(self, known_statistics=applied, own_statistics=True)
+
+    @property
+    def applied(self) -> ImageStatistics:
+        """The statistics by which vectors and patches are standardised."""
+        found = self.statistics
+        return found if self.own_statistics else replace(found, patches=found.vectors)
 
     @cached_property
     def statistics(self) -> ImageStatistics:
@@ -146,9 +154,9 @@ class TextAndImageConditions:
 
     def _given(self, records_B1TD: Tensor, orders_BT: np.ndarray | None = None) -> dict[str, Part]:
         """The parts of records; patches in other orders if these are given."""
-        of_vectors, of_patches = self.statistics.vectors, self.statistics.patches
-        vectors_BD = standardise(records_B1TD[:, 0], *of_vectors)
-        patches_BTD = standardise(records_B1TD[:, 1:], *(of_patches if self.own_statistics else of_vectors))
+        applied = self.applied
+        vectors_BD = standardise(records_B1TD[:, 0], *applied.vectors)
+        patches_BTD = standardise(records_B1TD[:, 1:], *applied.patches)
         if orders_BT is not None:
             patches_BTD = patches_BTD.take_along_dim(torch.from_numpy(orders_BT)[..., None], dim=1)
         return {CLS: Part.of(vectors_BD), PATCHES: Part.of_image(patches_BTD, self.grid)}
