@@ -13,6 +13,7 @@ import torch
 from captioned_photos import write_nanodit_run
 from contexts import context_of
 from PIL import Image
+from sklearn.neighbors import NearestCentroid
 
 import urepa
 from urepa.core import random_draws
@@ -32,9 +33,12 @@ from urepa.evaluation.encoders.cifar_cnn import CifarCNN
 from urepa.evaluation.encoders.pixels import Pixels
 from urepa.evaluation.features import held_out_samples, subset
 from urepa.evaluation.measures.attention_mass import AttentionMass
+from urepa.evaluation.measures.caption_change import CaptionChange
+from urepa.evaluation.measures.caption_change_math import other_captions
 from urepa.evaluation.measures.image_reconstruction import ImageReconstruction
 from urepa.evaluation.measures.image_swap import ImageSwap
 from urepa.evaluation.measures.image_swap_math import compare
+from urepa.evaluation.measures.text_only import TextOnly
 from urepa.models.teachers.efficientnet_lite0 import EfficientNetLite0
 
 Compose = Callable[..., dict[str, Any]]
@@ -61,11 +65,11 @@ def context(opened: tuple[Any, Any, Path]) -> Context:
     return replace(context_of(run, bucket, folder, 10), track=run.track_of(BUCKET))
 
 
-def by_hand(context: Context, condition: Condition, sample_id: str) -> np.ndarray:
+def by_hand(context: Context, condition: Condition, sample_id: str, variant: int = 0) -> np.ndarray:
     """The image [3,H,W] of one sample after two Euler steps with guidance 3 by the text and 2 by the image."""
     all_1 = torch.ones(1, dtype=torch.bool)
     passes = [condition.drop(dict.fromkeys(names, all_1)) for names in (("text", "image"), ("image",), ("text",))]
-    rng = random_draws.generator(random_draws.digest64("conditioned", sample_id), "noise", 0)
+    rng = random_draws.generator(random_draws.digest64("conditioned", sample_id), "noise", variant)
     x = random_draws.normal(SHAPE, rng)[None].double()
     for t in (1.0, 0.5):
         with torch.no_grad():
@@ -74,6 +78,14 @@ def by_hand(context: Context, condition: Condition, sample_id: str) -> np.ndarra
             )
         x = x - (u + 3 * (text - u) + 2 * (image - u)) / 2
     return (context.track.to_rgb(x.float())[0] * 255).round().numpy() / 255
+
+
+def tokens_by_hand(context: Context, images: np.ndarray) -> np.ndarray:
+    """The encoder's tokens [N,T,D] of images, by the mean and deviation of all training patches."""
+    network = EfficientNetLite0(image_size=128, grid=[8, 8], stride=16).build()
+    tokens = network.states(torch.from_numpy(images).float(), GRID)[1].x_BND
+    mean, deviation = context.cache.conditions.statistics.patches  # type: ignore[attr-defined]
+    return ((tokens - mean) / deviation).numpy()
 
 
 def cosine_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -94,12 +106,7 @@ def test_reconstructions_are_compared_with_their_originals(context: Context) -> 
     others = np.square(np.roll(real, 1, axis=0) - real).mean()
     assert found["final/image_pixel_error_other"] == pytest.approx(others, rel=1e-6)
 
-    network = EfficientNetLite0(image_size=128, grid=[8, 8], stride=16).build()
-    patches = {
-        name: network.states(torch.from_numpy(x).float(), GRID)[1].x_BND for name, x in (("m", made), ("r", real))
-    }
-    run_statistics = context.cache.conditions.statistics.patches
-    m, r = (((patches[name] - run_statistics[0]) / run_statistics[1]).numpy() for name in "mr")
+    m, r = (tokens_by_hand(context, images) for images in (made, real))
     assert found["final/image_token_distance"] == pytest.approx(cosine_distance(m, r), rel=1e-3)
     coarse = [(2 * x - 1).reshape(4, 3, 2, 24, 2, 40).mean((3, 5)).reshape(4, -1) for x in (made, real)]
     assert found["final/image_distance/coarse"] == pytest.approx(cosine_distance(*coarse), rel=1e-3)
@@ -198,3 +205,65 @@ def test_attention_is_reported_by_part_block_and_time(context: Context) -> None:
     assert Image.open(context.folder / "evaluation" / "attention_mass_step_00000010.png").width > 300
     with pytest.raises(UserError, match=r"1\.5 is not a time"):
         AttentionMass(images=1, timesteps=[1.5])(context)
+
+
+def test_each_image_gets_the_caption_of_the_next_one_of_another_class() -> None:
+    assert other_captions(np.array([0, 0, 1, 0]), ["a", "b", "c", "d"]).tolist() == [2, 2, 3, 2]
+    assert other_captions(np.array([1, 1, 1]), ["a", "a", "b"]).tolist() == [2, 2, 0]
+    with pytest.raises(UserError, match="are all alike"):
+        other_captions(np.array([0, 0]), ["a", "a"])
+
+
+@pytest.mark.slow
+def test_a_changed_caption_is_compared_with_another_noise_and_named_by_the_nearest_mean(context: Context) -> None:
+    """The images by hand; the nearest mean by scikit-learn."""
+    asked = CaptionChange(images=4, shown=2, train_images=100, **HOW)
+    found = asked(context)
+    samples = subset(held_out_samples(context), 4)
+    givers = other_captions(np.array([s.class_id for s in samples]), [s.sample_id for s in samples])
+    condition = own_condition(context, samples)
+    changed = exchange(condition, condition.rows(torch.from_numpy(givers)), "text")
+    rows = [torch.tensor([i]) for i in range(4)]
+
+    def images(of: Condition, variant: int = 0) -> np.ndarray:
+        return np.stack(
+            [by_hand(context, of.rows(row), s.sample_id, variant) for row, s in zip(rows, samples, strict=True)]
+        )
+
+    own, other, again = images(condition), images(changed), images(condition, 1)
+    tokens = [tokens_by_hand(context, x) for x in (own, other, again)]
+    assert found["final/caption_change_tokens"] == pytest.approx(cosine_distance(tokens[0], tokens[1]), rel=1e-2)
+    assert found["final/caption_change_tokens_noise"] == pytest.approx(cosine_distance(tokens[0], tokens[2]), rel=1e-2)
+    assert found["final/caption_change_pixels"] == pytest.approx(np.square(own - other).mean(), rel=1e-3)
+
+    conditions, train = context.cache.conditions, list(context.cache.splits["train"])
+    vectors = conditions.of_samples(train)[CLS].value.numpy()
+    nearest = NearestCentroid().fit(vectors, [s.class_id for s in train])
+    mean, deviation = conditions.statistics.vectors  # type: ignore[attr-defined]
+    network = EfficientNetLite0(image_size=128, grid=[8, 8], stride=16).build()
+    seen = (network.states(torch.from_numpy(other).float(), GRID)[0] - mean) / deviation
+    wanted = np.array([samples[i].class_id for i in givers])
+    assert found["final/caption_named/exchanged"] == pytest.approx((nearest.predict(seen.numpy()) == wanted).mean())
+    assert found["final/caption_named_chance"] == 0.5
+    assert found.keys() >= {f"final/caption_named/{name}" for name in ("own", "text")}
+    assert (context.folder / "samples" / "caption_change_00000010.png").exists()
+
+
+@pytest.mark.slow
+def test_the_diversity_of_a_captions_images_is_over_their_noises(context: Context) -> None:
+    found = TextOnly(captions=2, variants=3, **HOW)(context)
+    samples = subset(held_out_samples(context), 2)
+    alone = withhold(own_condition(context, samples), "image")
+    distances, layouts = [], []
+    for i, sample in enumerate(samples):
+        own = [by_hand(context, alone.rows(torch.tensor([i])), sample.sample_id, variant) for variant in range(3)]
+        tokens = tokens_by_hand(context, np.stack(own))
+        centred = tokens - tokens.mean(1, keepdims=True)
+        for a, b in ((0, 1), (0, 2), (1, 2)):
+            distances.append(cosine_distance(tokens[a], tokens[b]))
+            layouts.append(cosine_distance(centred[a], centred[b]))
+    assert found["final/diversity_tokens/text"] == pytest.approx(np.mean(distances), rel=1e-2)
+    assert found["final/diversity_layout/text"] == pytest.approx(np.mean(layouts), rel=1e-2)
+    names = {f"final/diversity_{what}{of}" for what in ("tokens", "layout") for of in ("/text", "/both", "_real")}
+    assert found.keys() == names
+    assert (context.folder / "samples" / "text_only_00000010.png").exists()

@@ -141,6 +141,8 @@ NO_IMAGE = "the conditions of this run have no image"
 NEEDS = {
     "ImageReconstruction": NO_IMAGE,
     "ImageSwap": NO_IMAGE,
+    "CaptionChange": NO_IMAGE,
+    "TextOnly": NO_IMAGE,
     "AttentionMass": "no cross-attention to a caption and an image",
     "Reconstruction": NO_CODES,
     "CodeUsage": NO_CODES,

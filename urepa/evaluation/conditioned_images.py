@@ -86,13 +86,16 @@ def real_images(context: Context, samples: Sequence[Sample]) -> Tensor:
 # --- comparisons ------------------------------------------------------------------------------------------------
 
 
-def tokens_of(context: Context, rgb_N3HW: Tensor) -> Tensor:
-    """The image encoder's tokens [N,T,D] of pictures, standardised, on the CPU. They are computed in the encoder's
-    precision, not in the run's."""
+def records_of(context: Context, rgb_N3HW: Tensor) -> Tensor:
+    """The image encoder's vector and tokens [N,1+T,D] of pictures, on the CPU, in the encoder's own precision."""
     conditions = image_conditions(context)
     with torch.no_grad(), torch.autocast(context.device.type, enabled=False):
-        records = [conditions.encode(part)[:, 1:] for part in rgb_N3HW.split(CHUNK)]
-        return standardise(torch.cat(records), *conditions.statistics.patches)
+        return torch.cat([conditions.encode(part) for part in rgb_N3HW.split(CHUNK)])
+
+
+def tokens_of(context: Context, rgb_N3HW: Tensor) -> Tensor:
+    """The image encoder's tokens [N,T,D] of pictures, standardised, on the CPU."""
+    return standardise(records_of(context, rgb_N3HW)[:, 1:], *image_conditions(context).statistics.patches)
 
 
 def layout_of(tokens_NTD: Tensor) -> Tensor:

@@ -89,6 +89,7 @@ UNSPOKEN_OF_EVALUATIONS = {
     "GeneratedImages": {"batch_size"},
     "Reconstruction": {"shown"},
     "ImageReconstruction": {"shown"},
+    "CaptionChange": {"shown"},
 }
 
 
