@@ -84,7 +84,8 @@ class ImageStatistics:
             raise UserError(f"{file} is not the statistics of an export; copy it again") from None
         if shapes != {(width,)} or any(len(pair) != 2 for pair in found.values()):
             raise UserError(f"{file} has statistics of another width than the image encoder's {width}; copy it again")
-        return ImageStatistics(*((mean, deviation) for mean, deviation in found.values()), encoder=facts)
+        vectors, patches = ((mean, deviation) for mean, deviation in found.values())
+        return ImageStatistics(vectors, patches, facts)
 
     def check_weights(self, weights_sha256: str) -> None:
         """Raises UserError if the encoder has other weights than that of the statistics. Where those are not known,
