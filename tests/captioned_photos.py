@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,3 +38,20 @@ def nanodit_overrides(images: Path, root: Path, clip: Path | None, *more: str) -
     text = [] if clip is None else ["text_encoder@data.text_encoder=clip", f"data.text_encoder.model={clip}"]
     text += [] if clip is None else ["data.text_encoder.width=16", "data.text_encoder.length=12"]
     return ["+experiment=nanodit_smoke", *data, *text, "tracking=none", *more]
+
+
+def write_nanodit_run(place: Path, compose: Any, *more: str) -> tuple[Path, list[str]]:
+    """PLACE/outputs/seed0, a run of a NanoDiT of random weights with caches in PLACE/caches, and the overrides that
+    describe its weights."""
+    from captioned import LENGTH, clip_at
+    from toy_runs import write_run
+
+    clip_at(place)
+    photos = write_captioned_photos(place / "photos", 7)
+    sizes = ["backbone.depth=2", "backbone.width=32", "backbone.heads=2"]
+    overrides = nanodit_overrides(photos, place / "caches", place / "clip", *sizes, "data.test_images=18", *more)
+    clip = [one for one in overrides if "text_encoder" in one]
+    assert f"data.text_encoder.length={LENGTH}" in clip
+    shapes = ["data.num_classes=2", "data.buckets=[[64,64],[48,80],[80,48]]"]
+    run = write_run(place / "outputs" / "seed0", compose(*overrides), 10)
+    return run, ["+experiment=nanodit_smoke", *clip, *sizes, *shapes]

@@ -137,7 +137,13 @@ def test_an_evaluation_measures_what_it_declares(
 
 
 NO_CODES = "this run's backbone does not encode images as codes"
+NO_IMAGE = "the conditions of this run have no image"
 NEEDS = {
+    "ImageReconstruction": NO_IMAGE,
+    "ImageSwap": NO_IMAGE,
+    "CaptionChange": NO_IMAGE,
+    "TextOnly": NO_IMAGE,
+    "AttentionMass": "no cross-attention to a caption and an image",
     "Reconstruction": NO_CODES,
     "CodeUsage": NO_CODES,
     "TokenClasses": NO_CODES,

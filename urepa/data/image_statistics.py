@@ -2,7 +2,8 @@
 
 A record of image tokens is [1+T,D]: the encoder's vector, followed by the tokens of its patches. Beside a store's
 records lies `statistics.npy`, float64 [2+4D]: the number of training samples, that of their patches, and the sums of
-the vectors, of their squares, of the patches, and of their squares.
+the vectors, of their squares, of the patches, and of their squares. An export has in `image_statistics.json`
+the means and deviations by which both are standardised, with the facts of the encoder.
 
 Shapes: B samples, T patches, D width.
 """
@@ -10,17 +11,24 @@ Shapes: B samples, T patches, D width.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from urepa.core.errors import UserError
+from urepa.core.files import read_json
 from urepa.data.stores.digests import STATISTICS
 from urepa.data.stores.record_reading import Store
 
 IMAGE_TOKENS = "image_tokens"  # the kind of such a store, in its manifest
+EXPORTED = "image_statistics.json"
+UNKNOWN = "unknown"  # of weights that shards do not name
 LEAST = 1e-6  # a smaller standard deviation is that of a constant
 
 
@@ -45,6 +53,7 @@ class ImageStatistics:
 
     vectors: tuple[Tensor, Tensor]
     patches: tuple[Tensor, Tensor]
+    encoder: Mapping[str, Any] = field(default_factory=dict)  # the facts of the network that made them
 
     @staticmethod
     def of(stores: Sequence[Store]) -> ImageStatistics:
@@ -52,8 +61,41 @@ class ImageStatistics:
         total = torch.stack([store.statistics() for store in stores]).sum(0)
         counts, (vectors, squares, patches, patch_squares) = total[:2], total[2:].chunk(4)
         return ImageStatistics(
-            _mean_and_deviation(vectors, squares, counts[0]), _mean_and_deviation(patches, patch_squares, counts[1])
+            _mean_and_deviation(vectors, squares, counts[0]),
+            _mean_and_deviation(patches, patch_squares, counts[1]),
+            stores[0].manifest.get("encoder", {}),
         )
+
+    def to_json(self) -> str:
+        """The content of an export's file."""
+        values = {name: [x.tolist() for x in getattr(self, name)] for name in ("vectors", "patches")}
+        facts = {key: value for key, value in self.encoder.items() if key != "grid"}  # that of one of the shapes
+        return json.dumps({"encoder": facts, **values})
+
+    @staticmethod
+    def read(file: Path, width: int) -> ImageStatistics:
+        """Reads an export's file. Raises UserError if it does not hold the statistics of an encoder of this width."""
+        stored = read_json(file)
+        try:
+            found = {name: tuple(torch.tensor(x) for x in stored[name]) for name in ("vectors", "patches")}
+            shapes = {tuple(x.shape) for pair in found.values() for x in pair}
+            facts = dict(stored["encoder"])
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{file} is not the statistics of an export; copy it again") from None
+        if shapes != {(width,)} or any(len(pair) != 2 for pair in found.values()):
+            raise UserError(f"{file} has statistics of another width than the image encoder's {width}; copy it again")
+        vectors, patches = ((mean, deviation) for mean, deviation in found.values())
+        return ImageStatistics(vectors, patches, facts)
+
+    def check_weights(self, weights_sha256: str) -> None:
+        """Raises UserError if the encoder has other weights than that of the statistics. Where those are not known,
+        nothing is compared."""
+        known = self.encoder.get("weights_sha256", UNKNOWN)
+        if known not in (UNKNOWN, weights_sha256):
+            raise UserError(
+                f"the image encoder's weights ({weights_sha256[:8]}) are not those of the training's image tokens "
+                f"({known[:8]}); give data.image_encoder with its weights as in training"
+            )
 
 
 def _mean_and_deviation(sum_D: Tensor, squares_D: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:

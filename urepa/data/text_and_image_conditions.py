@@ -46,6 +46,7 @@ class TextAndImageConditions:
     shuffles: bool  # whether each sample's patches are in a random order
     folders: Callable[[], Sequence[Path]]  # the stores of all buckets, whose statistics are joined
     image_records: Store | None = None
+    known_statistics: ImageStatistics | None = None  # None: they are read from the stores
     networks: list[Any] = field(default_factory=list)  # holds the encoder's network once it is built
 
     @property
@@ -116,13 +117,28 @@ class TextAndImageConditions:
         return _join(self.text.example(count), self._withheld(count))
 
     def encode(self, images_B3HW: Tensor) -> Tensor:
-        """Records [B,1+T,D] of images in [0,1]."""
+        """Records [B,1+T,D] of images in [0,1]. Raises UserError if the encoder is not that of the statistics."""
         if not self.networks:
-            self.networks.append(self.encoder.build())
+            network = self.encoder.build()
+            self.statistics.check_weights(network.weights_sha256())
+            self.networks.append(network)
         return image_records(teacher_on_grid(self.networks[0], self.grid), images_B3HW.to(own_device())).cpu()
 
+    def with_statistics(self, applied: ImageStatistics) -> TextAndImageConditions:
+        """A copy that standardises by these statistics, those of another one's `applied`, and reads no stores."""
+        return replace(self, known_statistics=applied, own_statistics=True)
+
+    @property
+    def applied(self) -> ImageStatistics:
+        """The statistics by which vectors and patches are standardised."""
+        found = self.statistics
+        return found if self.own_statistics else replace(found, patches=found.vectors)
+
     @cached_property
-    def _statistics(self) -> ImageStatistics:
+    def statistics(self) -> ImageStatistics:
+        """The statistics over the training images of all buckets. Raises UserError if their stores are not there."""
+        if self.known_statistics is not None:
+            return self.known_statistics
         folders = self.folders()
         missing = [folder for folder in folders if not is_finished(folder)]
         if missing:
@@ -138,9 +154,9 @@ class TextAndImageConditions:
 
     def _given(self, records_B1TD: Tensor, orders_BT: np.ndarray | None = None) -> dict[str, Part]:
         """The parts of records; patches in other orders if these are given."""
-        of_vectors, of_patches = self._statistics.vectors, self._statistics.patches
-        vectors_BD = standardise(records_B1TD[:, 0], *of_vectors)
-        patches_BTD = standardise(records_B1TD[:, 1:], *(of_patches if self.own_statistics else of_vectors))
+        applied = self.applied
+        vectors_BD = standardise(records_B1TD[:, 0], *applied.vectors)
+        patches_BTD = standardise(records_B1TD[:, 1:], *applied.patches)
         if orders_BT is not None:
             patches_BTD = patches_BTD.take_along_dim(torch.from_numpy(orders_BT)[..., None], dim=1)
         return {CLS: Part.of(vectors_BD), PATCHES: Part.of_image(patches_BTD, self.grid)}

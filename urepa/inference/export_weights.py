@@ -3,7 +3,7 @@ store it, a SiT as published, or a LoRA on a U-Net in kohya-ss's layout.
 
 Layout: pytorch_lora_weights.safetensors, lora_kohya.safetensors or unet/ (and embedding.safetensors where it was
 trained) beside scheduler/scheduler_config.json, or a SiT's model.safetensors; heads.safetensors, config.yaml,
-classes.json (where the classes have names), README.md.
+classes.json (where the classes have names), image_statistics.json (where conditions have an image), README.md.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from urepa.config.declared import declaration_of
 from urepa.core.backbone_protocols import Backbone
 from urepa.core.errors import UserError
 from urepa.core.files import raise_full_disk_as_oserror, sync_folder, write_whole
+from urepa.data.image_statistics import EXPORTED as IMAGE_STATISTICS
 from urepa.data.lists.classes import write_names
+from urepa.data.text_and_image_conditions import TextAndImageConditions
 from urepa.inference.model_card import model_card, title
 from urepa.inference.open_run import OpenedRun, given_places, open_base
 from urepa.method.ddpm_sampling import scheduler_for
@@ -86,6 +88,9 @@ def write_parts(opened: OpenedRun, folder: Path, is_kohya: bool) -> None:
         scheduler_for(opened.objective, "ddim").save_pretrained(folder / "scheduler")
     if len(opened.model.heads):
         save_tensors(opened.model.heads.state_dict(), folder / "heads.safetensors")
+    conditions = opened.track.conditions
+    if isinstance(conditions, TextAndImageConditions):
+        write_whole(folder / IMAGE_STATISTICS, conditions.applied.to_json())
     public = {key: value for key, value in opened.config.items() if key not in PRIVATE}
     config = OmegaConf.to_yaml(OmegaConf.create(public))
     write_whole(folder / "config.yaml", config)

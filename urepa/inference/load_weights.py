@@ -11,8 +11,12 @@ import torch
 from urepa.config.declared import declaration_of
 from urepa.core.backbone_protocols import WeightsKind
 from urepa.core.errors import UserError
+from urepa.core.hashing import file_sha256
 from urepa.core.nested_dicts import flatten, replace_value
-from urepa.core.track_protocols import Track
+from urepa.core.part_names import CLS
+from urepa.core.track_protocols import Track, condition_widths
+from urepa.data.image_statistics import EXPORTED as IMAGE_STATISTICS
+from urepa.data.image_statistics import ImageStatistics
 from urepa.inference.open_run import OpenedRun, given_places, open_base, relocate
 from urepa.inference.published_weights import Published, find
 from urepa.method.training_step import AlignedModel
@@ -115,7 +119,15 @@ class PublishedModel:
         settings = flatten(parts | {"data": shapes}).items()
         kept = {k: v for k, v in settings if k.rpartition(".")[2] not in NOT_OF_IMAGES}
         target = {"objective": self.config["objective"]["_target_"].rpartition(".")[2]}
-        return {"weights": self.published.digest} | target | kept
+        file = self._statistics_file
+        statistics = {} if file is None else {"image_statistics": file_sha256(file)}
+        return {"weights": self.published.digest} | statistics | target | kept
+
+    @property
+    def _statistics_file(self) -> Path | None:
+        """An export's statistics of image tokens; None without them."""
+        file = self.published.folder / IMAGE_STATISTICS
+        return file if CLS in condition_widths(declaration_of(self.config["data"])) and file.is_file() else None
 
     def open_base(self, device: torch.device) -> OpenedRun:
         return self._open_backbone(self.config, device)
@@ -138,8 +150,11 @@ class PublishedModel:
         """Opens the composed backbone, without LoRA or heads."""
         objective, track = build_part(config["objective"]), build_part(config["data"])
         model = AlignedModel(build_backbone(config, track), {})
-        buckets = declaration_of(config["data"]).bucket_names
-        return OpenedRun(self.published.path, 0, config, model, objective, track, device, buckets=buckets)
+        declared: Track = declaration_of(config["data"])
+        known: dict[str, Any] = {"buckets": declared.bucket_names}
+        if (file := self._statistics_file) is not None:
+            known["image_statistics"] = ImageStatistics.read(file, condition_widths(declared)[CLS])
+        return OpenedRun(self.published.path, 0, config, model, objective, track, device, **known)
 
 
 def config_of(asked: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from urepa.core.nested_dicts import flatten, move_paths, replace_value
 from urepa.core.protocols import Teacher
 from urepa.core.teacher_names import ALONE
 from urepa.core.types import Denoised, Tokens, no_rows
+from urepa.data.image_statistics import ImageStatistics
 from urepa.data.sources.decoding import UNREADABLE, read
 from urepa.data.stages.vae import scaling_of
 from urepa.data.stages.vae_config import refuse_other_scaling
@@ -63,6 +64,7 @@ class OpenedRun:
     made_latents: dict[str, Any] = field(default_factory=dict)  # the manifest of a finished run's latents
     buckets: Sequence[str] = ("",)  # names of the data's buckets; one empty name if all have one shape
     made_text: dict[str, Any] | None = None  # as `made_latents`, for its captions
+    image_statistics: ImageStatistics | None = None  # of an export; None: those of the caches at data.root
 
     def __post_init__(self) -> None:
         self._trained = trainable(self.model)
@@ -119,6 +121,8 @@ class OpenedRun:
     def _conditions_of(self, track: Any) -> Any:
         """The object that makes a track's conditions; for captions it accepts only the training's encoder weights."""
         conditions = track.conditions
+        if self.image_statistics is not None:
+            conditions = conditions.with_statistics(self.image_statistics)
         return conditions if self.made_text is None else conditions.made_by(self.made_text)
 
     def features(

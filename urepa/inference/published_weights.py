@@ -70,6 +70,16 @@ class Published:
         """The name in messages and folder names: the given path's, not that of the hub cache's file behind it."""
         return Path(os.path.abspath(self.path)).name
 
+    @property
+    def folder(self) -> Path:
+        """The folder with the files beside the weights."""
+        return folder_of(self.path)
+
+
+def folder_of(path: Path) -> Path:
+    """The folder with the files beside the weights at a path: its own, or the one above a U-Net's."""
+    return path.parent if path.is_file() or path.name == "unet" else path
+
 
 def has_effect(override: str) -> bool:
     """Whether this key describes the model of the weights."""
@@ -96,7 +106,7 @@ def find(name: str, config: dict[str, Any]) -> Published:
     path = ensure_local(name, "checkpoint")
     backbone: Backbone = declaration_of(config["backbone"])
     found = backbone.find_weights(path)
-    beside = path.parent if path.is_file() or path.name == "unet" else path
+    beside = folder_of(path)
     scheduler, exported = beside / "scheduler" / "scheduler_config.json", beside / "config.yaml"
     if scheduler.is_file():
         check_scheduler(scheduler, config["objective"])

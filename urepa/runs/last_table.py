@@ -30,6 +30,9 @@ ROWS = (
     ("CKNNA of the tap", "final/cknna", "final/untrained_cknna", "untrained"),
     ("mIoU: tap", "final/dense/tap", "final/dense/teacher", "of the teacher"),
     ("LDS: tap", "final/lds/tap", "final/lds/teacher", "of the teacher"),
+    ("distance of reconstructions", "final/image_distance", "final/image_distance_text", "of the captions alone"),
+    ("layout as the donor's", "final/swap_layout/both", "final/swap_layout_chance/both", "as a third image's"),
+    ("nearest to the caption's class", "final/caption_named/text", "final/caption_named_chance", "by chance"),
     ("Inception Score", "final/inception_score", None, ""),
     ("CLIP score", "final/clip_score", None, ""),
 )

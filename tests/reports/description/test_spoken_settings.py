@@ -33,7 +33,7 @@ UNSPOKEN = {
 
 
 OF_FEATURES = "knn,linear_probe,alignment,spatial,dense,denoising"
-EVERY = f"evaluation=[digits,generation,clip_score,classified,flextok,{OF_FEATURES}]"
+EVERY = f"evaluation=[digits,generation,clip_score,classified,flextok,nanodit,{OF_FEATURES}]"
 
 
 def read_to_describe(declared: Any, *facts: Any, **known: Any) -> set[str]:
@@ -93,6 +93,8 @@ UNSPOKEN_OF_EVALUATIONS = {
     "Dense": {"folder"},
     "GeneratedImages": {"batch_size"},
     "Reconstruction": {"shown"},
+    "ImageReconstruction": {"shown"},
+    "CaptionChange": {"shown"},
 }
 
 

@@ -85,7 +85,8 @@ class NanoDiT(DrawnBackbone):
         return FoundWeights(WeightsKind.unet, (file,))
 
     def model_card(self, facts: CardFacts) -> str:
-        use = f"python -m urepa.generate checkpoint=FOLDER {facts.command} prompt=TEXT guidance=3"
+        asked = "prompt=TEXT image=FILE guidance_text=3 guidance_image=2"
+        use = f"python -m urepa.generate checkpoint=FOLDER {facts.command} {asked}"
         return (
             f"{code_block(use, 'bash')}\n\nNames and shapes are those of `urepa`'s own NanoDiT "
             "(urepa/models/backbones/nanodit_net.py)."

@@ -257,6 +257,19 @@ class NanoDiTNetwork(nn.Module):
         g_BD = time_BD if self.cls == "context" else cls_BD + time_BD
         return g_BD, torch.cat(parts, dim=1), torch.cat(masks, dim=1)
 
+    def cross_attentions(self) -> list[CrossAttention]:
+        """The cross-attention of each block."""
+        return [block.cross_attn for block in self.blocks]  # type: ignore[misc]
+
+    def context_lengths(self, condition: Condition) -> dict[str, int]:
+        """The number of tokens in the context of each part of the condition, in their order."""
+        lengths = {TEXT: condition[TEXT].tokens_BLD.shape[1]}
+        if self.cls != "adaln":
+            lengths[CLS] = 1
+        if self.has_patches:
+            lengths[PATCHES] = condition[PATCHES].tokens_BLD.shape[1]
+        return lengths
+
     def _patches(self, condition: Condition) -> Tensor:
         """The image encoder's tokens, projected: [B,T,D]."""
         patches = condition[PATCHES]
