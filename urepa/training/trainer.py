@@ -37,7 +37,9 @@ from urepa.training import slow_alignment
 from urepa.training.ema import EMA
 from urepa.training.gpu_sensors import GpuSensors
 from urepa.training.gradient_cosine import cosine_of_sums
+from urepa.training.logged_terms import merge_terms, short
 from urepa.training.non_finite_guard import Guard, non_finite, some_of
+from urepa.training.observed import Observed
 from urepa.training.optimizer import clip_by_global_norm, step_unless
 from urepa.training.spike_records import SpikeRecords
 
@@ -97,6 +99,7 @@ class Trainer:
     during: During
     guard: Guard
     spikes: SpikeRecords
+    observed: Observed
     metrics: MetricsLog
     sensors: GpuSensors
     shipper: Any
@@ -125,7 +128,7 @@ class Trainer:
                     row: dict[str, Any] = {}
                     if logs:
                         row |= self.log(step, update)
-                        bar.set_postfix_str(_short(row))
+                        bar.set_postfix_str(short(row))
                     improved = False
                     if step % s.validate_every == 0 or step == s.max_steps:
                         row |= self.validate(step)
@@ -137,6 +140,8 @@ class Trainer:
                         self.metrics.append({"step": step} | row)
                         self.shipper.wake()
                         self.judge_alignment(step)
+                        for text in self.observed.remarks(step, row, self.metrics.path):
+                            self.accelerator.print(f"step {step}: {text}")
                     bar.update(1)
                     stop = signals.received_on_any_rank()
                     if improved or stop or step % s.checkpoint_every == 0 or step == s.max_steps:
@@ -157,6 +162,7 @@ class Trainer:
         schedule = self.loss.schedule
         of_conflict = schedule.measures == CONFLICT
         measures_conflict = of_conflict and schedule.measures_at(step)
+        self.observed.begin(batches, with_tap_gradients)
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.prepared):
@@ -165,10 +171,12 @@ class Trainer:
                     measured.append(tap_gradients(terms, output))
                 self.accelerator.backward(terms.total / len(batches))
             done.append(terms)
+            self.observed.note(output)
+        places = self.observed.end()
         norms = clip_by_global_norm(self.optimizer, self.settings.clip_norm)
         ids, spike = [i for b in batches for i in b.ids], self.loss.is_spike(done[-1], step)
-        bad = self.guard.judge(step, ids, done, norms["all"], spike)
-        terms = _merge_terms(done)
+        bad = self.guard.judge(step, ids, done, norms["all"], spike, places)
+        terms = merge_terms(done)
         if of_conflict:
             schedule.observe(step, cosine_of_sums(measured) if measures_conflict else None)
         elif schedule.delay is not None:
@@ -200,6 +208,7 @@ class Trainer:
         row["lr"] = max(group["lr"] for group in self.optimizer.param_groups)
         for name, norm in update.norms.items():
             row["grad_norm" if name == "all" else f"grad_norm/{name}"] = norm.item()
+        row |= self.observed.row()
         world = self.reader.layout.world
         for tap, sums in update.tap_sums.items():
             d, a, inner = sum_over_ranks(sums).tolist()
@@ -380,21 +389,3 @@ class Trainer:
             self.waited += time.perf_counter() - begin
             yield batches
             begin = time.perf_counter()
-
-
-def _merge_terms(terms: list[Terms]) -> Terms:
-    """Combines the terms of several micro-batches into those of one batch."""
-    if len(terms) == 1:
-        return terms[0]
-    per_sample = {k: torch.cat([t.per_sample[k] for t in terms]) for k in terms[0].per_sample}
-    manifolds = [t.manifold for t in terms if t.manifold is not None]
-    return Terms(
-        torch.stack([t.total for t in terms]).mean(),
-        per_sample,
-        manifold=torch.stack(manifolds).mean() if manifolds else None,
-    )
-
-
-def _short(row: dict[str, Any]) -> str:
-    names = {"total": "total", "diffusion": "diff", "token": "token", "manifold": "manifold"}
-    return " ".join(f"{s}={row[f'train/{k}']:.3f}" for k, s in names.items() if f"train/{k}" in row)
