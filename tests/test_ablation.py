@@ -101,6 +101,10 @@ OTHERWISE |= {
         **{f"urepa_teacher_{size}_224": "" for size in "sblg"},
     }.items()
 }
+OTHERWISE |= {  # their encoder is DINOv3
+    ("nanodit_smoke", arm): "it would change data.image_encoder.cls_weight, data.image_encoder.family"
+    for arm in ("nanodit_multiples_of_14", "nanodit_registers")
+}
 OTHERWISE |= {
     ("flextok_imagenet", "flextok_teacher_224"): "does not change teacher.grid, teacher.image_size here",
     ("flextok_smoke", "flextok_teacher_224"): "",
@@ -156,7 +160,7 @@ ROWS = [
     "flextok_teacher_224",
     "nanodit_cls_only", "nanodit_patch_positions", "nanodit_patches_shuffled", "nanodit_patch_statistics",
     "nanodit_cls_adaln", "nanodit_cls_context", "nanodit_cls_without_time", "nanodit_text_only_0",
-    "nanodit_text_only_15", "nanodit_repa",
+    "nanodit_text_only_15", "nanodit_repa", "nanodit_multiples_of_14", "nanodit_registers",
     *WITHOUT_TEACHER, "method_gradient_conflict",
 ]  # fmt: skip
 METHODS = [name for name in ARMS if name.startswith("method_")]
