@@ -63,12 +63,14 @@ CAPTIONED = (
     "family_smoke",
     "nanodit",
     "nanodit_smoke",
+    "nanodit_warm",
     "urepa_sd15_captions",
     "urepa_sdxl",
     "urepa_kolors",
     *TRANSFORMERS,
 )
 BESIDE = {name: ["data.images=DIR", "data.num_classes=2"] for name in CAPTIONED}  # of a folder that is not here
+BESIDE["nanodit_warm"] = [*BESIDE["nanodit_warm"], "warm_start.checkpoint=RUN"]
 BESIDE["captions_cifar10"] = ["data.images=DIR"]
 BESIDE["flextok_celebahq"] = ["backbone.weights=FILE"]  # whose rates are those of fine-tuning
 # the backbone is the arm's, and yet it would not be the arm's change there

@@ -217,6 +217,9 @@ class Session:
         status = "FAILED"
         summary = None
         try:
+            if step == 0 and self.config["warm_start"]["checkpoint"] is not None:
+                row = warm_start.first_row(trainer, self.config["warm_start"])
+                on_main(lambda: trainer.metrics.append({"step": 0} | row))
             trainer.fit(step)
             if is_main:
                 summary, results = self._finish(trainer, track, begin)

@@ -265,9 +265,11 @@ class NanoDiTNetwork(nn.Module):
         if self.cls != "adaln":
             token_BD = cls_BD + time_BD if self.cls_with_time else cls_BD
             parts.append(token_BD[:, None])
+        masks += [mask_of_all(part) for part in parts[1:]]
         if self.has_patches:
             parts.append(self._patches(condition))
-        masks += [mask_of_all(part) for part in parts[1:]]
+            assert condition[PATCHES].mask_BL is not None, "tokens have a mask"
+            masks.append(condition[PATCHES].mask_BL)
         g_BD = time_BD if self.cls == "context" else cls_BD + time_BD
         return g_BD, torch.cat(parts, dim=1), torch.cat(masks, dim=1)
 
