@@ -70,5 +70,6 @@ class DescribedViT(ViT):
     def description(self) -> str:
         return (
             f"{super().description()} The input's sides are the multiples of {number(self.multiple)} pixels nearest to "
-            f"the image's, and tokens are taken from the one of index {self.leading} on."
+            f"those of the cut image, of which a square one has {number(self.image_side)}; tokens are taken from index "
+            f"{self.leading} on."
         )
