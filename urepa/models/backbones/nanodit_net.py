@@ -268,8 +268,9 @@ class NanoDiTNetwork(nn.Module):
         masks += [mask_of_all(part) for part in parts[1:]]
         if self.has_patches:
             parts.append(self._patches(condition))
-            assert condition[PATCHES].mask_BL is not None, "tokens have a mask"
-            masks.append(condition[PATCHES].mask_BL)
+            mask_BT = condition[PATCHES].mask_BL
+            assert mask_BT is not None, "tokens have a mask"
+            masks.append(mask_BT)
         g_BD = time_BD if self.cls == "context" else cls_BD + time_BD
         return g_BD, torch.cat(parts, dim=1), torch.cat(masks, dim=1)
 
