@@ -63,12 +63,14 @@ CAPTIONED = (
     "family_smoke",
     "nanodit",
     "nanodit_smoke",
+    "nanodit_warm",
     "urepa_sd15_captions",
     "urepa_sdxl",
     "urepa_kolors",
     *TRANSFORMERS,
 )
 BESIDE = {name: ["data.images=DIR", "data.num_classes=2"] for name in CAPTIONED}  # of a folder that is not here
+BESIDE["nanodit_warm"] = [*BESIDE["nanodit_warm"], "warm_start.checkpoint=RUN"]
 BESIDE["captions_cifar10"] = ["data.images=DIR"]
 BESIDE["flextok_celebahq"] = ["backbone.weights=FILE"]  # whose rates are those of fine-tuning
 # the backbone is the arm's, and yet it would not be the arm's change there
@@ -100,6 +102,10 @@ OTHERWISE |= {
         "urepa_teacher_images": "",
         **{f"urepa_teacher_{size}_224": "" for size in "sblg"},
     }.items()
+}
+OTHERWISE |= {  # their encoder is DINOv3
+    ("nanodit_smoke", arm): "it would change data.image_encoder.cls_weight, data.image_encoder.family"
+    for arm in ("nanodit_multiples_of_14", "nanodit_registers")
 }
 OTHERWISE |= {
     ("flextok_imagenet", "flextok_teacher_224"): "does not change teacher.grid, teacher.image_size here",
@@ -161,7 +167,7 @@ ROWS = [
     "flextok_teacher_224",
     "nanodit_cls_only", "nanodit_patch_positions", "nanodit_patches_shuffled", "nanodit_patch_statistics",
     "nanodit_cls_adaln", "nanodit_cls_context", "nanodit_cls_without_time", "nanodit_text_only_0",
-    "nanodit_text_only_15", "nanodit_repa",
+    "nanodit_text_only_15", "nanodit_repa", "nanodit_multiples_of_14", "nanodit_registers",
     *WITHOUT_TEACHER, "method_gradient_conflict",
 ]  # fmt: skip
 METHODS = [name for name in ARMS if name.startswith("method_")]

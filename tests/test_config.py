@@ -81,6 +81,7 @@ CAPTIONED = (
     "family_smoke",
     "nanodit",
     "nanodit_smoke",
+    "nanodit_warm",
     "urepa_sd15_captions",
     "urepa_sdxl",
     "urepa_kolors",

@@ -23,6 +23,10 @@ from urepa.runs.run_folder import differences, is_identity
 NAMES = sorted(p.stem for p in (Path(CONF) / "study").glob("*.yaml"))
 GIVEN = ["data.source=folder", "data.images=/somewhere/photos"]
 COUNTED = {name: ["data.num_classes=1"] for name in ("lora_alignment", "families")}  # of a folder that is not here
+COUNTED |= {
+    "nanodit": ["data.num_classes=1"],
+    "nanodit_warm": ["data.num_classes=1", "warm_start.checkpoint=/some/run"],
+}
 SMALL: dict[str, Any] = {
     "overrides": ["+experiment=repa_cifar10_cpu", "trainer.max_steps=300"],
     "baseline": "base",

@@ -298,3 +298,27 @@ class ShapesFromValues(Protocol):
         """Makes them those of full texts and of evenly used experts, so that a step is counted without values
         (urepa/costs). It computes something else then."""
         ...
+
+
+@dataclass(frozen=True)
+class ExpectedRange:
+    """Where a logged value is expected to be. It is judged at the first logged step from `step` on, and with `onwards`
+    at all later ones too, until it is outside once."""
+
+    key: str  # in metrics.jsonl
+    low: float | None
+    high: float | None
+    step: int
+    onwards: bool = False
+
+
+@runtime_checkable
+class ObservedNetwork(Protocol):
+    """A backbone's network of which training logs more: gradient norms of some of its parameters, the RMS of its
+    prediction, the shares of withheld parts, the loss under withheld conditions, and the block of a value that is not
+    finite (`urepa.training.observed`)."""
+
+    # parameters, or the beginnings of their names up to a dot, whose gradients are logged as grad_norm/NAME
+    observed: tuple[str, ...]
+    # a logged value outside of these is remarked on, once in a run
+    ranges: tuple[ExpectedRange, ...]

@@ -22,6 +22,7 @@ from urepa.models.layers import resize_tokens
 from urepa.models.teachers.several_teachers import name_at
 
 BINS = 10
+FLOORS = ("zero_predictor", "constant_token", "null_condition")  # columns of what losses are compared with
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Validation:
     constants: dict[str, list[ConstantToken]]  # by teacher; empty where its tokens are not the loss's targets
     layout: Layout
     device: torch.device
+    of_null: bool = False  # whether the loss under conditions with all parts withheld is reported too
     total_at_peak: float = field(init=False)  # of the last call: `val/total` with λ = λ_max, for the best checkpoint
 
     @torch.no_grad()
@@ -93,6 +95,9 @@ class Validation:
             "x0_error": loss_math.diffusion_loss(implied_x0, batch.x0),
             "zero_predictor": self.objective.diffusion_terms(torch.zeros_like(target), target, batch.t_B),
         }
+        if self.of_null:
+            null = model(x_t, batch.t_B, batch.condition.null(), batch.rows_R, batch.grids)
+            columns["null_condition"] = self.objective.diffusion_terms(null.prediction_RCHW, target, batch.t_B)
         if terms.weighted_B is not None:
             columns["weighted"] = terms.weighted_B
         if batch.teachers and self.constants:
@@ -120,7 +125,7 @@ class Validation:
         sums = dict(zip(names, table_TK.sum(0).tolist(), strict=True))
         means = {name: value / sums["count"] for name, value in sums.items() if name != "count"}
         weighted = means.pop("weighted", None)  # part of the total; not reported separately. None: no alignment
-        of_floors = [k for k in means if k.startswith(("zero_predictor", "constant_token"))]
+        of_floors = [k for k in means if k.startswith(FLOORS)]
         floors = {f"floor/{k}": means.pop(k) for k in of_floors}
         metrics = {f"val/{name}": value for name, value in means.items()}
         metrics["val/total"] = means["diffusion"] if self.loss.diffusion_fraction else 0.0
@@ -148,9 +153,7 @@ class Validation:
 def _split_terms(names: list[str]) -> list[str]:
     """The columns that are also reported by timestep bin and by bucket: the terms of all teachers together."""
     return [
-        name
-        for name in names
-        if "/" not in name and name not in ("count", "weighted") and not name.startswith(("zero_", "constant_"))
+        name for name in names if "/" not in name and name not in ("count", "weighted") and not name.startswith(FLOORS)
     ]
 
 

@@ -12,6 +12,7 @@ from urepa.runs.summary import early_text
 
 ROWS = (
     ("validation diffusion loss", "val/diffusion", "floor/zero_predictor", "predicting zero"),
+    ("  without any condition", "floor/null_condition", None, ""),
     ("validation token loss", "val/token", "floor/constant_token", "the best constant token"),
     ("validation manifold loss", "val/manifold", None, ""),
     ("validation dispersive loss", "val/dispersive", None, ""),

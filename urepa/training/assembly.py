@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ from urepa.training.earlier_weights import earlier_weights
 from urepa.training.ema import EMA
 from urepa.training.gpu_sensors import GpuSensors
 from urepa.training.non_finite_guard import Guard
+from urepa.training.observed import Observed
 from urepa.training.optimizer import groups_of
 from urepa.training.own_states import check_own_states, own_heads
 from urepa.training.sharding import Shards
@@ -341,7 +342,16 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
     # without DDP, which `evaluation_mode` leaves out, it is only given autocast
     prepared = accelerator.prepare(model) if shards is None else accelerator.prepare_model(model, evaluation_mode=True)
     constants = constant_tokens(cache, loss, grids)
-    validation = Validation(validation_reader, objective, loss, constants, layout, accelerator.device)
+    observed = Observed(model.backbone, cache.conditions.dropout, cache.conditions.null(1).names)
+    validation = Validation(
+        validation_reader, objective, loss, constants, layout, accelerator.device, observed.is_active
+    )
+
+    def where(step: int, places: Sequence[bool]) -> dict[str, str]:
+        bucket = cache.buckets[reader.order.read(step)[0]]
+        rows, columns = as_shape(bucket.latents.shape[-3:])[1:]
+        assert observed.blocks is not None, "there are places"
+        return {"bucket": bucket.bucket or f"{rows}x{columns}", "block": observed.blocks.name(places)}
 
     trainer = Trainer(
         settings=settings,
@@ -366,8 +376,9 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
             prefix="",
         ),
         stop_rule=declaration_of(config["stop_when"]),
-        guard=Guard(folder, settings.max_skipped, accelerator.device, settings.skip_spikes),
+        guard=Guard(folder, settings.max_skipped, accelerator.device, settings.skip_spikes, where),
         spikes=SpikeRecords(folder, accelerator.device, ClassesOfSamples(cache)),
+        observed=observed,
         metrics=MetricsLog(folder / "metrics.jsonl"),
         sensors=GpuSensors(accelerator.device),
         shipper=shipper,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +34,41 @@ class Guard:
     """Skips non-finite steps on all ranks together, stops after `max_skipped` in a row, and counts spikes, which it
     skips too with `skip_spikes`. A run that has skipped more than half of its updates does not finish.
 
-    Shapes: B local batch. The samples of skipped steps are written to `bad_samples.jsonl` in the run's folder.
+    Shapes: B local batch, P places. The samples of skipped steps are written to `bad_samples.jsonl` in the run's
+    folder.
+
+    Args:
+        where: bucket and block of an update with a value that is not finite, given its index and which of the places
+            that `judge` got were not finite; None: they are not known.
     """
 
-    def __init__(self, folder: Path, max_skipped: int, device: torch.device, skip_spikes: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        max_skipped: int,
+        device: torch.device,
+        skip_spikes: bool = False,
+        where: Callable[[int, Sequence[bool]], dict[str, str]] | None = None,
+    ) -> None:
         self.file = folder / "bad_samples.jsonl"
         self.max_skipped, self.skip_spikes = max_skipped, skip_spikes
         self.what = "not finite, or a spike" if skip_spikes else "not finite"
         self.skipped, self.streak, self.longest, self.spikes = (torch.zeros((), device=device) for _ in range(4))
-        self._suspects: list[tuple[int, list[str], Tensor, Tensor]] = []
+        self.where, self._last = where, ""
+        self._suspects: list[tuple[int, list[str], Tensor, Tensor, Tensor | None]] = []
         self._reported = 0
 
     def judge(
-        self, step: int, ids: list[str], terms: list[Terms], grad_norm: Tensor, spike: Tensor | None = None
+        self,
+        step: int,
+        ids: list[str],
+        terms: list[Terms],
+        grad_norm: Tensor,
+        spike: Tensor | None = None,
+        places_P: Tensor | None = None,
     ) -> Tensor:
         """1.0 if the update with this index must be skipped, else 0.0; the same on every rank. Counts the spike of a
-        finite update (None: still in the warm-up, or not checked)."""
+        finite update (None: still in the warm-up, or not checked). `places_P`: where values are not finite."""
         finite_B = torch.cat([t.finite_B() for t in terms])
         total = torch.stack([t.total.detach() for t in terms])
         bad = any_rank(~(finite_B.all() & total.isfinite().all() & grad_norm.isfinite()))
@@ -60,7 +80,7 @@ class Guard:
         self.skipped += skipped
         self.streak = (self.streak + 1) * skipped
         self.longest = torch.maximum(self.longest, self.streak)
-        self._suspects.append((step, ids, finite_B, bad))
+        self._suspects.append((step, ids, finite_B, bad, places_P))
         return skipped
 
     def read(self, step: int, is_main: bool) -> dict[str, float]:
@@ -71,8 +91,9 @@ class Guard:
         if longest >= self.max_skipped:
             raise UserError(
                 f"stopped at step {step}: {int(longest)} updates in a row had a loss or gradient that is "
-                f"{self.what} (trainer.max_skipped={self.max_skipped}); the samples are in {self._files}. Look at "
-                "them; the same command goes on from the last checkpoint, a lower optimizer.lr starts another run"
+                f"{self.what} (trainer.max_skipped={self.max_skipped}){self._last}; the samples are in {self._files}. "
+                "Look at them; the same command goes on from the last checkpoint, a lower optimizer.lr starts another "
+                "run"
             )
         self.longest.copy_(self.streak)
         return {"guard/skipped_steps": skipped, "guard/manifold_spikes": spikes}
@@ -101,13 +122,14 @@ class Guard:
         self._suspects.clear()
 
     def _write(self, is_main: bool) -> None:
-        flags = torch.stack([bad for *_, bad in self._suspects]).tolist()
+        flags = torch.stack([bad for *_, bad, _ in self._suspects]).tolist()
         rows: list[dict[str, Any]] = []
-        for (step, ids, finite_B, _), bad in zip(self._suspects, flags, strict=True):
+        for (step, ids, finite_B, _, places_P), bad in zip(self._suspects, flags, strict=True):
             if not bad:
                 continue
             offending = [i for i, ok in zip(ids, finite_B.tolist(), strict=True) if not ok]
-            rows.append({"step": step, "loss": offending, "batch": ids})
+            where = {} if self.where is None or places_P is None else self.where(step, places_P.tolist())
+            rows.append({"step": step, "loss": offending, "batch": ids, "where": where})
         ranks = all_objects(rows)
         if not is_main:
             return
@@ -116,7 +138,9 @@ class Guard:
             offending = [i for part in parts for i in part["loss"]]
             cause = "loss" if offending else "gradient"
             ids = offending if offending else [i for part in parts for i in part["batch"]]
-            lines.append({"step": parts[0]["step"], "cause": cause, "sample_ids": ids})
+            where = next((part["where"] for part in parts if part["loss"]), parts[0]["where"])
+            lines.append({"step": parts[0]["step"], "cause": cause, "sample_ids": ids} | where)
+            self._last = f", the last {where['block']}, in bucket {where['bucket']}" if where else ""
         append(self.file, lines)
 
     def cut(self, step: int) -> None:

@@ -224,6 +224,9 @@ class Session:
         status = "FAILED"
         summary = None
         try:
+            if step == 0 and self.config["warm_start"]["checkpoint"] is not None:
+                row = warm_start.first_row(trainer, self.config["warm_start"])
+                on_main(lambda: trainer.metrics.append({"step": 0} | row))
             end = trainer.fit(step)
             with trainer.gathered():
                 if is_main:

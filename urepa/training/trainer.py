@@ -40,10 +40,11 @@ from urepa.training.gpu_sensors import GpuSensors
 from urepa.training.gradient_cosine import cosine_of_sums
 from urepa.training.micro_batches import merge_terms
 from urepa.training.non_finite_guard import Guard, non_finite, some_of
+from urepa.training.observed import Observed
 from urepa.training.optimizer import clip_by_global_norm, step_unless
 from urepa.training.sharding import Shards
 from urepa.training.spike_records import SpikeRecords
-from urepa.training.trainer_settings import Settings
+from urepa.training.trainer_settings import Settings, threads_warning
 
 
 @dataclass
@@ -75,6 +76,7 @@ class Trainer:
     stop_rule: StopRule
     guard: Guard
     spikes: SpikeRecords
+    observed: Observed
     metrics: MetricsLog
     sensors: GpuSensors
     shipper: Any
@@ -121,6 +123,8 @@ class Trainer:
                         self.metrics.append({"step": step} | row)
                         self.shipper.wake()
                         self.judge_alignment(step)
+                        for text in self.observed.remarks(step, row, self.metrics.path):
+                            self.accelerator.print(f"step {step}: {text}")
                     bar.update(1)
                     ends = step == s.max_steps or (validates and self.ends_early(step))
                     stop = signals.received_on_any_rank()
@@ -145,6 +149,7 @@ class Trainer:
         schedule = self.loss.schedule
         of_conflict = schedule.measures == CONFLICT
         measures_conflict = of_conflict and schedule.measures_at(step)
+        self.observed.begin(batches, with_tap_gradients)
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.prepared):
@@ -153,9 +158,11 @@ class Trainer:
                     measured.append(tap_gradients(terms, output))
                 self.accelerator.backward(terms.total / len(batches))
             done.append(terms)
+            self.observed.note(output)
+        places = self.observed.end()
         norms = clip_by_global_norm(self.optimizer, self.settings.clip_norm)
         ids, spike = [i for b in batches for i in b.ids], self.loss.is_spike(done[-1], step)
-        bad = self.guard.judge(step, ids, done, norms["all"], spike)
+        bad = self.guard.judge(step, ids, done, norms["all"], spike, places)
         terms = merge_terms(done)
         if of_conflict:
             schedule.observe(step, cosine_of_sums(measured) if measures_conflict else None)
@@ -188,6 +195,7 @@ class Trainer:
         row["lr"] = max(group["lr"] for group in self.optimizer.param_groups)
         for name, norm in update.norms.items():
             row["grad_norm" if name == "all" else f"grad_norm/{name}"] = norm.item()
+        row |= self.observed.row()
         world = self.reader.layout.world
         for tap, sums in update.tap_sums.items():
             d, a, inner = sum_over_ranks(sums).tolist()
@@ -363,12 +371,8 @@ class Trainer:
         self.during.seconds = found.state.get("evaluation_seconds", 0.0)  # older checkpoints lack it
         self.during.last = found.state.get("last_evaluation_seconds", 0.0)
         self.looking.seconds, self.looking.last = found.state.get("look_seconds", (0.0, 0.0))
-        threads = found.state["threads"]
-        if threads != torch.get_num_threads():
-            self.accelerator.print(
-                f"warning: this run used {threads} CPU threads before and has {torch.get_num_threads()} now; "
-                f"sums round differently, so it will not repeat bit for bit (trainer.threads={threads})"
-            )
+        if warning := threads_warning(found.state["threads"]):
+            self.accelerator.print(warning)
         return found.step
 
     def _cut_back(self, found: checkpoint.Checkpoint | None, finished_at: int | None) -> None:
@@ -382,13 +386,8 @@ class Trainer:
     # --- time -------------------------------------------------------------------------------------------
 
     def _progress(self, step: int) -> tqdm:
-        return progress.bar(
-            total=self.settings.max_steps,
-            initial=step,
-            desc="training",
-            unit="step",
-            disable=not self.accelerator.is_main_process,
-        )
+        options = {"initial": step, "disable": not self.accelerator.is_main_process}
+        return progress.bar(total=self.settings.max_steps, desc="training", unit="step", **options)
 
     def _timed_batches(self, stream: Generator[list[Batch]]) -> Iterator[list[Batch]]:
         """Iterates over the stream and adds up the time that the loop waits."""

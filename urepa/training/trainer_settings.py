@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 
 @dataclass
 class Settings:
@@ -34,3 +36,14 @@ class Settings:
     sharding: str | None = None
     look_every: int | None = None
     look_share: float = 0.02
+
+
+def threads_warning(before: int) -> str | None:
+    """A warning if this process has another number of CPU threads than the run had before; None if it has not."""
+    now = torch.get_num_threads()
+    if before == now:
+        return None
+    return (
+        f"warning: this run used {before} CPU threads before and has {now} now; sums round differently, so it will not "
+        f"repeat bit for bit (trainer.threads={before})"
+    )

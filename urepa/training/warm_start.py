@@ -20,6 +20,7 @@ from urepa.core.errors import UserError
 from urepa.core.files import write_whole
 from urepa.models.weight_files import read_safetensors, read_torch
 from urepa.runs import checkpoint
+from urepa.runs.summary import read_summary
 from urepa.training.warm_start_record import FILE, in_words, read_note
 
 EMA = "ema.safetensors"  # of a run's checkpoint
@@ -88,6 +89,17 @@ def load(parameters: Mapping[str, nn.Parameter], settings: dict[str, Any], folde
         for what, names in (("new", missing), ("of another shape, new", shape), ("left out", unused))
         if names
     )
+
+
+def first_row(trainer: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """The validation before the first update, and the jump of its diffusion loss from that of the source, where this is
+    a run with such a loss: the context has tokens that the source did not have, for example."""
+    row: dict[str, Any] = trainer.validate(0)
+    summary = read_summary(Path(settings["checkpoint"]))
+    before = None if summary is None else summary["metrics"].get("val/diffusion")
+    beside = "" if before is None else f"; that of {settings['checkpoint']} at its end is {float(before):.4f}"
+    trainer.accelerator.print(f"step 0: the validation diffusion loss is {row['val/diffusion']:.4f}{beside}")
+    return row
 
 
 def _refused(key: str, what: str, names: list[str], settings: dict[str, Any]) -> list[str]:

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.long
 Compose = Callable[..., dict[str, Any]]
 H200 = Device("H200", "cuda", 790e12, 141e9)
 # tests/test_urepa_experiments.py and tests/test_repa_experiments.py describe them at full size
-TOO_LARGE = {"nanodit", "urepa_sdxl", "urepa_kolors"} | {
+TOO_LARGE = {"nanodit", "nanodit_warm", "urepa_sdxl", "urepa_kolors"} | {
     f"repa_{name}" for name in ("sd3", "flux", "sana", "pixart", "chroma", "auraflow", "flux2", "lumina2", "hidream")
 }
 EXPERIMENTS = sorted({p.stem for p in (Path(CONF) / "experiment").glob("*.yaml")} - TOO_LARGE)

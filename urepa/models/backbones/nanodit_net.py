@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from urepa.core.backbone_protocols import ExpectedRange
 from urepa.core.conditions import Condition
 from urepa.core.errors import UserError
 from urepa.core.part_names import CLS, PATCHES, TEXT
@@ -32,6 +33,17 @@ TIMES = 1000  # t in [0,1] is scaled by it before its sinusoids
 NO_ADAPTERS = "lora has no layers to adapt in NanoDiT: give lora=none"
 SPREAD = 0.02  # standard deviation of the learned nulls' initial values
 MLP_RATIO = 4  # the inner width of an MLP divided by its width
+OBSERVED = ("null_text", "null_dino")
+OBSERVED_OF_PATCHES = ("dino_patch_proj", "null_dino_patch_token")
+RMS = "train/prediction_rms"
+# those of the description, for latents of unit variance
+RANGES = (
+    ExpectedRange("train/diffusion", 1.0, 1.5, 100),
+    ExpectedRange(RMS, 1.0, 2.0, 100),
+    ExpectedRange("grad_norm", None, 5.0, 100),
+    ExpectedRange(RMS, 0.5, 3.0, 101, onwards=True),
+)
+PATCHES_LEARN = ExpectedRange("grad_norm/dino_patch_proj", 1e-9, None, 100, onwards=True)
 
 
 class SelfAttention(nn.Module):
@@ -159,6 +171,8 @@ class NanoDiTNetwork(nn.Module):
         if patches:
             self.dino_patch_proj, self.null_dino_patch_token = linear(patch_width, width), _null(patch_width)
         self.has_patches = patches
+        self.observed = (*OBSERVED, *OBSERVED_OF_PATCHES) if patches else OBSERVED
+        self.ranges = (*RANGES, PATCHES_LEARN) if patches else RANGES
         self.blocks = nn.ModuleList(NanoDiTBlock(width, heads) for _ in range(depth))
         self.output = Output(width, latent_shape[0], patch)
         self._positions: dict[tuple[tuple[int, int], torch.device], Tensor] = {}
@@ -251,9 +265,12 @@ class NanoDiTNetwork(nn.Module):
         if self.cls != "adaln":
             token_BD = cls_BD + time_BD if self.cls_with_time else cls_BD
             parts.append(token_BD[:, None])
+        masks += [mask_of_all(part) for part in parts[1:]]
         if self.has_patches:
             parts.append(self._patches(condition))
-        masks += [mask_of_all(part) for part in parts[1:]]
+            mask_BT = condition[PATCHES].mask_BL
+            assert mask_BT is not None, "tokens have a mask"
+            masks.append(mask_BT)
         g_BD = time_BD if self.cls == "context" else cls_BD + time_BD
         return g_BD, torch.cat(parts, dim=1), torch.cat(masks, dim=1)
 

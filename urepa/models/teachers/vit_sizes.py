@@ -48,6 +48,11 @@ def check_vit(family: str, image_size: int, patch: int, grid: Sequence[int], pos
         )
 
 
+def nearest_multiple(length: float, multiple: int) -> int:
+    """The multiple of `multiple` nearest to `length` (halves up), and at least `multiple`."""
+    return max(1, int(length / multiple + 0.5)) * multiple
+
+
 def resamples(family: str, image_size: int, patch: int) -> bool:
     """Whether learned positions are resampled, by the rule in `teacher.positions`."""
     return resamples_map(family, (image_size // patch, image_size // patch))

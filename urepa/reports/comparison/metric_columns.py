@@ -23,6 +23,7 @@ OF_EVERY_LOSS = (Metric("val/total", "total loss", "↓"), Metric("val/diffusion
 OF_THE_IMAGE = Metric("val/x0_error", "x0 error", "↓")  # every loss has it; its column follows the loss's own terms
 FLOORS = {  # reference values of validation
     "floor/zero_predictor": "diffusion loss of predicting zero",
+    "floor/null_condition": "diffusion loss of the same model with every part of the condition withheld",
     "floor/constant_token": "token loss of the best constant token",
 }
 NAME = "{}"  # the placeholder for a name in a declared key
