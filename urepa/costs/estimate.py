@@ -313,14 +313,16 @@ class CountedStep:
         """The costs in a bucket (`urepa.data.stores.bucket_views`). `samples`: its samples by split; `asked`: the
         networks that run beside the model."""
         model, loss, settings = self.model, self.loss, self.settings
-        micro_batch = settings.batch_size // settings.accumulation
+        micro_batch, attention = (
+            settings.batch_size // settings.accumulation,
+            attention_example(view, self.teacher, loss),
+        )
 
         def prepared_model(*inputs: Any, **more: Any) -> Any:  # by accelerate
             with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
                 return model(*inputs, **more)
 
         run: Any = prepared_model
-        attention = attention_example(view, self.teacher, loss)
 
         def step() -> Tensor:
             batch = example(view, self.teacher, self.objective, micro_batch, loss.diffusion_fraction)
