@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -313,22 +313,19 @@ class CountedStep:
         """The costs in a bucket (`urepa.data.stores.bucket_views`). `samples`: its samples by split; `asked`: the
         networks that run beside the model."""
         model, loss, settings = self.model, self.loss, self.settings
-        micro_batch, attention = (
-            settings.batch_size // settings.accumulation,
-            attention_example(view, self.teacher, loss),
-        )
+        micro_batch = settings.batch_size // settings.accumulation
 
-        def prepared_model(*inputs: Any, **more: Any) -> Any:  # by accelerate
+        def run(*inputs: Any, **more: Any) -> Any:  # as prepared by accelerate
             with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
                 return model(*inputs, **more)
 
-        run: Any = prepared_model
+        attention = attention_example(view, self.teacher, loss)
 
         def step() -> Tensor:
             batch = example(view, self.teacher, self.objective, micro_batch, loss.diffusion_fraction)
             draws = {purpose: torch.zeros(micro_batch) for purpose in own_states(loss).draws}
             batch = replace(batch, draws=draws, attention=zeros_of(attention, micro_batch))
-            return step_terms(run, self.objective, loss, batch, 0, lambda x_BD: x_BD)[0].total
+            return step_terms(cast(Any, run), self.objective, loss, batch, 0, lambda x_BD: x_BD)[0].total
 
         model.zero_grad()  # gradients of the previous bucket
         with self.mode:
