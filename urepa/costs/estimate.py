@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -320,11 +320,10 @@ class CountedStep:
         model, loss, settings = self.model, self.loss, self.settings
         micro_batch = settings.batch_size // settings.accumulation
 
-        def prepared_model(*inputs: Any, **more: Any) -> Any:  # by accelerate
+        def run(*inputs: Any, **more: Any) -> Any:  # as prepared by accelerate
             with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
                 return model(*inputs, **more)
 
-        run: Any = prepared_model
         attention = attention_example(view, self.teacher, loss)
 
         def step() -> Tensor:
@@ -333,7 +332,7 @@ class CountedStep:
             draws = {purpose: torch.zeros(micro_batch) for purpose in purposes}
             batch = replace(batch, draws=draws, attention=zeros_of(attention, micro_batch))
             hand_out(model, batch.draws)  # `run` is no module
-            return step_terms(run, self.objective, loss, batch, 0, lambda x_BD: x_BD)[0].total
+            return step_terms(cast(Any, run), self.objective, loss, batch, 0, lambda x_BD: x_BD)[0].total
 
         model.zero_grad()  # gradients of the previous bucket
         with self.mode:
