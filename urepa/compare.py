@@ -93,7 +93,8 @@ def renew(settings: dict[str, Any]) -> list[Any]:
     cannot be compared yet, the page says why and where each of them is."""
     from urepa.reports.comparison.waiting_page import waiting_page, with_reload
 
-    folder, runs = Path(settings["report"]), []
+    folder = Path(settings["report"])
+    runs: list[Any] = []
     try:
         runs, foreign = chosen_runs(settings)
         results, sentences, pictures = compared(settings, runs, foreign)
