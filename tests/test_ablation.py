@@ -152,6 +152,7 @@ ROWS = [
     "repa_block_4", "repa_block_5", "repa_block_12", "repa_block_15", "repa_lora_16", "repa_lora_64",
     "repa_lambda_cosine", "repa_stop_5k",
     "manifold_clip_01", "clip_norm_05", "batch_64", "batch_96", "skip_spikes", "teacher_clip", "teacher_mae",
+    "teacher_cls_20", "teacher_block_17",
     "flextok_tap_0", "flextok_lambda_05", "flextok_no_dropout", "flextok_powers_of_two", "flextok_wide_head",
     "flextok_teacher_224",
     "nanodit_cls_only", "nanodit_patch_positions", "nanodit_patches_shuffled", "nanodit_patch_statistics",
