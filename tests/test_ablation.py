@@ -149,6 +149,10 @@ OTHERWISE |= {
     for experiment in ("repa_cifar10", "repa_cifar10_pixels", "repa_imagenet256", "repa_smoke")
     for arm in WITHOUT_TEACHER
 }
+OTHERWISE |= {  # whose tap lies within the route
+    (experiment, "method_token_routing"): "some tokens skip block_3 in training"
+    for experiment in ("repa_cifar10_pixels", "repa_smoke")
+}
 # the description's tables, and what a reviewer would ask
 ROWS = [
     "baseline", "head_single_layer", "taps_three", "lora_16", "lora_32", "lora_conv",
@@ -163,6 +167,7 @@ ROWS = [
     "repa_block_4", "repa_block_5", "repa_block_12", "repa_block_15", "repa_lora_16", "repa_lora_64",
     "repa_lambda_cosine", "repa_stop_5k",
     "manifold_clip_01", "clip_norm_05", "batch_64", "batch_96", "skip_spikes", "teacher_clip", "teacher_mae",
+    "teacher_cls_20", "teacher_block_17",
     "flextok_tap_0", "flextok_lambda_05", "flextok_no_dropout", "flextok_powers_of_two", "flextok_wide_head",
     "flextok_teacher_224",
     "nanodit_cls_only", "nanodit_patch_positions", "nanodit_patches_shuffled", "nanodit_patch_statistics",

@@ -166,7 +166,8 @@ def test_a_tap_that_no_lora_precedes_warns_once(small: dict[str, Path], tmp_path
     assert len([w for w in caught if "head alone" in str(w.message)]) == 1
 
 
-NEED_CACHES = {"full_data", "samples_100k", "teacher_224", "teacher_clip", "teacher_mae"}
+NEED_CACHES = {"full_data", "samples_100k", "teacher_224", "teacher_clip", "teacher_mae", "teacher_cls_20"}
+NEED_CACHES |= {"teacher_block_17"}
 ARMS = {
     file.stem
     for file in (Path(CONF) / "ablation").glob("*.yaml")
