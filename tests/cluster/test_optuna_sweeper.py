@@ -167,6 +167,16 @@ def test_a_failed_trial_counts_as_such_and_the_others_run(
     assert len(runs.started) == 6
 
 
+def test_a_queue_that_does_not_answer_loses_no_trial(folders: Callable[[str], Path]) -> None:
+    """The search ends, and the same command goes on with the trial that was begun."""
+    with pytest.raises(ReportedError) as error:
+        search(folders("a"), Runs(folders("a"), {2: ReportedError("squeue does not answer", of_queue=True)}), trials=4)
+    assert error.value.text == "squeue does not answer"
+    assert [trial.state.name for trial in trials(folders("a"))] == ["COMPLETE", "COMPLETE", "RUNNING"]
+    search(folders("a"), Runs(folders("a")), trials=4)
+    assert [trial.state.name for trial in trials(folders("a"))] == ["COMPLETE"] * 4
+
+
 def test_a_command_that_never_works_ends_and_is_tried_again(folders: Callable[[str], Path]) -> None:
     with pytest.raises(ReportedError) as error:
         search(folders("a"), Runs(folders("a"), {0: ReportedError("no such images")}))

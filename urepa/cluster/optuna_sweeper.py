@@ -192,13 +192,14 @@ class OptunaSweeper(OptunaSearch, Sweeper):
         return Trial(asked, own, [*space.shared, *own])
 
     def _launch(self, batch: Sequence[Trial], number: int) -> None:
-        """Runs a batch. A trial that failed is found by its missing summary; a signal ends the search, and its trials
-        stay begun."""
+        """Runs a batch. A trial that failed is found by its missing summary; a signal or a queue that does not answer
+        ends the search, and its trials stay begun."""
         try:
             for one in self.launcher.launch([trial.overrides for trial in batch], initial_job_idx=number):
                 _ = one.return_value
-        except ReportedError:
-            pass  # it was printed
+        except ReportedError as stop:  # it was printed
+            if stop.of_queue:
+                raise
         except Exception:  # noqa: BLE001  the other trials do not depend on this one
             traceback.print_exc()
 

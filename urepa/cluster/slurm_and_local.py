@@ -39,7 +39,7 @@ from urepa.cluster.slurm_job import (
     last_error,
     mark_running,
 )
-from urepa.core.errors import UserError
+from urepa.core.errors import QueueGone, UserError
 
 POLL_SECONDS = 2.0
 MISSED = 3  # a job without a result is over once SLURM does not list it in so many polls in a row
@@ -103,7 +103,7 @@ class SlurmQueue:
             with _environment(own_environment()):
                 done = executor.map_array(task, jobs) if len(jobs) > 1 else [executor.submit(task, jobs[0])]
         except (UncompletedJobError, FailedSubmissionError) as error:
-            raise UserError(f"sbatch does not take these jobs: {' '.join(str(error).split())}") from error
+            raise QueueGone(f"sbatch does not take these jobs: {' '.join(str(error).split())}") from error
         entries = [Entry(job, d.job_id, str(d.task(0).paths.stderr)) for job, d in zip(jobs, done, strict=True)]
         Book(self.folder).add(entries)
         return entries
@@ -141,7 +141,7 @@ class SlurmQueue:
         from submitit import AutoExecutor
 
         if shutil.which("srun") is None:
-            raise UserError("there is no srun here: submit from a machine that belongs to a SLURM cluster")
+            raise QueueGone("there is no srun here: submit from a machine that belongs to a SLURM cluster")
         executor = AutoExecutor(self.folder, cluster="slurm", slurm_max_num_timeout=self.settings["max_num_timeout"])
         own = {k: v for k, v in self.settings.items() if k not in NOT_SBATCH and v is not None}
         own |= {"nodes": nodes, "tasks_per_node": max(gpus, 1), "setup": [*self.settings["setup"], *self._setup()]}
@@ -185,13 +185,13 @@ def active_jobs() -> dict[str, str]:
     """The states of this user's jobs that SLURM still lists, by the id that it shows. Raises UserError if SLURM is
     missing or does not answer."""
     if shutil.which("squeue") is None:
-        raise UserError("there is no squeue here: ask on a machine that belongs to the SLURM cluster of these jobs")
+        raise QueueGone("there is no squeue here: ask on a machine that belongs to the SLURM cluster of these jobs")
     user = str(os.getuid())
     done = subprocess.run(
         ["squeue", "-h", "-r", "-u", user, "-o", "%i|%T|%r"], capture_output=True, text=True, timeout=120
     )
     if done.returncode != 0:
-        raise UserError(f"squeue does not answer: {done.stderr.strip()}")
+        raise QueueGone(f"squeue does not answer: {done.stderr.strip()}")
     rows = (line.split("|") for line in done.stdout.splitlines())
     return {job: state if reason in ("None", "") else f"{state} ({reason})" for job, state, reason in rows}
 

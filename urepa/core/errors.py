@@ -17,6 +17,10 @@ class NotEvaluated(UserError):
     """Training has finished and is recorded, but an evaluation at its end failed."""
 
 
+class QueueGone(UserError):
+    """A queue does not answer or does not take jobs. It says nothing about the jobs."""
+
+
 class Stopped(SystemExit):
     """Training ended on purpose before its last step, with everything saved. Has the exit code."""
 

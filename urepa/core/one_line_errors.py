@@ -15,7 +15,7 @@ from typing import NoReturn
 from omegaconf.errors import InterpolationResolutionError
 
 from urepa.core import ranks
-from urepa.core.errors import NOT_EVALUATED, NotEvaluated, UserError
+from urepa.core.errors import NOT_EVALUATED, NotEvaluated, QueueGone, UserError
 from urepa.core.escaping import printable
 
 # Errors that repeat if the command is run again, with advice; other system errors (a server, a network disk) may pass
@@ -39,11 +39,12 @@ RAISED = re.compile(r"UserError raised while resolving interpolation: (.*)")  # 
 
 
 class ReportedError(SystemExit):
-    """Ends a task whose error was already printed. A sweep may continue with the next task."""
+    """Ends a task whose error was already printed. A sweep may continue with the next task, unless the error is of the
+    queue and says nothing about the task."""
 
-    def __init__(self, text: str, code: int = 1) -> None:
+    def __init__(self, text: str, code: int = 1, of_queue: bool = False) -> None:
         super().__init__(code)
-        self.text = text
+        self.text, self.of_queue = text, of_queue
 
 
 @contextlib.contextmanager
@@ -56,7 +57,8 @@ def one_line_mistakes() -> Iterator[None]:
     except UserError as error:
         if TRACEBACKS:
             raise
-        _report_and_exit(str(error), NOT_EVALUATED if isinstance(error, NotEvaluated) else 1)
+        code = NOT_EVALUATED if isinstance(error, NotEvaluated) else 1
+        _report_and_exit(str(error), code, of_queue=isinstance(error, QueueGone))
     except InterpolationResolutionError as error:
         if TRACEBACKS:
             raise
@@ -76,9 +78,9 @@ def one_line_mistakes() -> Iterator[None]:
         sys.exit(128 + signal.SIGINT)
 
 
-def _report_and_exit(text: str, code: int = 1) -> NoReturn:
+def _report_and_exit(text: str, code: int = 1, of_queue: bool = False) -> NoReturn:
     print_error(text)
-    raise ReportedError(text, code) from None
+    raise ReportedError(text, code, of_queue) from None
 
 
 def system_error_text(error: OSError) -> str:
