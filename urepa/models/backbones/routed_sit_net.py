@@ -48,10 +48,10 @@ class RoutedSiTNetwork(DrawingModule, SiTNetwork):
         condition: Condition,
         taps: tuple[str, ...] = (),
         rows_R: Tensor | None = None,
-        **more: Any,
+        attention: tuple[str, ...] = (),
     ) -> Denoised:
         self._rows_R = rows_R
-        return super().forward(x_t, t_B, condition, taps, rows_R, **more)
+        return super().forward(x_t, t_B, condition, taps, rows_R, attention)
 
     def _leave(self, block: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         """The block's inputs with the tokens that stay."""

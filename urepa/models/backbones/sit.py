@@ -86,7 +86,12 @@ class SiT:
             )
 
     def check_attention(self, tap: str) -> None:
-        sit_block(tap, self.depth)
+        index = sit_block(tap, self.depth)
+        if self.route and self.route[0] <= index <= self.route[1]:
+            raise UserError(
+                f"backbone.route={list(self.route)}: some tokens skip {tap} in training, so its attention is not that of "
+                f"all tokens; give loss.attention a block before {self.route[0]} or after {self.route[1]}"
+            )
 
     def check_grids(self, latent_shape: tuple[int, int, int], grids: Mapping[str, Sequence[int]]) -> None:
         own = [side // self.patch for side in latent_shape[1:]]
