@@ -84,6 +84,7 @@ def test_only_a_threshold_may_be_infinite(compose: Compose) -> None:
         with pytest.raises(UserError, match="loss.spike_threshold=.*: give 0 or more"):
             check_numbers(put(compose(), "loss.spike_threshold", odd))
     assert [name for name, about in numeric_fields() if about.get("le") == inf] == [
+        "Haste.spike_threshold",
         "Released.spike_threshold",
         "SeveralTerms.spike_threshold",
         "URepaLoss.spike_threshold",

@@ -31,6 +31,7 @@ ELSEWHERE = {
     "checkpoint": None,
     "out": None,
     "format": "diffusers",
+    "push": None,
     "data": {"root": None, "vae": None},
     "backbone": {"weights": None},
 }

@@ -166,6 +166,7 @@ def test_an_export_makes_the_same_images(run: Path, ask: Ask, tmp_path: Path) ->
         {
             "run": str(run),
             "format": "diffusers",
+            "push": None,
             "out": str(tmp_path / "out"),
             "data": {"root": None, "vae": None},
             "backbone": {"weights": None},

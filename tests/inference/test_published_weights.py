@@ -104,7 +104,7 @@ def test_a_sits_export_of_another_objective_is_refused(
     trained = sit_config | {"objective": compose(f"objective={option}")["objective"] | more}
     run = write_run(tmp_path / "outputs" / "other" / "seed0", trained, 10)
     elsewhere: dict[str, Any] = {"data": {"root": None, "vae": None}, "backbone": {"weights": None}}
-    folder = export({"run": str(run), "checkpoint": None, "out": None, "format": "diffusers"} | elsewhere)
+    folder = export({"run": str(run), "checkpoint": None, "out": None, "format": "diffusers", "push": None} | elsewhere)
     give = " ".join([f"objective={option}", *(f"objective.{key}={value}" for key, value in more.items())])
     for place in (folder, folder / "model.safetensors"):
         with pytest.raises(UserError, match=f"says {says}.*: give {give}$"):

@@ -203,7 +203,7 @@ CASES = {
         ("block_0", "block_1"),
         "transformer",
         WeightsKind.unet,
-        "python -m urepa.generate checkpoint=FOLDER +experiment=mine prompt=TEXT guidance=3",
+        "python -m urepa.generate checkpoint=FOLDER +experiment=mine prompt=TEXT image=FILE guidance_text=3 guidance_image=2",
         {"model.safetensors"},
         widths={TEXT: 12, CLS: 10, PATCHES: 6},
     ),

@@ -124,7 +124,9 @@ def test_a_tap_within_the_route_is_refused(compose: Build) -> None:
     for tap in ("block_0", "block_3", "block_4"):
         declared.check_tap(tap)
     for tap in ("block_1", "block_2", "block_3"):
-        with pytest.raises(UserError, match=rf"some tokens skip {tap} in training, so its attention is not that of all"):
+        with pytest.raises(
+            UserError, match=rf"some tokens skip {tap} in training, so its attention is not that of all"
+        ):
             declared.check_attention(tap)
     for tap in ("block_0", "block_4"):
         declared.check_attention(tap)

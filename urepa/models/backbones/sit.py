@@ -89,8 +89,8 @@ class SiT:
         index = sit_block(tap, self.depth)
         if self.route and self.route[0] <= index <= self.route[1]:
             raise UserError(
-                f"backbone.route={list(self.route)}: some tokens skip {tap} in training, so its attention is not that of "
-                f"all tokens; give loss.attention a block before {self.route[0]} or after {self.route[1]}"
+                f"backbone.route={list(self.route)}: some tokens skip {tap} in training, so its attention is not that "
+                f"of all tokens; give loss.attention a block before {self.route[0]} or after {self.route[1]}"
             )
 
     def check_grids(self, latent_shape: tuple[int, int, int], grids: Mapping[str, Sequence[int]]) -> None:

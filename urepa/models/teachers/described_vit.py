@@ -50,6 +50,8 @@ class DescribedViT(ViT):
             )
         if self.positions is not None:
             raise UserError("teacher.positions has no effect here; give teacher.positions=null")
+        if self.block is not None:
+            raise UserError("teacher.block has no effect here: tokens are the last layer's; give teacher.block=null")
         check_cls(str(self.family), self.cls_weight)
 
     def stored_as(self) -> dict[str, Any]:

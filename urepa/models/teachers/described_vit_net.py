@@ -31,6 +31,7 @@ class DescribedViTNetwork(ViTNetwork):
         self.patch, self.width = settings.patch, settings.width
         self.grid = (settings.grid[0], settings.grid[1])
         self.resamples, self.positions = False, None
+        self.block, self.whiten = None, settings.whiten
 
     def grid_at(self, shape: Sequence[int], side: int) -> tuple[int, int]:
         return self.settings.grid_at(shape, side)
