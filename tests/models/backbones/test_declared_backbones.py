@@ -203,7 +203,8 @@ CASES = {
         ("block_0", "block_1"),
         "transformer",
         WeightsKind.unet,
-        "python -m urepa.generate checkpoint=FOLDER +experiment=mine prompt=TEXT image=FILE guidance_text=3 guidance_image=2",
+        "python -m urepa.generate checkpoint=FOLDER +experiment=mine prompt=TEXT image=FILE guidance_text=3 "
+        "guidance_image=2",
         {"model.safetensors"},
         widths={TEXT: 12, CLS: 10, PATCHES: 6},
     ),
