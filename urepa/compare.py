@@ -119,11 +119,11 @@ def compared(
         runs = [at_step(run, step) for run in runs]
     results = summarise(group_runs(runs, settings["order"], settings["baseline"], settings["names"]))
     grids, strips, lost = load_pictures(settings["store"], results.study)
-    told = [] if step is None else [at_step_sentence(step)]
-    told += early_sentences([item.run for item in results.study.apart])
+    notes = [] if step is None else [at_step_sentence(step)]
+    notes += early_sentences([item.run for item in results.study.apart])
     return (
         results,
-        [*told, *notices(results), *empty_runs_note(chosen), *other_folders_note(foreign), *lost],
+        [*notes, *notices(results), *empty_runs_note(chosen), *other_folders_note(foreign), *lost],
         (grids, strips),
     )
 

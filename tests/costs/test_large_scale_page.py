@@ -21,7 +21,7 @@ GIB = 2**30
 
 def commands() -> list[list[str]]:
     """The overrides of the three commands of the first section."""
-    section = PAGE.split("## Cached or asked online")[1].split("\n| cached")[0].replace("\\\n", "")
+    section = PAGE.split("## Cached or computed online")[1].split("\n| cached")[0].replace("\\\n", "")
     return [shlex.split(line)[3:] for line in section.splitlines() if "urepa.plan" in line]
 
 

@@ -140,6 +140,8 @@ def test_pictures_are_cut_out_of_a_sheet_and_put_into_strips() -> None:
     ["", "no JSON", "[]", '{"columns": ["head"], "rows": 1, "left": 0, "top": 0, "tile": [9, 9], "step": [1, 1]}',
      '{"columns": ["head"], "rows": 99, "left": 1, "top": 1, "tile": [9, 9], "step": [9, 9]}',
      '{"columns": ["<b>"], "rows": 1, "left": 1, "top": 1, "tile": [9, 9], "step": [9, 9]}',
+     '{"columns": ["head"], "rows": 3, "left": 1, "top": 1, "tile": [40, 40], "step": [40, 1]}',
+     '{"columns": ["head"], "rows": 1, "left": "1", "top": 1, "tile": [9, 9], "step": [9, 9]}', "[" * 200_000,
      '{"columns": ["head"], "rows": true, "left": 1, "top": 1, "tile": [9, 9], "step": [9, 9]}'],
 )  # fmt: skip
 def test_an_image_without_a_fitting_layout_is_no_sheet(layout: str) -> None:

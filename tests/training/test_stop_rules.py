@@ -12,7 +12,7 @@ import pytest
 from urepa.config.declared import declaration_of
 from urepa.core.errors import UserError
 from urepa.runs.run_folder import RunFolder
-from urepa.runs.summary import early_text, end_step, is_finished
+from urepa.runs.summary import early_text, end_step, is_finished, read_summary
 from urepa.training.checks.combinations import check
 from urepa.training.stop_rules.control_overtaken import ControlOvertaken
 from urepa.training.stop_rules.plateau import Plateau
@@ -115,3 +115,11 @@ def test_a_run_that_ended_early_is_finished_at_that_step() -> None:
     assert not is_finished({"step": 30}, 90)
     assert not is_finished(None, 90)
     assert early_text({"step": 90, "ended_early": None}) == ""
+
+
+@pytest.mark.parametrize("early", ["because", 30, {"step": "30", "of": 90, "why": "x"}, {"step": 30, "of": 90}])
+def test_an_early_end_of_another_form_is_not_read(early: Any, tmp_path: Path) -> None:
+    facts = {"experiment": "a", "ablation": "", "seed": 0, "step": 30, "metrics": {}, "seconds": {}}
+    (tmp_path / "summary.json").write_text(json.dumps(facts | {"ended_early": early}))
+    with pytest.raises(UserError, match="its ended_early is not that of a run"):
+        read_summary(tmp_path)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class AttentionMaps(Protocol):
-    """Additional members of a `Backbone` whose network hands out the attention of its blocks. Its `forward` has another
+    """Additional members of a `Backbone` whose network returns the attention of its blocks. Its `forward` has another
     argument, `attention`: the taps whose blocks' queries and keys `Denoised.attention` is to have for the whole batch
     (`urepa.core.types.Attention`). They are those that the block computes with, so its output is the same bit for bit.
     """
@@ -24,7 +24,7 @@ class AttentionMaps(Protocol):
 
 
 class AttendingTeacher(Protocol):
-    """Additional members of a `TeacherNetwork` that hands out the attention of its blocks; its declaration has
+    """Additional members of a `TeacherNetwork` that returns the attention of its blocks; its declaration has
     `attention_maps` True."""
 
     def tokens_and_attention(

@@ -77,10 +77,13 @@ def cells_of(sheet: Image.Image) -> Cells:
         numbers = [layout["rows"], layout["left"], layout["top"], *layout["tile"], *layout["step"]]
         is_whole = len(columns) == len(layout["columns"]) and all(type(n) is int and 0 < n <= LARGEST for n in numbers)
         rows, left, top, width, height, step_x, step_y = numbers
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    # pictures that do not overlap, so that they take no more memory than the sheet
+    if not is_whole or not columns or step_x < width or step_y < height:
         return {}
     right, bottom = left + (len(columns) - 1) * step_x + width, top + (rows - 1) * step_y + height
-    if not is_whole or not columns or right > sheet.width or bottom > sheet.height:
+    if right > sheet.width or bottom > sheet.height:
         return {}
     pixels = sheet.convert("RGB")
     return {

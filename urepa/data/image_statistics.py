@@ -77,10 +77,13 @@ class ImageStatistics:
         """Reads an export's file. Raises UserError if it does not hold the statistics of an encoder of this width."""
         stored = read_json(file)
         try:
-            found = {name: tuple(torch.tensor(x) for x in stored[name]) for name in ("vectors", "patches")}
+            found = {
+                name: tuple(torch.tensor(x, dtype=torch.float32) for x in stored[name])
+                for name in ("vectors", "patches")
+            }
             shapes = {tuple(x.shape) for pair in found.values() for x in pair}
             facts = dict(stored["encoder"])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, RuntimeError, OverflowError):
             raise UserError(f"{file} is not the statistics of an export; copy it again") from None
         if shapes != {(width,)} or any(len(pair) != 2 for pair in found.values()):
             raise UserError(f"{file} has statistics of another width than the image encoder's {width}; copy it again")
@@ -94,7 +97,7 @@ class ImageStatistics:
         if known not in (UNKNOWN, weights_sha256):
             raise UserError(
                 f"the image encoder's weights ({weights_sha256[:8]}) are not those of the training's image tokens "
-                f"({known[:8]}); give data.image_encoder with its weights as in training"
+                f"({str(known)[:8]}); give data.image_encoder with its weights as in training"
             )
 
 

@@ -109,7 +109,8 @@ def similarity(a_NTD: Tensor, b_NTD: Tensor) -> Tensor:
 
 
 def token_distance(a_NTD: Tensor, b_NTD: Tensor) -> float:
-    """1 less the similarity, averaged over the pictures."""
+    """1 less the similarity, averaged over the pictures. This is half of the squared distance of tokens of unit length,
+    which LPIPS (Zhang et al. 2018) weights by channel."""
     return 1 - float(similarity(a_NTD, b_NTD).mean())
 
 

@@ -69,7 +69,9 @@ def write_sheet(asked: Look, context: Context, file: Path | None = None) -> tupl
         file = context.folder / look_sheets.FOLDER / look_sheets.sheet_name(context.step)
     file.parent.mkdir(parents=True, exist_ok=True)
     where = f", bucket {context.cache.bucket}" if context.cache.bucket else ""
-    caption = f"step {context.step:,}{where}: tap {_tap(asked, context)}, {asked.noise:.0%} of the way to noise"
+    tap = _tap(asked, context)
+    read = "" if tap is None else f": tap {tap}, {asked.noise:.0%} of the way to noise"
+    caption = f"step {context.step:,}{where}{read}"
     write_whole(file, look_sheets.sheet_png(cells, caption))
     return file, missing
 

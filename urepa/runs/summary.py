@@ -23,7 +23,16 @@ def read_summary(run: Path) -> dict[str, Any] | None:
         raise UserError(
             f"{file} is damaged, or another program's: it has no {', '.join(wrong)}; put it back from a copy"
         )
+    if not has_valid_end(summary):
+        raise UserError(f"{file} is damaged: its ended_early is not that of a run; put it back from a copy")
     return summary
+
+
+def has_valid_end(summary: dict[str, Any]) -> bool:
+    """Whether a summary has no record of an early end, or one with the step, the planned steps and the reason."""
+    early = summary.get("ended_early")
+    kinds = {"step": int, "of": int, "why": str}
+    return early is None or (isinstance(early, dict) and all(type(early.get(key)) is kinds[key] for key in kinds))
 
 
 def end_step(summary: dict[str, Any] | None, max_steps: int) -> int:

@@ -1,4 +1,4 @@
-"""What training logs of a network that asks for more (`urepa.core.backbone_protocols.ObservedNetwork`). Nothing here
+"""Further values of a network that training logs (`urepa.core.backbone_protocols.ObservedNetwork`). Nothing here
 changes a run: values are read, and stay on the device until they are logged.
 
 Shapes: B samples of a micro-batch, K blocks.

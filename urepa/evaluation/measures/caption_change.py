@@ -27,9 +27,9 @@ def _change(what: str, words: str) -> Metric:
 class CaptionChange(Conditioned):
     """How much an image changes if another image's caption replaces its own, with its vector and patches as they were.
     Where the images have classes, also how often the class of the caption is the nearest one: of the classes' mean
-    vectors of training images, the nearest to the generated image's. It is a coarse view of text following, in the
-    features that are a condition themselves, and it needs captions that tell the classes apart. References: another
-    noise, and real images. A picture has all of them."""
+    vectors of training images, the nearest to the generated image's. This measures only coarsely whether the
+    text is followed: the features are those of a condition, and the captions must differ between the classes.
+    References: another noise, and real images. A picture has all of them."""
 
     _target_: str = "urepa.evaluation.measures.caption_change.CaptionChange"
     images: int = setting("number of held-out images, at most", ge=FEWEST, le=COUNT)

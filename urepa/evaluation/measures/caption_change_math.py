@@ -62,11 +62,11 @@ def change_captions(asked: CaptionChange, context: Context) -> dict[str, float]:
 def other_captions(classes_N: np.ndarray, captions: Sequence[str]) -> np.ndarray:
     """For each image the index of another one whose caption it gets: the next one of another class, or of another
     caption if all have one class. Raises UserError if all captions are alike."""
-    told = list(classes_N) if len(set(classes_N)) > 1 else list(captions)
+    labels = list(classes_N) if len(set(classes_N)) > 1 else list(captions)
     found = []
-    for i, own in enumerate(told):
-        following = [*range(i + 1, len(told)), *range(i)]
-        others = [j for j in following if told[j] != own]
+    for i, own in enumerate(labels):
+        following = [*range(i + 1, len(labels)), *range(i)]
+        others = [j for j in following if labels[j] != own]
         if not others:
             raise UserError("the captions of the held-out images are all alike; leave caption_change out")
         found.append(others[0])

@@ -12,7 +12,7 @@ Shapes: B images, S image size, n rows, D features.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,19 +98,27 @@ class FeatureSet:
 def measure_distances(asked: Generation, context: Context) -> dict[str, float]:
     """The distances in the features of every available encoder. Raises `Incomplete` if one is not available."""
     asked.check_images(cache_counts(context.cache))
-    encoders = {name: encoder.build() for name, encoder in asked.encoders.items()}
-    lacking: dict[str, str] = {}
-    for name, encoder in encoders.items():
-        try:
-            encoder.weights_sha256()  # raises here if they are missing, not after sampling
-        except UserError as error:
-            lacking[name] = str(error)
-    if lacking and len(lacking) == len(encoders):
+    encoders, lacking = available_encoders(asked.encoders)
+    if lacking and not encoders:
         raise UserError("; ".join(lacking.values()))
-    metrics = _measure(asked, context, {name: e for name, e in encoders.items() if name not in lacking})
+    metrics = _measure(asked, context, encoders)
     if lacking:
-        raise Incomplete(metrics, {f"encoders.{name}": why for name, why in lacking.items()})
+        raise Incomplete(metrics, lacking)
     return metrics
+
+
+def available_encoders(declared: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The encoders whose weights are there, before anything is generated, and for the others, as "encoders.NAME", why
+    theirs are not."""
+    encoders, lacking = {}, {}
+    for name, declaration in declared.items():
+        encoder = declaration.build()
+        try:
+            encoder.weights_sha256()
+            encoders[name] = encoder
+        except UserError as error:
+            lacking[f"encoders.{name}"] = str(error)
+    return encoders, lacking
 
 
 def _measure(asked: Generation, context: Context, encoders: dict[str, Any]) -> dict[str, float]:
@@ -181,9 +189,9 @@ def image_features(tokens: Tokens) -> Tensor:
 
 
 def encode_tokens(context: Context, encoder: Any, rgb_B3SS: Tensor) -> Tokens:
-    """The encoder's tokens, computed in its precision, not in the run's."""
+    """The encoder's tokens, computed on the run's device, in the encoder's precision, not in the run's."""
     with torch.no_grad(), torch.autocast(context.device.type, enabled=False):
-        tokens: Tokens = encoder.tokens(rgb_B3SS)
+        tokens: Tokens = encoder.tokens(rgb_B3SS.to(context.device))
     return tokens
 
 

@@ -5,12 +5,8 @@ Shapes: N images, B of a chunk, H and W rows and columns in pixels, T tokens, D 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor
 
-from urepa.core.errors import UserError
 from urepa.evaluation.conditioned_images import (
     CHUNK,
     first_rows,
@@ -26,7 +22,7 @@ from urepa.evaluation.conditioned_images import (
 from urepa.evaluation.conditioned_settings import check_few
 from urepa.evaluation.context import Context, Incomplete
 from urepa.evaluation.features import held_out_samples, subset
-from urepa.evaluation.measures.image_distances_math import is_circular
+from urepa.evaluation.measures.image_distances_math import available_encoders, encode_tokens, is_circular
 from urepa.evaluation.measures.image_reconstruction import ImageReconstruction
 
 
@@ -36,7 +32,7 @@ def reconstruct(asked: ImageReconstruction, context: Context) -> dict[str, float
     samples = subset(held_out_samples(context), asked.images)
     condition = own_condition(context, samples)
     check_few(len(samples), 2, "because images are also compared with other images")
-    encoders, lacking = available(asked.encoders)
+    encoders, lacking = available_encoders(asked.encoders)
     real_N3HW = real_images(context, samples)
     pictures = {
         "original": real_N3HW,
@@ -50,7 +46,10 @@ def reconstruct(asked: ImageReconstruction, context: Context) -> dict[str, float
     metrics["final/image_pixel_error_other"] = pixel_error(real_N3HW, real_N3HW.roll(1, dims=0))
     features = {"": {name: tokens_of(context, images_N3HW) for name, images_N3HW in pictures.items()}}
     for name, network in encoders.items():
-        features[name] = {what: network_tokens(context, network, images) for what, images in pictures.items()}
+        features[name] = {
+            what: torch.cat([encode_tokens(context, network, part).x_BND.cpu() for part in images_N3HW.split(CHUNK)])
+            for what, images_N3HW in pictures.items()
+        }
     for name, tokens in features.items():
         real_NTD = tokens["original"]
         found = {kind: token_distance(real_NTD, tokens[picture]) for kind, picture in of_kind.items()}
@@ -66,23 +65,3 @@ def reconstruct(asked: ImageReconstruction, context: Context) -> dict[str, float
     if lacking:
         raise Incomplete(metrics, lacking)
     return metrics
-
-
-def available(declared: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The networks whose weights are there, and the reasons why the others are not."""
-    built = {name: encoder.build() for name, encoder in declared.items()}
-    lacking: dict[str, str] = {}
-    for name, network in built.items():
-        try:
-            network.weights_sha256()
-        except UserError as error:
-            lacking[f"encoders.{name}"] = str(error)
-    return {name: network for name, network in built.items() if f"encoders.{name}" not in lacking}, lacking
-
-
-def network_tokens(context: Context, network: Any, rgb_N3HW: Tensor) -> Tensor:
-    """A network's tokens [N,T,D] of pictures, on the CPU, in its own precision. Half of the squared distance of two
-    tokens of unit length is 1 less their cosine; LPIPS (Zhang et al. 2018) weights it by channel."""
-    with torch.no_grad(), torch.autocast(context.device.type, enabled=False):
-        parts = rgb_N3HW.split(CHUNK)
-        return torch.cat([network.tokens(part.to(context.device)).x_BND.cpu() for part in parts])

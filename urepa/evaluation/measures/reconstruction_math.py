@@ -5,11 +5,10 @@ Shapes: N images, B images of a chunk, K tokens of an image, CHW latent, S side 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -19,12 +18,18 @@ from urepa.core.errors import UserError
 from urepa.core.files import write_whole
 from urepa.core.png import labelled_grid, to_pixels
 from urepa.data.lists.samples import Sample
+from urepa.evaluation.conditioned_images import token_distance
 from urepa.evaluation.context import Context, Incomplete
 from urepa.evaluation.features import held_out_samples, subset
 from urepa.evaluation.frechet_and_kid import Moments, frechet_distance
 from urepa.evaluation.image_tokens import codes_of, powers_of_two, tokenizer_of
 from urepa.evaluation.images.generated_images_math import decode_rgb
-from urepa.evaluation.measures.image_distances_math import encode_tokens, image_features, is_circular
+from urepa.evaluation.measures.image_distances_math import (
+    available_encoders,
+    encode_tokens,
+    image_features,
+    is_circular,
+)
 from urepa.evaluation.measures.reconstruction import Reconstruction
 from urepa.method.flow_sampling import sample
 from urepa.method.guidance import scales_of
@@ -37,7 +42,7 @@ ALWAYS = (0.0, 1.0)
 def reconstruct(asked: Reconstruction, context: Context) -> dict[str, float]:
     """The errors by number of tokens. It also writes the picture. Raises `Incomplete` if an encoder is not
     available."""
-    encoders, lacking = _available(asked.encoders)
+    encoders, lacking = available_encoders(asked.encoders)
     backbone = tokenizer_of(context)
     samples = subset(held_out_samples(context), asked.images)
     if len(samples) < 2:
@@ -47,7 +52,7 @@ def reconstruct(asked: Reconstruction, context: Context) -> dict[str, float]:
         )
     codes_NK = codes_of(context, samples)
     real_N3SS = decode_rgb(context, context.cache.x0(samples)).cpu()
-    real = {name: Seen(context, encoder, real_N3SS) for name, encoder in encoders.items()}
+    real = {name: Encoded(context, encoder, real_N3SS) for name, encoder in encoders.items()}
     counts = powers_of_two(backbone.registers)
     metrics, columns = {}, []
     for count in counts:
@@ -57,7 +62,7 @@ def reconstruct(asked: Reconstruction, context: Context) -> dict[str, float]:
         metrics[f"final/reconstruction_mse/{count}"] = float(mse_N.mean())
         metrics[f"final/reconstruction_psnr/{count}"] = float((-10 * mse_N.clamp(min=1e-10).log10()).mean())
         for name, encoder in encoders.items():
-            made = Seen(context, encoder, made_N3SS)
+            made = Encoded(context, encoder, made_N3SS)
             metrics[f"final/reconstruction_fd/{name}_{count}"] = frechet_distance(real[name].moments, made.moments)
             metrics[f"final/reconstruction_distance/{name}_{count}"] = made.distance(real[name])
             if is_circular(context, encoder):
@@ -65,7 +70,7 @@ def reconstruct(asked: Reconstruction, context: Context) -> dict[str, float]:
     others_N3SS = _decode(asked, context, samples, codes_NK.roll(1, dims=0), backbone.registers)
     metrics["final/reconstruction_mse_other"] = float(_errors(others_N3SS, real_N3SS).mean())
     for name, encoder in encoders.items():
-        distance = Seen(context, encoder, others_N3SS).distance(real[name])
+        distance = Encoded(context, encoder, others_N3SS).distance(real[name])
         metrics[f"final/reconstruction_distance_other/{name}"] = distance
     nothing_N3SS = _decode(asked, context, samples, codes_NK, 0)
     metrics["final/reconstruction_mse_null"] = float(_errors(nothing_N3SS, real_N3SS).mean())
@@ -78,20 +83,8 @@ def reconstruct(asked: Reconstruction, context: Context) -> dict[str, float]:
     return metrics
 
 
-def _available(declared: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The encoders whose weights are there, and the reasons why the others are not."""
-    encoders = {name: encoder.build() for name, encoder in declared.items()}
-    lacking: dict[str, str] = {}
-    for name, encoder in encoders.items():
-        try:
-            encoder.weights_sha256()
-        except UserError as error:
-            lacking[f"encoders.{name}"] = str(error)
-    return {name: e for name, e in encoders.items() if f"encoders.{name}" not in lacking}, lacking
-
-
-class Seen:
-    """Images as an encoder sees them.
+class Encoded:
+    """An encoder's tokens of images, and the moments of their features.
 
     Args:
         rgb_N3SS: images in [0,1].
@@ -99,14 +92,14 @@ class Seen:
 
     def __init__(self, context: Context, encoder: Any, rgb_N3SS: Tensor) -> None:
         tokens = [encode_tokens(context, encoder, part) for part in rgb_N3SS.split(CHUNK)]
-        self.tokens_NMD = torch.cat([part.x_BND.float().cpu() for part in tokens])
+        self.tokens_NMD = torch.cat([part.x_BND.cpu() for part in tokens])
         features_ND = torch.cat([image_features(part) for part in tokens]).cpu().numpy()
         self.moments = Moments(features_ND.shape[1])
         self.moments.add(features_ND)
 
-    def distance(self, other: Seen) -> float:
+    def distance(self, other: Encoded) -> float:
         """The mean over images and positions of 1 − the cosine of the two tokens: 0 for the same images, at most 2."""
-        return float(1 - F.cosine_similarity(self.tokens_NMD.double(), other.tokens_NMD.double(), dim=-1).mean())
+        return token_distance(self.tokens_NMD, other.tokens_NMD)
 
 
 def _decode(asked: Reconstruction, context: Context, samples: Sequence[Sample], codes_NK: Tensor, count: int) -> Tensor:

@@ -27,8 +27,8 @@ class TextOnly(Conditioned):
     """How different the images of one caption are, from several noises: under the caption alone, and with an image's
     vector and patches. Reported is the distance between two of them, in the image encoder's tokens and in their layout
     (the tokens less each picture's mean token). A model that takes the layout from the patches has a small distance
-    with them; one that invents layouts has a large one without. The reference is the distance of real images. A
-    picture has both kinds."""
+    with them; one whose layouts vary with the noise has a large one without. The reference is the distance of real
+    images. A picture has both kinds."""
 
     _target_: str = "urepa.evaluation.measures.text_only.TextOnly"
     captions: int = setting("number of held-out images whose captions are used, at most", ge=FEWEST, le=SIZE)

@@ -13,6 +13,8 @@ from urepa.evaluation.image_counts import refuse_one_class
 if TYPE_CHECKING:
     from urepa.evaluation.context import Context
 
+BOUNDS = "end of the 95 % interval of the linear probe of the first {} tokens"
+
 
 @dataclass
 class TokenClasses:
@@ -36,8 +38,8 @@ class TokenClasses:
             place=68,
             beside=(
                 Reference("final/untrained_token_probe/{}", UNTRAINED),
-                Reference("final/token_probe_low/{}"),
-                Reference("final/token_probe_high/{}"),
+                Reference("final/token_probe_low/{}", label=f"low {BOUNDS}"),
+                Reference("final/token_probe_high/{}", label=f"high {BOUNDS}"),
             ),
         ),
         Metric("final/token_probe_chance", "share of the most frequent class", place=68),

@@ -23,7 +23,7 @@ from urepa.runs.curves import Curve, read_curves
 from urepa.runs.metrics import Rows
 from urepa.runs.run_folder import facts_of, stored_names, tags_of
 from urepa.runs.stored_config import check_parts, read_plain
-from urepa.runs.summary import is_finished
+from urepa.runs.summary import has_valid_end, is_finished
 from urepa.runs.upgrades import upgrade
 
 LONGEST_VALUE = 6000  # MLflow truncates parameters at this length
@@ -131,6 +131,8 @@ def _run_from_folder(folder: Path) -> Run | None:
     except ValueError:  # not YAML or JSON, or more than plain data
         return None
     if not _is_runs(config) or not isinstance(summary, dict) or (file.exists() and not summary.keys() >= NAMES):
+        return None
+    if not has_valid_end(summary):
         return None
     config = upgrade(config)
     if not _has_own_parts(config):
