@@ -29,6 +29,8 @@ def test_a_run_ends_early_and_stays_finished(work: Workspace) -> None:
 
     again = work.train(*EARLY, "tracking=none")
     assert f"is finished: 4 steps, ended early, at step 4 of 12, by stop_when: {WHY}" in again.stdout
+    again = work.train(f"resume={work.run}", bare=True)
+    assert "is finished: 4 steps, ended early" in again.stdout
     longer = work.train(f"resume={work.run}", "trainer.max_steps=20", bare=True, code=1)
     assert "a longer one would end there too: start another run with stop_when=never" in one_line_error(longer)
     done = ended(["-m", "urepa.compare"], work.folder)

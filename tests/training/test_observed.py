@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,47 @@ def test_shares_of_what_the_samples_of_an_update_lost() -> None:
     observed.begin([batch_of(lost.rows(torch.arange(5))), batch_of(lost.rows(torch.arange(5, 8)))], logs=True)
     shares = {key.removeprefix("train/withheld/"): value for key, value in observed.row().items()}
     assert shares == {"nothing": 5 / 8, "text+image": 1 / 8, "image": 2 / 8, "text": 0}
+
+
+def test_shares_are_on_the_device_where_ranks_add_them() -> None:
+    observed = Observed(network().to("meta"), DROPOUT, PARTS)
+    observed.begin([batch_of(condition())], logs=True)
+    assert {value.device.type for value in observed._values.values()} == {"meta"}
+
+
+@pytest.fixture
+def mesh() -> Iterator[Any]:
+    """Of one process, in which FSDP2's modules are the same as among several."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def test_sharded_blocks_are_found_and_their_gradients_measured(mesh: Any) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    rows = []
+    for is_sharded in (False, True):
+        net = network().train()
+        if is_sharded:
+            for module in (*net.blocks, net):
+                fully_shard(module, mesh=mesh)
+        observed = Observed(net, DROPOUT, PARTS)
+        assert observed.blocks is not None
+        observed.begin([batch_of(condition())], logs=True)
+        prediction = run(net, condition())
+        observed.note(Aligned(prediction, {}, {}))
+        prediction.sum().backward()
+        flags = observed.end()
+        assert flags is not None
+        assert flags.tolist() == [False] * 5
+        rows.append(observed.row())
+        net.blocks[0].mlp.fc1.weight.grad.fill_(math.inf)
+        assert observed.blocks.name(observed.blocks.flags().tolist()) == "the gradient of blocks.0"
+    assert rows[1] == pytest.approx(rows[0], rel=1e-5)
 
 
 def test_nothing_is_logged_between_logged_steps_or_of_another_network() -> None:

@@ -32,12 +32,18 @@ def test_it_needs_several_processes_and_contiguous_weights(compose: Callable[...
 
 
 @pytest.mark.parametrize(
-    ("regions", "averaged", "said"),
-    [((), (), "divides a backbone by its repeated blocks"), (("Linear",), ("mid",), "states at the averaged weights")],
+    ("regions", "averaged", "frozen", "said"),
+    [
+        ((), (), (), "divides a backbone by its repeated blocks"),
+        (("Linear",), ("mid",), (), "states at the averaged weights"),
+        (("Linear",), (), ("mid",), "states at an earlier run's weights"),
+    ],
 )
-def test_models_that_cannot_be_divided(regions: tuple[str, ...], averaged: tuple[str, ...], said: str) -> None:
+def test_models_that_cannot_be_divided(
+    regions: tuple[str, ...], averaged: tuple[str, ...], frozen: tuple[str, ...], said: str
+) -> None:
     net: Any = model()
-    net.backbone.regions, net.averaged_taps = regions, averaged
+    net.backbone.regions, net.averaged_taps, net.frozen_taps = regions, averaged, frozen
     with pytest.raises(UserError, match=said):
         Shards(net, CPU)
 

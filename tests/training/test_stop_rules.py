@@ -96,6 +96,7 @@ def test_a_rule_needs_a_metric_of_the_run_and_a_paired_control(compose: Compose,
         check(compose(*asked, "seed=1"), [])
     with pytest.raises(UserError, match=r"is no paired control: its trainer.batch_size is 24 and this run's 12"):
         check(compose(*asked, "trainer.batch_size=12"), [])
+    rows(control, {0: 3.5, 10: 3.0})  # with a warm start
     with pytest.raises(UserError, match="has no val/diffusion at a step at which this run validates"):
         check(compose(*asked, "trainer.validate_every=15"), [])
 

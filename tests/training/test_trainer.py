@@ -138,3 +138,15 @@ def test_other_runs_are_not_remarked(
         trainer.metrics.append({"step": step, "train/cosine": cosine})
     trainer.judge_alignment(500)
     assert capsys.readouterr().out == ""
+
+
+def test_a_run_that_ended_early_with_most_updates_skipped_does_not_finish_later(
+    build_trainer: Callable[..., Any],
+) -> None:
+    trainer = build_trainer("stop_when=plateau", "stop_when.patience=1", "trainer.max_steps=9")
+    for step, value in ((2, 1.0), (4, 2.0)):
+        trainer.metrics.append({"step": step, "val/diffusion": value})
+    assert trainer.fit(4) == 4
+    trainer.guard.skipped.fill_(3)
+    with pytest.raises(UserError, match="3 of 4 updates"):
+        trainer.fit(4)

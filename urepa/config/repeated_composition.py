@@ -62,7 +62,7 @@ def _stamp(repository: Any, config_path: str) -> tuple[Any, ...] | None:
 
 def _keep(kept: dict[tuple[Any, ...], bytes], key: tuple[Any, ...], value: Any) -> None:
     """Keeps a value, unless a user's class in it cannot be pickled."""
-    with contextlib.suppress(pickle.PicklingError):
+    with contextlib.suppress(pickle.PicklingError, AttributeError, TypeError):  # pickle raises all three
         kept[key] = pickle.dumps(value)
 
 

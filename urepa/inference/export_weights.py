@@ -32,6 +32,7 @@ from urepa.models.lora.kohya_net import write_kohya_lora
 from urepa.models.weight_files import save_tensors
 from urepa.runs import checkpoint
 from urepa.runs.run_folder import require_config
+from urepa.runs.summary import end_step, read_summary
 from urepa.training.provenance import class_names
 
 PRIVATE = ("tracking", "resume")  # parts of the config that are not published
@@ -55,7 +56,7 @@ def export(asked: dict[str, Any]) -> Path:
             f"{run} trained a U-Net on a flow, which diffusers' layout cannot represent; open it with `urepa.load`"
         )
     opened.load_ema(found)
-    if found.step < (end := opened.config["trainer"]["max_steps"]):
+    if found.step < (end := end_step(read_summary(run), opened.config["trainer"]["max_steps"])):
         print(f"warning: {run} has {found.step} of {end} steps; these are the weights of that step")
     temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed

@@ -22,6 +22,7 @@ from urepa.inference.published_weights import Published, find
 from urepa.method.training_step import AlignedModel
 from urepa.runs import checkpoint
 from urepa.runs.run_folder import require_config
+from urepa.runs.summary import end_step, read_summary
 from urepa.training.assembly import build_backbone, build_part
 
 # settings composed for published weights that a request does not record: paths, and what it records under other keys
@@ -73,7 +74,7 @@ class RunWeights:
 
     @property
     def warning(self) -> str | None:
-        end = self.config["trainer"]["max_steps"]
+        end = end_step(read_summary(self.run), self.config["trainer"]["max_steps"])
         done = f"{self.run} has {self.found.step} of {end} steps; these are images of that step"
         return done if self.found.step < end else None
 

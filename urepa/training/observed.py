@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from urepa.core.backbone_protocols import ExpectedRange, ObservedNetwork
 from urepa.core.collectives import mean_over_ranks, sum_over_ranks
 from urepa.core.conditions import Condition, covered_parts
+from urepa.core.shards import whole
 from urepa.core.types import Batch
 from urepa.method.training_step import Aligned
 from urepa.runs.metrics import Rows, number
@@ -49,6 +50,7 @@ class Observed:
             assert all(self.parameters.values()), "a name of `observed` that no parameter has"
             self.outcomes = {NOTHING: frozenset()}
             self.outcomes |= {name: frozenset(covered_parts(name, parts)) for name in dropout}
+            self.device = named[0][1].device  # ranks cannot add tensors of the CPU where they have GPUs
 
     def begin(self, batches: Sequence[Batch], logs: bool) -> None:
         """Begins an update with these micro-batches, before they are moved to the device; `logs`: whether it is
@@ -57,7 +59,7 @@ class Observed:
         if self.blocks is not None:
             self.blocks.begin()
         if self._logs and len(self.outcomes) > 2:  # one name: its share says nothing of a draw among several
-            self._values |= _shares([batch.condition for batch in batches], self.outcomes)
+            self._values |= _shares([batch.condition for batch in batches], self.outcomes, self.device)
 
     def note(self, output: Aligned) -> None:
         """Notes the prediction of a micro-batch."""
@@ -69,7 +71,7 @@ class Observed:
         if self._logs:
             for name, own in self.parameters.items():
                 gradients = [p.grad for p in own if p.grad is not None]
-                self._values[f"grad_norm/{name}"] = torch.nn.utils.get_total_norm(gradients)
+                self._values[f"grad_norm/{name}"] = whole(torch.nn.utils.get_total_norm(gradients))
         return None if self.blocks is None else self.blocks.flags()
 
     def row(self) -> dict[str, float]:
@@ -115,7 +117,11 @@ class Blocks:
 
     def __init__(self, backbone: nn.Module) -> None:
         regions = getattr(backbone, "regions", ())
-        found = [(name, module) for name, module in backbone.named_modules() if type(module).__name__ in regions]
+        found = [  # by all names of a class: trainer.sharding puts a class of FSDP2's over a block's own
+            (name, module)
+            for name, module in backbone.named_modules()
+            if any(own.__name__ in regions for own in type(module).__mro__)
+        ]
         self.names = [name for name, _ in found]
         self.modules = [module for _, module in found]
         self._outputs = [torch.zeros((), dtype=torch.bool)] * (len(found) + 1)
@@ -142,7 +148,7 @@ class Blocks:
         gradients = []
         for module in self.modules:
             own = [p.grad for p in module.parameters() if p.grad is not None]
-            gradients.append(~torch.nn.utils.get_total_norm(own).isfinite() if own else torch.zeros(()).bool())
+            gradients.append(~whole(torch.nn.utils.get_total_norm(own)).isfinite() if own else torch.zeros(()).bool())
         device = gradients[-1].device if gradients else self._outputs[0].device
         return torch.stack([x.to(device) for x in (*self._outputs, *gradients)])
 
@@ -157,8 +163,10 @@ class Blocks:
         return f"the gradient of {bad[-1]}" if bad else f"after {self.names[-1]}"
 
 
-def _shares(conditions: Sequence[Condition], outcomes: Mapping[str, frozenset[str]]) -> dict[str, Tensor]:
-    """Of each outcome the number [2] of samples that lost just these parts, and of all samples."""
+def _shares(
+    conditions: Sequence[Condition], outcomes: Mapping[str, frozenset[str]], device: torch.device
+) -> dict[str, Tensor]:
+    """Of each outcome the number [2] of samples that lost just these parts, and of all samples, on the device."""
     counts = dict.fromkeys(outcomes, 0)
     for condition in conditions:
         given = torch.stack([condition[name].given_B for name in condition.names]).T.tolist()
@@ -167,7 +175,7 @@ def _shares(conditions: Sequence[Condition], outcomes: Mapping[str, frozenset[st
             for outcome, parts in outcomes.items():
                 counts[outcome] += lost == parts
     total = sum(len(condition) for condition in conditions)
-    return {f"train/withheld/{name}": torch.tensor([count, total]).float() for name, count in counts.items()}
+    return {f"train/withheld/{name}": torch.tensor([count, total]).float().to(device) for name, count in counts.items()}
 
 
 def _share(counts_2: Tensor) -> float:

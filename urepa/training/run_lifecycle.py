@@ -181,7 +181,7 @@ class Session:
             tracker: Tracker = declaration_of(stored["tracking"])
             tracker.check_trusted(self.folder.path)
         before, after = stored["trainer"]["max_steps"], config.trainer.max_steps
-        if early := early_text(read_summary(self.folder.path) or {}):
+        if after != before and (early := early_text(read_summary(self.folder.path) or {})):
             raise UserError(
                 f"{self.folder.path} {early}; a longer one would end there too: start another run with stop_when=never"
             )

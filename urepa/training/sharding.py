@@ -50,10 +50,11 @@ class Shards:
                 f"trainer.sharding={FSDP2} divides a backbone by its repeated blocks, and this one names none "
                 "(`regions`); drop it"
             )
-        if model.averaged_taps:
+        if model.averaged_taps or model.frozen_taps:
+            others = "the averaged" if model.averaged_taps else "an earlier run's"
             raise UserError(
-                f"trainer.sharding={FSDP2}: this loss compares with states at the averaged weights, which are sharded "
-                "too; drop trainer.sharding, or choose another loss"
+                f"trainer.sharding={FSDP2}: this loss compares with states at {others} weights, which a sharded "
+                "backbone cannot take; drop trainer.sharding, or choose another loss"
             )
         from torch.distributed.device_mesh import init_device_mesh  # imported where they are used: 3 s
         from torch.distributed.fsdp import fully_shard

@@ -99,6 +99,7 @@ class Trainer:
         finite, or if most updates were skipped."""
         s = self.settings
         if step and self.ends_early(step):  # it was killed between its last checkpoint and its summary
+            self.guard.require_updates(step)
             return step
         with StopSignals() as signals, self._progress(step) as bar:
             self.logged = (step, time.perf_counter())

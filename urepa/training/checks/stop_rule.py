@@ -56,7 +56,8 @@ def check_control(rule: StopRule, config: Mapping[str, Any]) -> None:
                 "control of the same seed, data, objective and batch"
             )
     every = config["trainer"]["validate_every"]
-    if not any(step % every == 0 for step in values_by_step(folder / "metrics.jsonl", rule.metric)):
+    steps = values_by_step(folder / "metrics.jsonl", rule.metric)  # 0 is that of a warm start
+    if not any(step and step % every == 0 for step in steps):
         raise UserError(
             f"{named} has no {rule.metric} at a step at which this run validates, every {every}; give "
             "trainer.validate_every of the control"
