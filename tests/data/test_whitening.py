@@ -57,6 +57,16 @@ def test_the_file_holds_the_statistics_exactly() -> None:
         assert torch.equal(getattr(one, name), getattr(other, name))
 
 
+def test_tokens_are_whitened_in_fp32_within_autocast() -> None:
+    """Validation reads within it; bf16 would give it other targets than training."""
+    tokens = correlated(50, 5)
+    mean, matrix = fit_whitening([tokens])
+    one = Whitening(mean.float(), mean.float(), matrix.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        within = one(tokens)
+    assert torch.equal(within, one(tokens))
+
+
 def teacher(**changes: Any) -> EfficientNetLite0Network:
     return EfficientNetLite0Network(32, [2, 2], 16, **changes)
 

@@ -51,6 +51,11 @@ class ImageTokenSettings:
             raise UserError("data.flip=true has no image tokens of mirrored images; give data.flip=false")
         if not self.dropout:
             raise UserError(f"data.image_encoder needs data.dropout, as +data.dropout='{EXAMPLE}'")
+        if getattr(self.image_encoder, "whiten", False):
+            raise UserError(
+                "data.image_encoder.whiten has no effect: image tokens are standardised by data.patch_statistics; give "
+                "data.image_encoder.whiten=false"
+            )
         self.image_encoder.check()
 
     def check_image_given(self, given: Sequence[str]) -> None:

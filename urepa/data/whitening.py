@@ -48,8 +48,9 @@ class Whitening:
     matrix_DD: Tensor
 
     def __call__(self, x_RND: Tensor) -> Tensor:
-        """Whitened tokens, float32."""
-        return (x_RND.float() - self.mean_D) @ self.matrix_DD
+        """Whitened tokens, float32, also within autocast, in which validation reads."""
+        with torch.autocast(x_RND.device.type, enabled=False):
+            return (x_RND.float() - self.mean_D) @ self.matrix_DD
 
     def as_file(self) -> bytes:
         """The content of whitening.npy: [2+D,D]."""

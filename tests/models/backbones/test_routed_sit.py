@@ -66,6 +66,27 @@ def test_a_share_of_the_tokens_skips_the_blocks_and_is_put_back() -> None:
     assert (same.sum(1) == 6).all(), "6 of 16 tokens are as they were before"
 
 
+def test_a_time_for_each_token_goes_with_the_token() -> None:
+    """With loss=self_flow each token has a time of its own, in all blocks of the route."""
+    routed, _ = pair()
+    x_t = torch.randn(3, 3, 8, 8)
+    with torch.no_grad():
+        expected = routed(x_t, T, CLASSES).prediction_RCHW
+        same = routed(x_t, T[:, None, None].expand(-1, 4, 4), CLASSES).prediction_RCHW
+        torch.testing.assert_close(same, expected, atol=1e-5, rtol=1e-4)
+        # a token that skips the blocks is changed by its own time in the others alone, as one that stays is
+        stays = uniform_of_tokens(U[:1], 16)[0].sort().indices[:10]
+        t_Bhw = T[:, None, None].expand(-1, 4, 4).clone()
+        t_Bhw[0].view(-1)[stays] = 0.7
+        seen: dict[int, torch.Tensor] = {}
+        for k in (1, 2, 3):
+            routed.blocks[k].register_forward_hook(lambda _, given, out, k=k: seen.update({k: given[1][0]}))
+        routed(x_t, t_Bhw, CLASSES)
+    ten = routed.t_embedder(torch.full((10,), 0.7)) + routed.y_embedder(CLASSES["class"])[0]
+    for k in (1, 2, 3):
+        torch.testing.assert_close(seen[k], ten, atol=1e-5, rtol=1e-4)
+
+
 def test_in_eval_mode_it_is_the_sit_of_the_same_weights() -> None:
     routed, plain = pair()
     x_t = torch.randn(3, 3, 8, 8)

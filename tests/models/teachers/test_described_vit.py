@@ -119,6 +119,13 @@ def test_settings_that_do_not_fit_are_refused(folder: Path, side: int, changes: 
         settings(folder, side, **changes).check()
 
 
+def test_images_and_tokens_that_do_not_fit_are_refused(folder: Path) -> None:
+    with pytest.raises(UserError, match="an input of 28x28 pixels has other patches than 4x4: give .* image_side"):
+        settings(folder, 70).build().states(torch.rand(1, 3, 32, 32))
+    with pytest.raises(UserError, match="leading=6 leaves 15 tokens of .* for 16 patches: give at most 5"):
+        settings(folder, 70, leading=6).build().states(torch.rand(1, 3, 64, 64))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("choice", "changes", "grids"),

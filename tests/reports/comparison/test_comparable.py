@@ -54,6 +54,16 @@ def test_only_equal_quantities_are_compared(config: dict[str, Any], changes: dic
     assert incomparable_keys("final/tap_knn", arm, baseline) == []
 
 
+def test_terms_rest_on_what_they_are_compared_with(config: dict[str, Any]) -> None:
+    """The attention loss on the teacher, the distance to latents on what the backbone predicts."""
+    baseline = as_text(config)
+    teacher, objective = ({"teacher.image_size": 64}, {"objective._target_": EPSILON})
+    for key, changes in (("attention", teacher), ("latents", objective)):
+        assert incomparable_keys(f"val/{key}", as_text(changed(config, changes)), baseline) == list(changes)
+    assert incomparable_keys("val/attention", as_text(changed(config, objective)), baseline) == []
+    assert incomparable_keys("val/latents", as_text(changed(config, teacher)), baseline) == []
+
+
 @pytest.mark.parametrize(
     ("changes", "fit", "tap"),
     [

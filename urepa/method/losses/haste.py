@@ -59,7 +59,11 @@ class Haste(URepaLoss):
 
     metrics: ClassVar[tuple[Metric, ...]] = (
         *URepaLoss.metrics,
-        Metric("val/attention", "attention loss", "↓", trained_by=("loss.lambda_max", "loss.attention_weight")),
+        Metric(
+            *("val/attention", "attention loss", "↓"),
+            rests_on=("teacher",),  # whose settings alter the token loss alone
+            trained_by=("loss.lambda_max", "loss.attention_weight"),
+        ),
     )
 
     def check(self) -> None:

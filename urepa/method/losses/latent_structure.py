@@ -56,7 +56,11 @@ class LatentStructure(WithoutTeacher):
     hidden: int = setting("width of the head's hidden layers", ge=1, le=SIZE)
 
     metrics: ClassVar[tuple[Metric, ...]] = (
-        Metric("val/latents", "distance to latents", "↓", trained_by=("loss.lambda_max",)),
+        Metric(
+            *("val/latents", "distance to latents", "↓"),
+            rests_on=("objective",),  # which says what the backbone predicts
+            trained_by=("loss.lambda_max",),
+        ),
     )
     has_head: ClassVar[bool] = True
     measures: ClassVar[tuple[str, ...]] = (CONFLICT,)

@@ -39,6 +39,8 @@ class RoutedSiTNetwork(DrawingModule, SiTNetwork):
         self._whole_BND: Tensor | None = None  # the tokens before the route; None outside of it
         self._stay_BMD: Tensor | None = None
         self.blocks[route[0]].register_forward_pre_hook(self._leave)
+        for block in self.blocks[route[0] + 1 : route[1] + 1]:
+            block.register_forward_pre_hook(self._within)
         self.blocks[route[1]].register_forward_hook(self._return)
 
     def forward(
@@ -65,7 +67,19 @@ class RoutedSiTNetwork(DrawingModule, SiTNetwork):
         stay = x_BND.shape[1] - int(self.share * x_BND.shape[1])
         stay_BM = draws_BN.argsort(dim=1, stable=True)[:, :stay].sort(dim=1).values
         self._whole_BND, self._stay_BMD = x_BND, stay_BM[..., None].expand(-1, -1, x_BND.shape[2])
-        return x_BND.gather(1, self._stay_BMD), c if c.ndim == 2 else c.gather(1, self._stay_BMD), *more
+        return x_BND.gather(1, self._stay_BMD), self._of_those(c), *more
+
+    def _within(self, block: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        """The inputs of a later block of the route, with the conditions of the tokens that stayed."""
+        if self._stay_BMD is None:
+            return None
+        x_BMD, c, *more = inputs
+        return x_BMD, self._of_those(c), *more
+
+    def _of_those(self, c: Tensor) -> Tensor:
+        """A sample's condition [B,D], or of each token's [B,N,D] those of the tokens that stay."""
+        assert self._stay_BMD is not None
+        return c if c.ndim == 2 else c.gather(1, self._stay_BMD)
 
     def _return(self, block: nn.Module, inputs: tuple[Tensor, ...], output_BMD: Tensor) -> Tensor | None:
         """The block's output, with the tokens that left in their places."""
