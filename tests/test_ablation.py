@@ -104,7 +104,10 @@ OTHERWISE |= {
     }.items()
 }
 OTHERWISE |= {  # their encoder is DINOv3
-    ("nanodit_smoke", arm): "it would change data.image_encoder.cls_weight, data.image_encoder.family"
+    (
+        "nanodit_smoke",
+        arm,
+    ): "it would change data.image_encoder.block, data.image_encoder.cls_weight, data.image_encoder.family"
     for arm in ("nanodit_multiples_of_14", "nanodit_registers")
 }
 OTHERWISE |= {
@@ -187,7 +190,7 @@ OTHERWISE |= {
     for arm in OF_CPU
 }
 OTHERWISE |= {  # their teachers have other grids
-    (experiment, "method_dinov2"): "besides data.online_teacher, teacher._target_, teacher.cls_weight"
+    (experiment, "method_dinov2"): "it would change teacher.grid"
     for experiment in ("repa_cifar10", "repa_imagenet256")
 }
 
@@ -289,9 +292,11 @@ def test_an_arm_for_another_family_is_refused_in_one_line(composed: Compose, exp
         with pytest.raises((UserError, HydraException)) as refused:
             check(*composed(experiment, arm))
         if isinstance(refused.value, HydraException):  # the part has no such key; the door says so in one line
-            named = re.search(r"full_key: (\S+)\n", str(refused.value))
+            pattern = rf"full_key: (\S+)\n|In 'ablation/{arm}': Could not override '(?:\S+@)?(\S+)'"
+            named = re.search(pattern, str(refused.value))
             assert named is not None, f"{arm}: {refused.value}"
-            assert any(f"{key}.".startswith(f"{named[1]}.") for key in changes(arm)), f"{arm}: {refused.value}"
+            place = named[1] or named[2]
+            assert any(f"{key}.".startswith(f"{place}.") for key in changes(arm)), f"{arm}: {refused.value}"
             continue
         assert words in str(refused.value)
         assert "\n" not in str(refused.value)

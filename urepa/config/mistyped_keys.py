@@ -54,6 +54,12 @@ def error_message(error: BaseException, root: str, arguments: list[str]) -> str:
     if several:
         key, values = several.groups()
         return f"{key}={values} is several values: add -m to sweep over them (or write {key}=[{values}] for a list)"
+    of_option = re.search(r"In '(\S+)/(\S+)': Could not override '([^']+)'", text)
+    if of_option:  # an arm, for example, of a part that the experiment does not have
+        group, option, part = of_option.groups()
+        place = part.rpartition("@")[2]
+        typed = f"+{group}" if group in ADDED_GROUPS else group
+        return f"{typed}={option} chooses {place}, which this command does not have; choose another {group}"
     named = re.search(r"full_key: (\S+)", text) or re.search(r"Could not override '([^']+)'", text)
     if named is None:
         return " ".join(str(error).split())
