@@ -190,8 +190,7 @@ OTHERWISE |= {
     for arm in OF_CPU
 }
 OTHERWISE |= {  # their teachers have other grids
-    (experiment, "method_dinov2"): "it would change teacher.grid"
-    for experiment in ("repa_cifar10", "repa_imagenet256")
+    (experiment, "method_dinov2"): "it would change teacher.grid" for experiment in ("repa_cifar10", "repa_imagenet256")
 }
 
 

@@ -21,15 +21,27 @@ KEYS = {
     "error without codes": "final/reconstruction_mse_null",
     "FD(pixels) from 1 code": "final/reconstruction_fd/pixels_1",
     "FD(pixels) from 8 codes": "final/reconstruction_fd/pixels_8",
+    "distance(efficientnet_lite2) from 1 code": "final/reconstruction_distance/efficientnet_lite2_1",
+    "distance(efficientnet_lite2) from 8 codes": "final/reconstruction_distance/efficientnet_lite2_8",
+    "distance(efficientnet_lite2) from another image's 8 codes": (
+        "final/reconstruction_distance_other/efficientnet_lite2"
+    ),
     **{f"different codes at position {k}": f"final/codes_used_at/{k}" for k in (1, 2, 4, 8)},
     "silhouette of the first code (untrained)": "final/token_silhouette/1",
     "silhouette of 8 codes (untrained)": "final/token_silhouette/8",
-    "probe of the first code (untrained)": "final/token_probe/1",
-    "probe of 8 codes (untrained)": "final/token_probe/8",
+    "probe of the first code [95 %] (untrained)": "final/token_probe/1",
+    "probe of 8 codes [95 %] (untrained)": "final/token_probe/8",
 }
 
 
-SHORTER = {f"{label} (untrained)": label for label in ("probe of the first code", "probe of 8 codes")}
+SHORTER = {
+    f"{label}{ending}": label
+    for label, ending in (
+        ("silhouette of 8 codes", " (untrained)"),
+        ("probe of the first code", " [95 %] (untrained)"),
+        ("probe of 8 codes", " [95 %] (untrained)"),
+    )
+}
 
 
 def table(number: int) -> dict[str, list[str]]:
@@ -43,7 +55,7 @@ def table(number: int) -> dict[str, list[str]]:
 def metrics(column: str) -> dict[str, float]:
     arm, _, seed = column.partition(", seed ")
     summary = json.loads((ROOT / "results" / "flextok" / arm / f"seed{seed}" / "summary.json").read_text())
-    assert summary["step"] == 1200
+    assert summary["step"] == 2400
     return dict(summary["metrics"])
 
 
@@ -54,7 +66,9 @@ def test_the_table_is_that_of_the_runs(label: str) -> None:
     for column, cell in zip(rows[""], rows[label], strict=True):
         own, key = metrics(column), KEYS[label]
         numbers = re.findall(r"-?\d+\.?\d*", cell.replace("−", "-"))
-        keys = [key, key.replace("final/token", "final/untrained_token")][: len(numbers)]
+        untrained = key.replace("final/token", "final/untrained_token")
+        interval = [key.replace("probe/", f"probe_{end}/") for end in ("low", "high")] if "[" in cell else []
+        keys = [key, *interval, untrained][: len(numbers)]
         assert bool(numbers) == (key in own), column
         for written, name in zip(numbers, keys, strict=True):
             assert written == f"{own[name]:.{len(written.partition('.')[2])}f}", (column, name)
@@ -66,8 +80,8 @@ def test_the_differences_are_those_of_the_comparison() -> None:
     keys = {SHORTER.get(label, label): key for label, key in KEYS.items()}
     rows = table(1)
     names = rows.pop("difference to `control`")
-    assert names == ["aligned", "aligned_half"]
-    assert len(rows) == 11
+    assert names == ["aligned"]
+    assert len(rows) == 15
     for label, cells in rows.items():
         for name, cell in zip(names, cells, strict=True):
             numbers = re.findall(r"[-+]\d+\.?\d*", cell.replace("−", "-"))
@@ -76,3 +90,15 @@ def test_the_differences_are_those_of_the_comparison() -> None:
             assert numbers == [f"{value:+.{places}f}" for value in row], (label, name)
             beyond = float(arms[name][f"{keys[label]} p_holm"]) < 0.05
             assert cell.endswith("●" if beyond else "○"), (label, name)
+
+
+def test_errors_fall_with_every_code_and_the_probe_excludes_chance() -> None:
+    for arm in ("control", "aligned"):
+        for seed in range(3):
+            own = metrics(f"{arm}, seed {seed}")
+            errors = [own[f"final/reconstruction_mse/{count}"] for count in (1, 2, 4, 8)]
+            assert errors == sorted(errors, reverse=True)
+            assert len(set(errors)) == 4
+            assert errors[-1] < min(own["final/reconstruction_mse_other"], own["final/reconstruction_mse_null"])
+            for count in (1, 2, 4, 8):
+                assert own[f"final/token_probe_low/{count}"] > own["final/token_probe_chance"] == 0.1

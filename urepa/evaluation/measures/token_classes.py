@@ -40,9 +40,9 @@ class TokenClasses:
                 Reference("final/untrained_token_probe/{}", UNTRAINED),
                 Reference("final/token_probe_low/{}", label=f"low {BOUNDS}"),
                 Reference("final/token_probe_high/{}", label=f"high {BOUNDS}"),
+                Reference("final/token_probe_chance", label="accuracy of always answering the most frequent class"),
             ),
         ),
-        Metric("final/token_probe_chance", "share of the most frequent class", place=68),
     )
 
     def __call__(self, context: Context) -> dict[str, float]:
