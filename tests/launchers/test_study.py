@@ -208,11 +208,18 @@ def test_the_arms_of_a_sit_even_if_other_arms_do_not_compose(capsys: pytest.Capt
     said = capsys.readouterr().out
     assert "left out: +ablation=full_data does not fit this command: Could not override 'data.limit'" in said
     assert "left out: schedule.stop_step=50000 has no effect in a run of 2000 steps" in said
-    made, verify, train, _evaluate, made_raw, _verify_raw, train_raw, _evaluate_raw, compare = stages(runs, gpus=1)
+    *groups, compare = stages(runs, gpus=1)
+    made, verify, train, _evaluate = groups[:4]
     preprocess = "urepa.preprocess data=cifar10_pixels teacher=efficientnet_lite0_256 data.limit=100"
     assert commands(made) == [f"{preprocess} stage=all"]
-    assert commands(made_raw) == [f"{preprocess} teacher.unit_length=false stage=all"]  # of arms with raw tokens
-    assert len(train.jobs) + len(train_raw.jobs) == len(runs) == 2 * len(arms)
+    others = {command for (command,) in map(commands, groups[4::4])}  # of arms with other tokens
+    online = "urepa.preprocess data=cifar10_pixels teacher=dinov2_s_112 data.limit=100 data.online_teacher=true"
+    assert others == {
+        f"{online} stage=all",
+        f"{preprocess} teacher.unit_length=false stage=all",
+        f"{preprocess} teacher.whiten=true stage=all",
+    }
+    assert sum(len(each.jobs) for each in groups[2::4]) == len(runs) == 2 * len(arms)
     assert (verify.after, train.after, len(compare.jobs)) == (made, verify, 1)
     with pytest.raises(HydraException, match=r"Could not override 'data\.limit'"):
         runs_of(["full_data"], (0,), overrides, 1)

@@ -21,6 +21,8 @@ from urepa.method.losses.haste import Haste
 from urepa.method.losses.latent_structure import LatentStructure
 from urepa.method.losses.layer_sync import LayerSync
 from urepa.method.losses.no_loss import NoLoss
+from urepa.method.losses.released import Released
+from urepa.method.losses.self_flow import SelfFlow
 from urepa.method.losses.self_representation import SelfRepresentation
 from urepa.method.losses.self_transcendence import SelfTranscendence
 from urepa.method.losses.several_terms import SeveralTerms
@@ -40,6 +42,13 @@ LOSSES: dict[str, Loss] = {
     "dispersive": Dispersive(lambda_max=0.5, warmup_steps=4, tap="block_1", temperature=0.5),
     "self_representation": SelfRepresentation(
         lambda_max=0.2, warmup_steps=4, student="block_1", teacher="block_3", less_noise=0.2, beta=0.05
+    ),
+    "self_flow": SelfFlow(lambda_max=0.8, warmup_steps=4, student="block_1", teacher="block_3", share=0.25),
+    "released": Released(
+        **{"lambda_max": 0.5, "warmup_steps": 4, "manifold_weight": 0.0, "level": "token", "taps": {"block_1": 1.0}},
+        spike_threshold=0.1,
+        release_cosine=0.5,
+        time_power_end=None,
     ),
     "latent_structure": LatentStructure(
         lambda_max=0.5, warmup_steps=4, student="block_1", target="x0", times=[0.4, 0.7], hidden=8

@@ -110,7 +110,8 @@ def _advice(error: BaseException) -> str:
 def unknown_option_message(group: str, name: str, options: Sequence[str]) -> str:
     """The error message for an option that a group does not have."""
     shown = ", ".join(options[:SHOWN]) + (f" and {len(options) - SHOWN} more" if len(options) > SHOWN else "")
-    return f"{group} has no option '{name}'; choose one of: {shown}{_did_you_mean_key(name, options)}"
+    word = "none" if name in ("null", "None", "false") and "none" in options else name
+    return f"{group} has no option '{name}'; choose one of: {shown}{_did_you_mean_key(word, options)}"
 
 
 def unmatched_pattern_message(group: str, pattern: str, options: list[str]) -> str:

@@ -40,7 +40,7 @@ class EfficientNetLite0:
     alters: ClassVar[tuple[str, ...]] = ALIGNMENT
     network: ClassVar[str] = "efficientnet-lite0"
     title: ClassVar[str] = "EfficientNet-Lite0"
-    weights: ClassVar[str] = "its ImageNet-1K weights"
+    weights_in_words: ClassVar[str] = "its ImageNet-1K weights"
     maps: ClassVar[dict[int, tuple[int, int]]] = LITE0
 
     @property
@@ -74,7 +74,7 @@ class EfficientNetLite0:
         size, stride = self.image_size, self.stride
         side, which = size // stride, "last map" if stride == 32 else f"last map at stride {stride}"
         return (
-            f"The teacher is {self.title} with {self.weights}, frozen. Images are resized to {size}×{size} "
+            f"The teacher is {self.title} with {self.weights_in_words}, frozen. Images are resized to {size}×{size} "
             f"pixels (bicubic); its {which} of {side}×{side} is average-pooled to {shape(self.grid)} tokens of width "
             f"{number(self.width)}{length_in_words(self.unit_length)}." + (WHITE_WORDS if self.whiten else "")
         )

@@ -24,7 +24,7 @@ class RandomLite0(EfficientNetLite0):
 
     network: ClassVar[str] = "efficientnet-lite0-random"
     title: ClassVar[str] = "EfficientNet-Lite0"
-    weights: ClassVar[str] = "random weights"
+    weights_in_words: ClassVar[str] = "random weights"
 
     def stored_as(self) -> dict[str, Any]:
         named = f"{self.network}-{self.weights_seed}"
