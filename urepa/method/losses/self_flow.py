@@ -61,13 +61,13 @@ class SelfFlow(WithoutTeacher):
 
     def description(self, *, schedule: Schedule, max_steps: int) -> list[str | Formula]:
         return [
-            "The loss has two times t and r of each image in training, drawn independently. Each of the image's tokens has "
-            f"the second with a probability of {number(self.share)}: its patch is noised, and its modulations "
-            f"conditioned, at its own time. The tokens h of {self.student}, behind a head g of its own (linear to twice "
-            f"the width, SiLU, linear), are aligned with those of {self.teacher} that the exponential moving average of "
-            "the weights gives (h with a bar, in eval mode and without gradient) with all tokens at the smaller of both "
-            "times, the same noise and the same condition (Self-Flow). Validation has one time an image. There is no "
-            "teacher.",
+            "The loss has two times t and r of each image in training, drawn independently. Each of the image's "
+            f"tokens has the second with a probability of {number(self.share)}: its patch is noised, and its "
+            f"modulations conditioned, at its own time. The tokens h of {self.student}, behind a head g of its own "
+            f"(linear to twice the width, SiLU, linear), are aligned with those of {self.teacher} that the "
+            "exponential moving average of the weights gives (h with a bar, in eval mode and without gradient) "
+            "with all tokens at the smaller of both times, the same noise and the same condition (Self-Flow). "
+            "Validation has one time an image. There is no teacher.",
             Formula(r"\mathcal{L} = \mathcal{L}_{\mathrm{diff}} + \lambda(s)\, \mathcal{L}_{\mathrm{token}}"),
             Formula(DIFFUSION),
             Formula(
