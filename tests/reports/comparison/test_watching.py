@@ -43,7 +43,13 @@ def start() -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
 def _start(folder: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "urepa.compare", "watch=true", "watch_every=1"]
     env = environment() | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=folder, env=env, preexec_fn=_take_interrupts, **pipes)  # type: ignore[call-overload]
+
+
+def _take_interrupts() -> None:
+    """A shell's background jobs ignore SIGINT, and their processes inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.slow
