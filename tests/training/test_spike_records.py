@@ -64,8 +64,9 @@ def test_consecutive_spikes_are_one_episode_also_over_a_checkpoint(tmp_path: Pat
 
 
 def test_the_report_says_how_often_and_for_how_long() -> None:
-    def arm(**values: float) -> Any:
-        run = SimpleNamespace(last=lambda key: values.get(key.partition("/")[2]), last_step=2000)
+    def arm(lambda_max: float = 0.5, **values: float) -> Any:
+        config = {"loss.lambda_max": str(lambda_max)}
+        run = SimpleNamespace(last=lambda key: values.get(key.partition("/")[2]), last_step=2000, config=config)
         return SimpleNamespace(label="mine", runs={0: run, 1: run})
 
     assert spike_remarks(arm(manifold_spikes=0.0)) == []
@@ -73,6 +74,7 @@ def test_the_report_says_how_often_and_for_how_long() -> None:
     assert said == [
         "mine: 15.0 spikes of the manifold loss in 1,000 updates; it recovered after 3.0 updates on average"
     ]
+    assert spike_remarks(arm(0.0, manifold_spikes=30.0)) == [], "the control does not train on that loss"
     assert spike_remarks(arm(manifold_spikes=30.0)) == ["mine: 15.0 spikes of the manifold loss in 1,000 updates"]
 
 

@@ -97,6 +97,13 @@ def test_a_folder_of_images_is_counted(make_track: Callable[..., Any], teacher: 
     cache.close()
 
 
+def test_a_folder_with_too_few_images_to_train_on_is_refused(make_track: Callable[..., Any]) -> None:
+    said = r"there are 36 training images, and data.validation_images=36 leave none of them to train on: give fewer"
+    with pytest.raises(UserError, match=said):
+        make_track(validation_images=36).expected_samples()
+    assert make_track(validation_images=35).expected_samples()["train"] == 1
+
+
 @pytest.mark.slow
 def test_an_existing_track_has_its_own_number_of_samples(
     material: Path, built: Path, compose: Callable[..., dict[str, Any]]

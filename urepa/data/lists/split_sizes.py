@@ -67,13 +67,18 @@ def expected_samples(
     limit: int | None, held_out: Mapping[str, int], count: Callable[[], Mapping[str, int]]
 ) -> dict[str, int]:
     """The number of samples in each split of a small track, before or after it is built. `count` returns the images per
-    publisher's split; it is called only if there is no limit."""
+    publisher's split; it is called only if there is no limit. Raises UserError if none is left to train on."""
     if limit is not None:
         return {"train": limit, **held_out}
     there = count()
     test_images = there.get("test", 0)
-    rest = sum(there.values()) - test_images - held_out["val"]
-    return {"train": rest if test_images else rest - held_out["test"], **held_out}
+    pool = sum(there.values()) - test_images
+    taken = held_out["val"] + (0 if test_images else held_out["test"])
+    if taken >= pool:
+        asked = " and ".join(f"{KEYS[split]}={held_out[split]}" for split in (("val",) if test_images else KEYS))
+        images = "training images" if test_images else "images"
+        raise UserError(f"there are {pool} {images}, and {asked} leave none of them to train on: give fewer")
+    return {"train": pool - taken, **held_out}
 
 
 def expected_latent_samples(wanted: Mapping[str, int | None], count: Callable[[], Mapping[str, int]]) -> dict[str, int]:

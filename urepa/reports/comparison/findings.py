@@ -126,11 +126,11 @@ def ema_lag_sentences(results: Results) -> list[str]:
 # --- the description's rules -----------------------------------------------------------------------------------
 
 OVERFITTING = (
-    ("total", "val/total is well above train/total: overfitting; the description advises more weight decay"),
+    ("total", "val/total is well above train/total: the model overfits; more weight decay may help"),
     ("token", "val/token is well above train/token: the head overfits"),
     (
         "manifold",
-        "val/manifold is well above train/manifold: other samples share a batch; the description calls it normal",
+        "val/manifold is well above train/manifold: other samples share a batch, so the model need not overfit",
     ),
 )
 
@@ -218,7 +218,7 @@ def spike_remarks(arm: Arm) -> list[str]:
     counted have a rate alone."""
     runs = list(arm.runs.values())
     spikes = sum(run.last(SPIKES) or 0.0 for run in runs)
-    if not spikes:
+    if not spikes or float(runs[0].config.get("loss.lambda_max", 0)) == 0:  # nothing is trained by that loss
         return []
     episodes = sum(run.last(EPISODES) or 0.0 for run in runs)
     recovery = f"; it recovered after {spikes / episodes:.1f} updates on average" if episodes else ""

@@ -123,7 +123,7 @@ def page(
         strips=None if strips is None else {"seed": strips.seed, "bucket": strips.bucket, "note": strips.note},
         strips_shown=[] if strips is None else _shown(strips.shown),
         **_expected_values(results),
-        remarks=[f"Overfitting (§7.2): {line}." for line in overfitting_sentences(results)]
+        remarks=[f"Overfitting: {line}." for line in overfitting_sentences(results)]
         + [f"{line[0].upper()}{line[1:]}." for line in other_remarks(results)]
         or ["Nothing stands out."],
         apart=study.apart,
