@@ -12,9 +12,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from urepa.core.abstract import Abstract
+from urepa.core.errors import UserError
 from urepa.core.protocols import ScheduleMath
-from urepa.core.types import Batch
-from urepa.method.self_alignment import OwnStates
+from urepa.core.types import Batch, Tokens
+from urepa.method.self_alignment import OWN, OwnStates
 from urepa.method.step_schedules import linear_warmup
 from urepa.method.training_step import Aligned, Gather, Terms
 
@@ -95,3 +96,15 @@ class SelfAlignment(Abstract):
             weighted_B,
             self.batch_term,
         )
+
+
+def student_and_target(settings: Any, output: Aligned, targets: Mapping[str, Tokens]) -> tuple[Tokens, Tokens]:
+    """The output of the own head on `student`, and the state of `teacher` among the targets. Raises UserError unless
+    they have one grid, all of whose tokens count."""
+    student, target = output.tokens[f"{settings.student}/{OWN}"], targets[settings.teacher]
+    if student.grid != target.grid or student.mask_BN is not None or target.mask_BN is not None:
+        raise UserError(
+            f"loss.student={settings.student} has {student.grid} tokens and loss.teacher={settings.teacher} "
+            f"{target.grid}: give two taps of one grid whose tokens all count"
+        )
+    return student, target

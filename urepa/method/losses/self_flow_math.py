@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from urepa.core.errors import UserError
 from urepa.core.types import Batch
 from urepa.method.losses.loss_math import token_loss
-from urepa.method.losses.self_alignment_math import SelfAlignment
+from urepa.method.losses.self_alignment_math import SelfAlignment, student_and_target
 from urepa.method.losses.self_flow import OTHER_TIME, WHICH_TOKENS
 from urepa.method.losses.self_representation_math import OwnHead
 from urepa.method.objectives.flow_math import FlowMath, linear_path
 from urepa.method.objectives.objective_math import ObjectiveMath, shape_of
-from urepa.method.self_alignment import OWN
 from urepa.method.token_times import TokenTimes
 from urepa.method.training_step import Aligned, Gather
 from urepa.models.token_draws import uniform_of_tokens
@@ -76,6 +75,5 @@ class SelfFlowLoss(SelfAlignment):
         return torch.minimum(batch.t_B, self.other_times(batch, objective))
 
     def terms(self, output: Aligned, gather: Gather) -> tuple[dict[str, Tensor], Tensor | None]:
-        student = output.tokens[f"{self.settings.student}/{OWN}"]
-        target = output.averaged[self.settings.teacher]
+        student, target = student_and_target(self.settings, output, output.averaged)
         return {"token": token_loss(student.x_BND, target.x_BND.detach())}, None

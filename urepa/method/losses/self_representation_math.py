@@ -12,11 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from urepa.core.errors import UserError
 from urepa.core.types import Batch, Tokens
-from urepa.method.losses.self_alignment_math import SelfAlignment
+from urepa.method.losses.self_alignment_math import SelfAlignment, student_and_target
 from urepa.method.losses.self_representation import LESS_NOISE
-from urepa.method.self_alignment import OWN
 from urepa.method.training_step import Aligned, Gather
 
 
@@ -61,11 +59,5 @@ class SelfRepresentationLoss(SelfAlignment):
         return nearer_to_data(objective, batch.t_B, self.settings.less_noise * batch.draws[LESS_NOISE])
 
     def terms(self, output: Aligned, gather: Gather) -> tuple[dict[str, Tensor], Tensor | None]:
-        student = output.tokens[f"{self.settings.student}/{OWN}"]
-        target = output.averaged[self.settings.teacher]
-        if student.grid != target.grid or student.mask_BN is not None or target.mask_BN is not None:
-            raise UserError(
-                f"loss.student={self.settings.student} has {student.grid} tokens and "
-                f"loss.teacher={self.settings.teacher} {target.grid}: give two taps of one grid whose tokens all count"
-            )
+        student, target = student_and_target(self.settings, output, output.averaged)
         return {"self_distance": smooth_l1(student.x_BND, target.x_BND.detach(), self.settings.beta)}, None

@@ -7,11 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from urepa.core.errors import UserError
 from urepa.core.types import Batch
 from urepa.method.losses.own_head_math import Perceptron, between, mean_square
-from urepa.method.losses.self_alignment_math import SelfAlignment
-from urepa.method.self_alignment import OWN
+from urepa.method.losses.self_alignment_math import SelfAlignment, student_and_target
 from urepa.method.training_step import Aligned, Gather
 
 COUNTS = "counts"
@@ -33,11 +31,5 @@ class SelfTranscendenceLoss(SelfAlignment):
         return {COUNTS: between(objective, batch.t_B, self.settings.times)}
 
     def terms(self, output: Aligned, gather: Gather) -> tuple[dict[str, Tensor], Tensor | None]:
-        student = output.tokens[f"{self.settings.student}/{OWN}"]
-        target = output.frozen[self.settings.teacher]
-        if student.grid != target.grid or student.mask_BN is not None or target.mask_BN is not None:
-            raise UserError(
-                f"loss.student={self.settings.student} has {student.grid} tokens and "
-                f"loss.teacher={self.settings.teacher} {target.grid}: give two taps of one grid whose tokens all count"
-            )
+        student, target = student_and_target(self.settings, output, output.frozen)
         return {"guided_distance": output.known[COUNTS] * mean_square(student.x_BND, target.x_BND)}, None
