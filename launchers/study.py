@@ -82,8 +82,9 @@ def compose_run(overrides: Sequence[str], gpus: int) -> PlannedRun:
         default = _preprocess_default(chosen)
     own = flatten({key: config[key] for key in ("data", "teacher")})
     track: Track = declaration_of(config["data"])
-    without = {f"data.{key}" for key in track.not_in_caches}
-    differing = [f"{k}={_hydra_literal(v)}" for k, v in own.items() if v != default[k] and k not in without]
+    without = tuple(f"data.{key}." for key in track.not_in_caches)  # a value, or a mapping's values
+    of_caches = {k: v for k, v in own.items() if not f"{k}.".startswith(without)}
+    differing = [f"{k}={_hydra_literal(v)}" for k, v in of_caches.items() if v != default[k]]
     return PlannedRun(list(overrides), config, (*chosen, *differing))
 
 
