@@ -129,3 +129,13 @@ def test_caches_of_images_in_folders_of_odd_names(
 )
 def test_hydras_own_options_still_work(typed: str) -> None:
     check_arguments(shlex.split(typed), "train")
+
+
+def test_a_prompt_may_have_commas(compose: Callable[..., dict[str, Any]]) -> None:
+    prompt = "a temple, lying (left); 3 = 4"
+    assert compose(quote_argument(f"prompt={prompt}"), root="generate")["prompt"] == prompt
+    assert quote_argument("prompt=a temple") == "prompt=a temple"
+    assert quote_argument('negative="a, b"') == 'negative="a, b"'
+    assert quote_argument("prompt=a,b", sweeps=True) == "prompt=a,b"
+    assert quote_argument(f"prompt={'a' * 300},b", sweeps=True) == f"prompt={'a' * 300},b"
+    assert quote_argument("prompt=[a,b]") == "prompt=[a,b]"

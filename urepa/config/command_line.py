@@ -26,14 +26,15 @@ PATHS = {  # keys whose values are paths, names on the hub or URIs: taken as the
     *("data.root", "data.images", "data.vae", "data.text", "data.class_names", "data.prompts", "data.stage_to"),
     *("backbone.weights", "backbone.prompts", "bench.folder", "tracking.uri"),
 }
+TEXTS = ("prompt", "negative")  # of any words and commas; a list is refused
 PATH_ENDS = re.compile(r"(teacher|evaluation)\..*\b(model|weights|folder|class_names)|teacher\.model")
 NAMES = ("baseline", "select.tag", "select.ids")  # taken so where they have an equals sign or lie on this disk
 ELSEWHERE = ("--config-path", "-cp", "hydra.searchpath")  # other folders are composed from than `conf_options.folders`
 
 
 def quote_argument(argument: str, sweeps: bool = False) -> str:
-    """An argument whose value is a path or a name, with the quotes that Hydra's grammar asks for around what it would
-    not read as it is typed: `resume='outputs/a,b=1/seed0'`. With `sweeps` a comma parts values, as Hydra has it."""
+    """An argument whose value is a path, a name or a text, with the quotes that Hydra's grammar asks for around what it
+    would not read as it is typed: `resume='outputs/a,b=1/seed0'`. With `sweeps` a comma separates values, as in Hydra."""
     key, _, value = argument.partition("=")
     name = key.lstrip("+")
     has_quotes = value[:1] in ("'", '"') and parse_override(argument) is not None
@@ -43,11 +44,12 @@ def quote_argument(argument: str, sweeps: bool = False) -> str:
         return (
             f"{key}={_quote_value(value)}" if value[0] != "[" and ("=" in value or Path(value).exists()) else argument
         )
-    if name not in PATHS and not PATH_ENDS.fullmatch(name):
+    is_text = name in TEXTS and not value.startswith(("[", "{"))
+    if name not in PATHS and not is_text and not PATH_ENDS.fullmatch(name):
         return argument
     parsed = parse_override(argument)
     read = None if parsed is None else parsed.value()
-    is_sweep = isinstance(read, ChoiceSweep) and sweeps and not Path(value).exists()
+    is_sweep = isinstance(read, ChoiceSweep) and sweeps and (is_text or not Path(value).exists())
     return argument if read == value or is_sweep else f"{key}={_quote_value(value)}"
 
 
