@@ -20,7 +20,7 @@ from urepa.config.commands import COMMANDS
 from urepa.config.conf_options import CONF as CONF
 from urepa.config.help import HELP, without_groups
 from urepa.config.hydra_mode import composed_once
-from urepa.config.mistyped_keys import error_message
+from urepa.config.mistyped_keys import below_null_message, error_message
 from urepa.config.run_globs import expand_run_globs
 from urepa.config.simpletuner import expand_simpletuner
 from urepa.core import safe_output
@@ -65,6 +65,11 @@ def run_command(main: Callable[[], None], root: str) -> None:
                 main()
         except (HydraException, OmegaConfBaseException, YAMLError) as error:
             raise UserError(error_message(error, root, sys.argv[1:])) from error
+        except AssertionError as error:
+            message = below_null_message(error, sys.argv[1:])
+            if message is None:
+                raise
+            raise UserError(message) from error
 
 
 def _read_arguments(root: str) -> None:

@@ -36,6 +36,7 @@ EVALUATE = [
         (f"run={RUN} evaluation=knn evaluation.knn.kk=3", "did you mean 'evaluation.knn.k'", "caches run"),
         (f"run={RUN} evaluation=knn evaluation.knn.timestep=2000", "evaluation.knn.timestep=2000", "caches run"),
         (f"run={RUN} evaluation=knn data.root=nowhere", "no cache at nowhere", "caches run"),
+        (f"run={RUN} evaluation.generation.images.count=3", "choose one with evaluation=NAME", "caches run"),
         (f"run={RUN} evaluation=knn data.root=file", "file", "caches run", FILE),
         (f"run={RUN} evaluation=knn data.root=", "data.root", "caches run"),
         (f"run={RUN} evaluation=knn", "no cache at", "run"),

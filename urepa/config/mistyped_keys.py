@@ -32,6 +32,18 @@ OF_TYPES = {  # OmegaConf's message for a value that the schema does not accept,
 SHOWN = 16  # largest number of options in a line
 
 
+def below_null_message(error: AssertionError, arguments: list[str]) -> str | None:
+    """The line for a key below a part that is null, where OmegaConf raises an assertion; None for other assertions."""
+    if str(error) != "Unexpected type: None":
+        return None
+    keys = [argument.partition("=")[0].lstrip("+~") for argument in arguments]
+    key = next(
+        key for key in keys if "." in key and key.partition(".")[0] not in keys and is_group(key.partition(".")[0])
+    )
+    part = key.partition(".")[0]
+    return f"{key}: {part} is null in this command; choose one with {part}=NAME before its settings"
+
+
 def error_message(error: BaseException, root: str, arguments: list[str]) -> str:
     """One line that names the wrong key and a valid alternative."""
     if isinstance(error, YAMLError):
