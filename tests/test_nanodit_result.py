@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean
 
 ROOT = Path(__file__).parents[1]
-STEPS, LAST = 400, 100  # of a run; the updates over whose logged losses the table has means
+STEPS, LAST = 1500, 200  # of a run; the updates over whose logged losses the table has means
 
 
 def losses(arm: str, seed: int) -> dict[int, float]:
