@@ -1,0 +1,79 @@
+"""A SiT that denoises a class token with the image (REG, Wu et al. 2025, arXiv 2507.01467).
+
+Read: what `urepa.method.losses.reg` names, by which the noised class token passes
+a linear layer and is put before the patches' tokens. From memory of the published code (models/sit.py, which was not at
+hand): the LayerNorm behind that layer, the missing position of this token, and an output layer of its own behind the
+modulated norm of all tokens. Names are not those of the published checkpoints.
+
+Shapes: B batch, R rows of it, C channels, H/W latent, N patches, D width, E values of the class token.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from urepa.core.conditions import Condition
+from urepa.core.errors import UserError
+from urepa.core.types import Denoised, Tokens
+from urepa.models.backbones.sit_net import EPS, SiTNetwork, modulate
+from urepa.models.layers import linear
+
+WITHOUT = (
+    "this backbone denoises a class token of the teacher with the image (backbone.class_token), and there is none for "
+    "images that are noised outside of training and its validation: leave this out; samples have one"
+)
+
+
+class ClassTokenSiTNetwork(SiTNetwork):
+    """`SiTNetwork` with one more token in all blocks, whose weights are drawn last.
+
+    Args:
+        sizes: as `SiTNetwork`.
+        class_token: E.
+    """
+
+    def __init__(self, *sizes: Any, class_token: int) -> None:
+        super().__init__(*sizes)
+        self.class_values = class_token
+        self.class_embedder = nn.Sequential(linear(class_token, self.width), nn.LayerNorm(self.width, eps=EPS))
+        self.class_output = nn.Linear(self.width, class_token)
+        nn.init.zeros_(self.class_output.weight)
+        nn.init.zeros_(self.class_output.bias)
+
+    def stage_of(self, name: str) -> str:
+        return "output" if name.startswith("class_output") else super().stage_of(name)
+
+    def _tapped(self, x_BND: Tensor) -> tuple[Tensor, Tensor]:
+        """The patches' tokens, and all tokens as a function of them, so that they have the gradient of what follows."""
+        class_B1D, patches_BND = x_BND.split([1, x_BND.shape[1] - 1], dim=1)
+        return patches_BND, torch.cat([class_B1D, patches_BND], dim=1)
+
+    def forward(
+        self,
+        x_t: Tensor,
+        t_B: Tensor,
+        condition: Condition,
+        taps: tuple[str, ...] = (),
+        rows_R: Tensor | None = None,
+        attention: tuple[str, ...] = (),
+        class_BE11: Tensor | None = None,
+    ) -> Denoised:
+        if class_BE11 is None:
+            raise UserError(WITHOUT)
+        assert not attention, "declared backbones with a class token hand out no attention"
+        grid = self.grid_of(x_t)
+        class_B1D = self.class_embedder(class_BE11.flatten(1))[:, None]
+        tokens_BND = torch.cat([class_B1D, self.x_embedder(x_t) + self.positions_of(grid)], dim=1)
+        c_BD = self._conditioned(t_B, condition)
+        x_RND, c_RD, states, _ = self._through_blocks(tokens_BND, c_BD, taps, rows_R)
+        features = {tap: Tokens(state_BND, grid) for tap, state_BND in states.items()}
+        if len(x_RND) == 0:
+            return Denoised(x_t[:0], features, class_RE11=class_BE11[:0])
+        normed_RND = modulate(
+            self.final_layer.norm_final(x_RND), *self.final_layer.adaLN_modulation(c_RD).chunk(2, dim=-1)
+        )
+        prediction_RCHW = self._unpatchify(self.final_layer.linear(normed_RND[:, 1:]), grid)
+        return Denoised(prediction_RCHW, features, class_RE11=self.class_output(normed_RND[:, 0])[..., None, None])
