@@ -1,5 +1,4 @@
-"""Real processes with a class token: two gloo processes equal one, a killed run continues exactly, and images of an
-evaluation are generated with it."""
+"""Real processes with a class token: two gloo processes equal one, and a killed run continues exactly."""
 
 from __future__ import annotations
 

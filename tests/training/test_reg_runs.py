@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from class_ids import of_ids
 
+from urepa.core.errors import UserError
 from urepa.costs.estimate import Device, plan
+from urepa.method.ddpm_sampling import sample_images
 from urepa.method.losses.no_loss_math import DiffusionOnly
 from urepa.models.backbones.class_token_sit_net import ClassTokenSiTNetwork
+from urepa.models.backbones.sit import SiT
 from urepa.runs import checkpoint
 from urepa.runs.metrics import read_rows
 
@@ -109,6 +115,30 @@ def test_data_noise_and_times_are_those_of_other_arms(run: Build, small_sit: lis
     assert abs(float(flat.mean())) < 0.05
     assert abs(float(flat.std()) - 1) < 0.05
     assert not torch.equal(flat[: ours.noise.numel()], ours.noise.flatten()[: len(flat)]), "noise of its own"
+
+
+def test_a_run_samples_images_and_exports_what_can_be_loaded(run: Build, tmp_path: Path) -> None:
+    trainer = run()
+    train(trainer, 3)
+    backbone, images = trainer.model.eval().backbone, [(0, 0), (1, 0), (1, 1)]
+    how: dict[str, Any] = {"sampler": None, "steps": 3, "guidance": 2.0, "seed": 0}
+
+    def samples(network: Any, chosen: list[tuple[int, int]]) -> torch.Tensor:
+        condition = of_ids(torch.tensor([class_id for class_id, _ in chosen]), 10)
+        return sample_images(network, trainer.objective, chosen, (1, 16, 16), condition, **how)
+
+    x0 = samples(backbone, images)
+    assert x0.shape == (3, 1, 16, 16)
+    torch.testing.assert_close(samples(backbone, images[2:])[0], x0[2], atol=1e-5, rtol=1e-4)
+    backbone.export(tmp_path)
+    declared = SiT(
+        weights=str(tmp_path), patch=4, depth=4, width=32, heads=2, qk_norm=False, positions="sincos", class_token=WIDTH
+    )
+    assert backbone.patch == 4
+    loaded = declared.build(latent_shape=(1, 16, 16), num_classes=10)
+    assert torch.equal(samples(loaded.eval(), images), x0)
+    with pytest.raises(UserError, match="does not fit this backbone"):
+        replace(declared, class_token=0).build(latent_shape=(1, 16, 16), num_classes=10)
 
 
 def test_the_plan_counts_the_token(small_sit: list[str], compose: Build) -> None:
