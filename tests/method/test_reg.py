@@ -96,7 +96,7 @@ def test_the_loss_is_the_papers_formula() -> None:
         own_noise = given.class_noise_BE11[b, :, 0, 0]
         z_t = (1 - t) * given.x0[b] + t * given.noise[b]
         c_t = (1 - t) * c + t * own_noise
-        first = net.class_embedder[1](net.class_embedder[0](c_t))
+        first = net.wg_norm(net.cls_projectors2(c_t))
         x = torch.cat([first[None], net.x_embedder(z_t[None])[0] + net.pos_embed[0]])[None]
         cond = net.t_embedder(given.t_B[b : b + 1]) + net.y_embedder(given.condition["class"])[b : b + 1]
         for k, block in enumerate(net.blocks):
@@ -108,7 +108,7 @@ def test_the_loss_is_the_papers_formula() -> None:
         normed = modulate(net.final_layer.norm_final(x), *net.final_layer.adaLN_modulation(cond).chunk(2, dim=-1))[0]
         predicted = net._unpatchify(net.final_layer.linear(normed[None, 1:]), (4, 4))[0]
         diffusion.append(((predicted - (given.noise[b] - given.x0[b])) ** 2).mean())
-        of_class.append(((net.class_output(normed[0]) - (own_noise - c)) ** 2).mean())
+        of_class.append(((net.final_layer.linear_cls(normed[0]) - (own_noise - c)) ** 2).mean())
     torch.testing.assert_close(terms.per_sample["diffusion"], torch.stack(diffusion), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(terms.per_sample[CLASS_TOKEN], torch.stack(of_class), rtol=1e-4, atol=1e-5)
     expected = sum(diffusion) / 3 + 0.03 * sum(of_class) / 3 + 0.5 * (1 - sum(cosines) / 3)
@@ -130,7 +130,7 @@ def test_each_term_reaches_its_own_layers_and_what_both_parts_share() -> None:
     everything = {name for name, _ in own.named_parameters()}
     heads = {name for name in everything if name.startswith("heads.")}
     image_output = {f"backbone.final_layer.linear.{kind}" for kind in ("weight", "bias")}
-    class_output = {f"backbone.class_output.{kind}" for kind in ("weight", "bias")}
+    class_output = {f"backbone.final_layer.linear_cls.{kind}" for kind in ("weight", "bias")}
     later = {n for n in everything if n.startswith(("backbone.blocks.2", "backbone.blocks.3", "backbone.final_layer"))}
     keys = {name for name in everything if name.endswith("qkv.bias")}  # a key's bias has none, in part: left out
     assert of_class - keys == everything - heads - image_output - keys
@@ -170,7 +170,9 @@ def test_the_network_has_the_image_at_its_taps_and_the_sits_weights() -> None:
     drawn = dict(ClassTokenSiTNetwork(*SIZES, class_token=E).named_parameters())
     assert all(torch.equal(drawn[name], weight) for name, weight in plain.items())
     assert drawn.keys() - plain.keys() == {
-        f"class_{part}.{kind}" for part in ("embedder.0", "embedder.1", "output") for kind in ("weight", "bias")
+        f"{part}.{kind}"
+        for part in ("cls_projectors2", "wg_norm", "final_layer.linear_cls")
+        for kind in ("weight", "bias")
     }
     whole = own(x_t, given.t_B, given.condition, ("block_2",), class_BE11=c_t)
     assert whole.features["block_2"].x_BND.shape == (3, 16, 16)

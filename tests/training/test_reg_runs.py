@@ -62,8 +62,8 @@ def test_at_weights_of_0_the_backbone_is_that_of_the_diffusion_term_bit_for_bit(
     off, none, on = ends
     assert all(torch.equal(off[key], none[key]) for key in none)
     assert any(not torch.equal(on[key], none[key]) for key in none)
-    assert not off["class_output.weight"].any()
-    assert on["class_output.weight"].any()
+    assert not off["final_layer.linear_cls.weight"].any()
+    assert on["final_layer.linear_cls.weight"].any()
 
 
 def test_the_class_token_is_in_the_total_and_a_run_resumes_bit_for_bit(run: Build) -> None:
@@ -92,10 +92,10 @@ def test_the_images_metrics_are_the_images_alone(run: Build) -> None:
     trainer = run()
     before = trainer.validate(0)
     backbone: ClassTokenSiTNetwork = trainer.model.backbone
-    for module in (backbone.class_output,):
+    for module in (backbone.final_layer.linear_cls,):
         with torch.no_grad():
             module.bias.fill_(7.0)
-    trainer.ema.shadow["backbone.class_output.bias"].fill_(7.0)
+    trainer.ema.shadow["backbone.final_layer.linear_cls.bias"].fill_(7.0)
     after = trainer.validate(0)
     assert after["val/class_token"] > before["val/class_token"] + 10
     for key in ("val/diffusion", "val/x0_error", "floor/zero_predictor", "val/token"):

@@ -6,15 +6,15 @@ t, z_t = α_t·z + σ_t·ε_z and c_t = α_t·c + σ_t·ε_c; c_t passes a linea
 L = E[‖v_θ(z_t, t) − (α̇·z + σ̇·ε_z)‖² + β·‖v_θ(c_t, t) − (α̇·c + σ̇·ε_c)‖²] + λ·L_REPA; here each norm is the mean over
 its values. Sampling denoises both from noise. Read: the abstract; these equations in a summary of the paper
 (themoonlight.io) and not in the paper itself; the README of the published code (Martinser/REG), whose code was not at
-hand.
+hand; its loss, layers and sampler in code by others that derives from it.
 Published setting (README): SiT-B/2, DINOv2-B, λ = 0.5 at the 4th block (8th of L and XL), β = 0.03 (`--cls=0.03`).
 Reported (abstract and README): SiT-XL/2 on ImageNet-256 trains 63 times faster than SiT and 23 times faster than REPA;
 SiT-L/2 at 400,000 updates is better than REPA's SiT-XL/2 at 4 million; FID 1.36; less than 0.5 % more FLOPs.
 
 What differs: c is the pooled vector of the teacher's tokens, standardised over its values, in place of DINOv2's own
 class token, as caches hold patch tokens alone; REPA's term compares the image's tokens alone, where the paper's also
-compares the class token's state with c (a review of the paper; heads with convolutions have no place for it). Guidance
-is of both parts; what the published sampler guides was not read.
+compares the class token's state with c, as one more token of the mean (heads with convolutions have no place for it).
+Guidance is of both parts with one scale; the published sampler has another for the class token (`--cls-cfg-scale`).
 """
 
 from __future__ import annotations

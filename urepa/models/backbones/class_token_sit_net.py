@@ -1,9 +1,8 @@
 """A SiT that denoises a class token with the image (REG, Wu et al. 2025, arXiv 2507.01467).
 
-Read: what `urepa.method.losses.reg` names, by which the noised class token passes
-a linear layer and is put before the patches' tokens. From memory of the published code (models/sit.py, which was not at
-hand): the LayerNorm behind that layer, the missing position of this token, and an output layer of its own behind the
-modulated norm of all tokens. Names are not those of the published checkpoints.
+Read: what `urepa.method.losses.reg` names, and code by others that derives from the published one, with its names: the
+noised class token passes a linear layer and a LayerNorm and is put before the patches' tokens, with a position of 0. From
+memory: its output layer of its own, behind the modulated norm of all tokens.
 
 Shapes: B batch, R rows of it, C channels, H/W latent, N patches, D width, E values of the class token.
 """
@@ -38,13 +37,10 @@ class ClassTokenSiTNetwork(SiTNetwork):
     def __init__(self, *sizes: Any, class_token: int) -> None:
         super().__init__(*sizes)
         self.class_values = class_token
-        self.class_embedder = nn.Sequential(linear(class_token, self.width), nn.LayerNorm(self.width, eps=EPS))
-        self.class_output = nn.Linear(self.width, class_token)
-        nn.init.zeros_(self.class_output.weight)
-        nn.init.zeros_(self.class_output.bias)
-
-    def stage_of(self, name: str) -> str:
-        return "output" if name.startswith("class_output") else super().stage_of(name)
+        self.cls_projectors2, self.wg_norm = linear(class_token, self.width), nn.LayerNorm(self.width, eps=EPS)
+        output = self.final_layer.linear_cls = nn.Linear(self.width, class_token)
+        nn.init.zeros_(output.weight)
+        nn.init.zeros_(output.bias)
 
     def _tapped(self, x_BND: Tensor) -> tuple[Tensor, Tensor]:
         """The patches' tokens, and all tokens as a function of them, so that they have the gradient of what follows."""
@@ -65,7 +61,7 @@ class ClassTokenSiTNetwork(SiTNetwork):
             raise UserError(WITHOUT)
         assert not attention, "declared backbones with a class token hand out no attention"
         grid = self.grid_of(x_t)
-        class_B1D = self.class_embedder(class_BE11.flatten(1))[:, None]
+        class_B1D = self.wg_norm(self.cls_projectors2(class_BE11.flatten(1)))[:, None]
         tokens_BND = torch.cat([class_B1D, self.x_embedder(x_t) + self.positions_of(grid)], dim=1)
         c_BD = self._conditioned(t_B, condition)
         x_RND, c_RD, states, _ = self._through_blocks(tokens_BND, c_BD, taps, rows_R)
@@ -76,4 +72,6 @@ class ClassTokenSiTNetwork(SiTNetwork):
             self.final_layer.norm_final(x_RND), *self.final_layer.adaLN_modulation(c_RD).chunk(2, dim=-1)
         )
         prediction_RCHW = self._unpatchify(self.final_layer.linear(normed_RND[:, 1:]), grid)
-        return Denoised(prediction_RCHW, features, class_RE11=self.class_output(normed_RND[:, 0])[..., None, None])
+        return Denoised(
+            prediction_RCHW, features, class_RE11=self.final_layer.linear_cls(normed_RND[:, 0])[..., None, None]
+        )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from urepa.core.errors import UserError
@@ -45,6 +46,8 @@ def load_published(backbone: Any, place: Path) -> None:
     if not file.is_file():
         raise UserError(f"{place} has no {EXPORTED}: give a file in the published layout, or an export's folder")
     found = {name: value for name, value in read_published(file).items() if not name.startswith(HEADS)}
+    if getattr(backbone, "class_values", 0) and POSITIONS in found:
+        found[POSITIONS] = found[POSITIONS][:, 1:]  # REG's first position, the class token's, is 0
     if backbone.positions != "learned":
         _check_fixed_positions(backbone, found.pop(POSITIONS, backbone.pos_embed), file)
     own = backbone.state_dict()
@@ -87,9 +90,10 @@ def to_published(backbone: Any) -> dict[str, Tensor]:
         if isinstance(module, BaseTunerLayer):
             module.merge()
     own = {name: value for name, value in backbone.state_dict().items() if ".lora_" not in name}
-    return {name.replace(".base_layer.", "."): value for name, value in own.items()} | {
-        POSITIONS: backbone.pos_embed.detach()
-    }
+    positions_1ND = backbone.pos_embed.detach()
+    if getattr(backbone, "class_values", 0):
+        positions_1ND = F.pad(positions_1ND, (0, 0, 1, 0))
+    return {name.replace(".base_layer.", "."): value for name, value in own.items()} | {POSITIONS: positions_1ND}
 
 
 def merge_decoder_blocks(found: dict[str, Tensor]) -> dict[str, Tensor]:
