@@ -20,6 +20,7 @@ from urepa.models.weight_files import read_safetensors, read_torch
 
 HEADS = "projectors."  # REPA's projectors, which do not belong to the backbone
 POSITIONS = "pos_embed"
+CLASS_TOKEN = "cls_projectors2.weight"  # in checkpoints of REG
 TIME, OUTPUT, CLASSES = "t_embedder.mlp.0.weight", "final_layer.linear", "y_embedder.embedding_table.weight"
 # The published training code averages the fixed positions with the weights, and 0.9999·p + 0.0001·p drifts from p in
 # fp32 by up to 2e-4; storage in bf16 costs 2e-3. Another grid's positions are off by about 1.
@@ -46,8 +47,12 @@ def load_published(backbone: Any, place: Path) -> None:
     if not file.is_file():
         raise UserError(f"{place} has no {EXPORTED}: give a file in the published layout, or an export's folder")
     found = {name: value for name, value in read_published(file).items() if not name.startswith(HEADS)}
-    if getattr(backbone, "class_values", 0) and POSITIONS in found:
-        found[POSITIONS] = found[POSITIONS][:, 1:]  # REG's first position, the class token's, is 0
+    if (of_class := found.get(CLASS_TOKEN)) is not None:
+        if getattr(backbone, "class_values", 0) != of_class.shape[1]:
+            values = of_class.shape[1]
+            raise UserError(f"{file} denoises a class token of {values} values: give backbone.class_token={values}")
+        if POSITIONS in found:
+            found[POSITIONS] = found[POSITIONS][:, 1:]  # the class token's position is 0
     if backbone.positions != "learned":
         _check_fixed_positions(backbone, found.pop(POSITIONS, backbone.pos_embed), file)
     own = backbone.state_dict()
