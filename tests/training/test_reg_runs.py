@@ -137,7 +137,7 @@ def test_a_run_samples_images_and_exports_what_can_be_loaded(run: Build, tmp_pat
     assert backbone.patch == 4
     loaded = declared.build(latent_shape=(1, 16, 16), num_classes=10)
     assert torch.equal(samples(loaded.eval(), images), x0)
-    with pytest.raises(UserError, match="does not fit this backbone"):
+    with pytest.raises(UserError, match="denoises a class token of 1280 values: give backbone.class_token=1280"):
         replace(declared, class_token=0).build(latent_shape=(1, 16, 16), num_classes=10)
 
 

@@ -1,8 +1,8 @@
 """A SiT that denoises a class token with the image (REG, Wu et al. 2025, arXiv 2507.01467).
 
 Read: what `urepa.method.losses.reg` names, and code by others that derives from the published one, with its names: the
-noised class token passes a linear layer and a LayerNorm and is put before the patches' tokens, with a position of 0. From
-memory: its output layer of its own, behind the modulated norm of all tokens.
+noised class token passes a linear layer and a LayerNorm and is put before the patches' tokens, with a position of 0;
+the norm before the output is over all tokens, and the class token has an output layer of its own, initialised to 0.
 
 Shapes: B batch, R rows of it, C channels, H/W latent, N patches, D width, E values of the class token.
 """
@@ -72,6 +72,5 @@ class ClassTokenSiTNetwork(SiTNetwork):
             self.final_layer.norm_final(x_RND), *self.final_layer.adaLN_modulation(c_RD).chunk(2, dim=-1)
         )
         prediction_RCHW = self._unpatchify(self.final_layer.linear(normed_RND[:, 1:]), grid)
-        return Denoised(
-            prediction_RCHW, features, class_RE11=self.final_layer.linear_cls(normed_RND[:, 0])[..., None, None]
-        )
+        class_RE = self.final_layer.get_submodule("linear_cls")(normed_RND[:, 0])
+        return Denoised(prediction_RCHW, features, class_RE11=class_RE[..., None, None])

@@ -196,11 +196,7 @@ class SiT:
         return (
             f"{code_block(USE.format(command=facts.command), 'bash')}\n\nNames and shapes are those of the published "
             "SiT and REPA checkpoints, without projectors."
-            + (
-                " `cls_projectors2`, `wg_norm` and `linear_cls` are of the class token, as in REG's."
-                if self.class_token
-                else ""
-            )
+            + (" Those of the class token are as in REG's." if self.class_token else "")
         )
 
     def hub_metadata(self) -> dict[str, Any]:
