@@ -133,6 +133,16 @@ def test_tokens_are_those_of_another_implementation(
     torch.testing.assert_close(last.x_BND.double(), raw[:, has_class:], atol=2e-4, rtol=1e-3)
 
 
+def test_an_image_that_is_no_square_has_its_own_rows_and_columns(tmp_path: Path) -> None:
+    state = state_of("pe", 128, False, True)
+    torch.save(state, tmp_path / "m.pt")
+    images = torch.rand(1, 3, PATCH * 3, PATCH * 5)
+    tokens = teacher(tmp_path / "m.pt", "pe", 128).tokens(images, (3, 5))
+    assert tokens.grid == (3, 5)
+    expected = by_hand(state, (images[0] - 0.5) / 0.5, 2)[1:]
+    torch.testing.assert_close(tokens.x_BND[0].double(), expected, atol=2e-4, rtol=1e-3)
+
+
 def test_its_attention_is_that_with_which_it_computes(tmp_path: Path) -> None:
     torch.save(state_of("pe", 128, False, True), tmp_path / "m.pt")
     own, images = teacher(tmp_path / "m.pt", "pe", 128), torch.rand(2, 3, 16, 16)
@@ -157,8 +167,8 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         _ = teacher(path, "pe", 128).network
     with pytest.raises(UserError, match="give the file that its authors publish"):
         _ = teacher(Path("facebook/PE-Core-B16-224"), "pe", 128).network
+    torch.save(state, path)
     with pytest.raises(UserError, match="has width 128 and patches of 4"):
-        torch.save(state, path)
         _ = teacher(path, "pe", 256).network
 
 
@@ -169,7 +179,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 def test_costs_are_counted_for_the_published_sizes(
     family: str, width: int, patch: int, size: int, millions: int
 ) -> None:
-    """The paper's parameters of its towers, in millions (table 1, from memory: 90, 320, 1880 with the pooling)."""
+    """In millions: those of a ViT-B/16 and a ViT-L/14, and the 1.88 billion of the G tower (README, from memory)."""
     with torch.device("meta"):
         tower = without_weights(family, width, patch, size)
     count = sum(p.numel() for p in tower.parameters()) / 1e6
