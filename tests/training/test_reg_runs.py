@@ -87,6 +87,14 @@ def test_the_class_token_is_in_the_total_and_a_run_resumes_bit_for_bit(run: Buil
     assert resumed["val/class_token"] == last["val/class_token"]
 
 
+def test_pictures_of_a_run_are_its_samples(run: Build, capsys: pytest.CaptureFixture[str]) -> None:
+    """There is no class token for images that are noised for a picture of tokens."""
+    trainer = run("trainer.look_every=6", "trainer.look_share=1.0")
+    trainer.fit(0)
+    assert [file.name for file in (trainer.folder / "look").iterdir()] == ["step_00000006.png"]
+    assert "takes a class token with each image, and there is none" in capsys.readouterr().out
+
+
 def test_the_images_metrics_are_the_images_alone(run: Build) -> None:
     """The mean over the image's values; another class token's prediction changes none of them."""
     trainer = run()
