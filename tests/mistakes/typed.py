@@ -117,7 +117,7 @@ NUMBERS = of(
     ("+experiment=repa_cifar10_cpu loss=reg", "image: give a SiT with backbone.class_token=112"),
     (
         "+experiment=repa_cifar10_cpu backbone.class_token=8",
-        "needs a loss that trains it, which this one does not: give",
+        "needs a loss that trains it, which this one does not: gi",
     ),
     ("+experiment=repa_cifar10_cpu loss=haste", "it has no attention maps, which loss.attention compares; choose a vi"),
     ("+experiment=repa_cifar10 loss=haste", "compares attention maps, which are too large for a cache: give data.on"),

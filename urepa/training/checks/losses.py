@@ -62,8 +62,8 @@ def check_class_token(config: dict[str, Any]) -> None:
     width = getattr(teacher.members().get(ALONE), "width", values or "WIDTH")
     if values != width:
         raise UserError(
-            f"loss={config['loss']['_target_']} denoises a vector of the teacher's width with the image: give a SiT "
-            f"with backbone.class_token={width}"
+            "this loss denoises a vector of the teacher's width with the image: give a SiT with "
+            f"backbone.class_token={width}"
         )
     noised = [key for key, _ in settings_that_are(TIME, config["evaluation"], "evaluation")]
     noised += [f"evaluation.{name}" for name, one in config["evaluation"].items() if one["_target_"] == DENOISING]
