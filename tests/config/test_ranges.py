@@ -85,6 +85,7 @@ def test_only_a_threshold_may_be_infinite(compose: Compose) -> None:
             check_numbers(put(compose(), "loss.spike_threshold", odd))
     assert [name for name, about in numeric_fields() if about.get("le") == inf] == [
         "Haste.spike_threshold",
+        "Reg.spike_threshold",
         "Released.spike_threshold",
         "SeveralTerms.spike_threshold",
         "URepaLoss.spike_threshold",

@@ -21,6 +21,7 @@ from urepa.method.losses.haste import Haste
 from urepa.method.losses.latent_structure import LatentStructure
 from urepa.method.losses.layer_sync import LayerSync
 from urepa.method.losses.no_loss import NoLoss
+from urepa.method.losses.reg import Reg
 from urepa.method.losses.released import Released
 from urepa.method.losses.self_flow import SelfFlow
 from urepa.method.losses.self_representation import SelfRepresentation
@@ -70,6 +71,11 @@ LOSSES: dict[str, Loss] = {
         spike_threshold=0.1,
         attention={"block_0": 10, "block_1": 11},
     ),
+    "reg": Reg(
+        **{"lambda_max": 0.5, "warmup_steps": 4, "manifold_weight": 0.0, "level": "token", "taps": {"block_1": 1.0}},
+        spike_threshold=0.1,
+        class_weight=0.03,
+    ),
     "several_terms": SeveralTerms(
         **{"lambda_max": 0.5, "warmup_steps": 4, "manifold_weight": 3.0, "level": "both", "taps": {"mid": 1.0}},
         spike_threshold=0.1,
@@ -89,7 +95,7 @@ def test_a_declared_loss_is_what_the_protocol_says(name: str) -> None:
     own = LOSSES[name]
     own.check()
     own.check_teachers([])
-    if not attention_of(own):
+    if not attention_of(own) and not isinstance(own, Reg):
         own.check_teachers(["a", "b"])
     own.check_layout(2, 1)
     own.check_schedule(SCHEDULES["constant"], 1)

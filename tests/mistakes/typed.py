@@ -114,6 +114,11 @@ NUMBERS = of(
     ("schedule=similarity_cutoff schedule.threshold=2", "schedule.threshold=2.0: give -1 or more, at most 1"),
     ("schedule=gradient_conflict schedule.least=200", "schedule=gradient_conflict has no effect in a run of 900 steps"),
     ("loss=layer_sync loss.student=mid loss.teacher=mid", "loss.student and loss.teacher are both mid: give two taps"),
+    ("+experiment=repa_cifar10_cpu loss=reg", "image: give a SiT with backbone.class_token=112"),
+    (
+        "+experiment=repa_cifar10_cpu backbone.class_token=8",
+        "needs a loss that trains it, which this one does not: gi",
+    ),
     ("+experiment=repa_cifar10_cpu loss=haste", "it has no attention maps, which loss.attention compares; choose a vi"),
     ("+experiment=repa_cifar10 loss=haste", "compares attention maps, which are too large for a cache: give data.on"),
     ("loss=self_transcendence loss.student=mid loss.teacher=dec_first", "loss.guide=FOLDER, as of a run of loss=lat"),

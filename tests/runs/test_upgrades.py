@@ -223,7 +223,10 @@ def test_backbones_and_lora_of_earlier_versions_become_declared_parts(
 ) -> None:
     for number, module in ((2, earliest), (4, PLACES[earliest])):
         stored = {KEY: number, kind: {"_target_": f"{module}.{before}", "_partial_": True, "weights": "random"}}
-        keys = {"add_lora": {"use_rslora": False, "use_dora": False}, "sit": {"route": [], "route_share": 0.0}}
+        keys = {
+            "add_lora": {"use_rslora": False, "use_dora": False},
+            "sit": {"route": [], "route_share": 0.0, "class_token": 0},
+        }
         added = keys.get(before, {})
         assert upgrade(stored) == {kind: {"_target_": since, "weights": "random"} | added}
         flat = upgrade_flat({f"{kind}._target_": f"{module}.{before}", f"{kind}._partial_": "True"}, number)
@@ -275,7 +278,7 @@ def test_all_renamed_parts_exist(before: str) -> None:
         | WITHOUT_IMAGES,
         "AlignmentLoss": {"grid": "teacher", "manifold_diagonal": False},
         "add_lora": {"use_rslora": False, "use_dora": False},
-        "sit": {"route": [], "route_share": 0.0},
+        "sit": {"route": [], "route_share": 0.0, "class_token": 0},
     }
     added = keys.get(before.rpartition(".")[2], {})
     assert upgrade({KEY: 4, "part": {"_target_": before, "_partial_": True}}) == {
@@ -394,3 +397,11 @@ def test_what_the_tenth_form_added_means_what_was_before(compose: Callable[..., 
         stored = without(composed, "whiten", "block", "route", "route_share")
         assert stored != composed
         assert upgrade({KEY: 0} | stored) == composed
+
+
+def test_what_the_eleventh_form_added_means_what_was_before(compose: Callable[..., dict[str, Any]]) -> None:
+    """Stored configs without the keys are upgraded to the composed ones."""
+    composed = compose("+experiment=repa_cifar10")
+    stored = without(composed, "class_token")
+    assert stored != composed
+    assert upgrade({KEY: 0} | stored) == composed

@@ -1,7 +1,7 @@
 """Types that are passed between parts.
 
 Shapes: B batch, R rows of it whose prediction is requested, N tokens (N = h*w unless a mask is given), D width,
-C channels, H/W spatial, A heads of attention, E their width.
+C channels, H/W spatial, A heads of attention, E their width, or that of a class token.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ class Denoised:
     prediction_RCHW: Tensor
     features: dict[str, Tokens] = field(default_factory=dict)
     attention: dict[str, Attention] = field(default_factory=dict)
+    class_RE11: Tensor | None = None  # that of the class token (`urepa.core.class_token_protocols`)
 
 
 def no_rows(device: torch.device) -> Tensor:
@@ -101,6 +102,7 @@ class Batch:
     rows_R: Tensor | None = None  # the samples with a diffusion term; None: all
     draws: dict[str, Tensor] = field(default_factory=dict)  # by purpose: a uniform number in [0,1) of each sample [B]
     attention: dict[int, Attention] = field(default_factory=dict)  # of the teacher, by its block
+    class_noise_BE11: Tensor | None = None  # standard normal, of a class token that is denoised with the image
     whole: Condition | None = None  # the condition before training withheld parts of it; None: `condition`, or unread
     is_aligned: bool = True  # False: the alignment has ended, also that of a loss without a teacher
     slot: "Slot | None" = None  # the memory that holds the batch
@@ -109,7 +111,7 @@ class Batch:
         """The batch on the device, copied without synchronising. Tokens keep their stored precision."""
         move: dict[str, Any] = {
             name: value.to(device, non_blocking=True)
-            for name in ("x0", "noise", "t_B", "rows_R")
+            for name in ("x0", "noise", "t_B", "rows_R", "class_noise_BE11")
             if (value := getattr(self, name)) is not None
         }
         teachers = {name: tokens.to(device) for name, tokens in self.teachers.items()}
@@ -139,7 +141,7 @@ class Batch:
         """The batch in pinned memory. Tokens already are in pinned memory."""
         pin: dict[str, Any] = {
             name: value.pin_memory()
-            for name in ("x0", "noise", "t_B", "rows_R")
+            for name in ("x0", "noise", "t_B", "rows_R", "class_noise_BE11")
             if (value := getattr(self, name)) is not None
         }
         pin["draws"] = {name: draw_B.pin_memory() for name, draw_B in self.draws.items()}

@@ -35,6 +35,7 @@ from urepa.data.lists.split_sizes import check_batch_size, check_buckets
 from urepa.data.reader import THREADS
 from urepa.data.stores.bucket_views import bucket_samples, bucket_views, teachers_of
 from urepa.data.stores.disk_sizes import CacheSize, cache_sizes, reader_bytes
+from urepa.method.class_tokens import zero_class
 from urepa.method.objectives.objective_math import ObjectiveMath
 from urepa.method.self_alignment import own_states
 from urepa.method.training_step import AlignedModel, step_terms
@@ -330,7 +331,10 @@ class CountedStep:
             batch = example(view, self.teacher, self.objective, micro_batch, loss.diffusion_fraction)
             purposes = (*own_states(loss).draws, *draw_purposes(model))
             draws = {purpose: torch.zeros(micro_batch) for purpose in purposes}
-            batch = replace(batch, draws=draws, attention=zeros_of(attention, micro_batch))
+            class_noise = zero_class(model.backbone, micro_batch, batch.x0.device).get("class_BE11")
+            batch = replace(
+                batch, draws=draws, attention=zeros_of(attention, micro_batch), class_noise_BE11=class_noise
+            )
             hand_out(model, batch.draws)  # `run` is no module
             return step_terms(cast(Any, run), self.objective, loss, batch, 0, lambda x_BD: x_BD)[0].total
 
@@ -339,7 +343,8 @@ class CountedStep:
             counts = count_step(model, lambda name: part_of(model, name), step)
             one = example(view, self.teacher, self.objective, 1)
             with torch.no_grad(), in_eval_mode(model), flop_counter() as forward:
-                seen = run(one.x0, one.t_B, one.condition, None, one.grids)
+                more = zero_class(model.backbone, 1, one.x0.device)
+                seen = run(one.x0, one.t_B, one.condition, None, one.grids, **more)
         counts.forward.update({name: network.flops * micro_batch for name, network in asked.items()})
         return BucketCost(
             latent_shape=view.latent_shape,

@@ -7,7 +7,7 @@ the global batch, so that any number of ranks and micro-batches sees the same st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from urepa.core import random_draws
+from urepa.core.class_token_protocols import CLASS_TOKEN
 from urepa.core.conditions import check_dropout, draw_withheld, without_never_given
 from urepa.core.errors import UserError
 from urepa.core.protocols import ScheduleMath
@@ -102,15 +103,17 @@ class TrainingReader:
         draws: tuple[str, ...] = (),
         attention: Sequence[int] = (),
         keeps_condition: bool = False,
+        class_values: int = 0,
     ) -> None:
         """Teacher tokens are read only for the steps at which the schedule uses the teacher; for all steps if None.
         `draws`: the purposes for which each sample gets a uniform number (`Batch.draws`). `attention`: the blocks of an
         online teacher whose attention is read with its tokens (`Batch.attention`). `keeps_condition`: whether a batch
-        has its condition before dropout too (`Batch.whole`), without parts that training always withholds."""
+        has its condition before dropout too (`Batch.whole`), without parts that training always withholds.
+        `class_values`: the values of a class token, whose noise a batch then has (`Batch.class_noise_BE11`)."""
         self.cache, self.objective, self.layout = cache, objective, layout
         self.seed, self.diffusion_fraction = seed, diffusion_fraction
         self.schedule, self.draws, self.attention = schedule, draws, attention
-        self.keeps_condition = keeps_condition
+        self.keeps_condition, self.class_values = keeps_condition, class_values
         assert schedule is None or schedule.delay is None or schedule.delay > AHEAD, (
             "the schedule must act later than the reader reads ahead"
         )
@@ -158,7 +161,9 @@ class TrainingReader:
                 purpose: torch.tensor([random_draws.generator(self.seed, purpose, step, p).random() for p in positions])
                 for purpose in self.draws
             }
-            batch = replace(batch, condition=condition, rows_R=rows_R, slot=slot)
+            own_noise = (random_draws.generator(self.seed, CLASS_TOKEN, step, p) for p in positions)
+            class_noise = _class_noise(own_noise, self.class_values)
+            batch = replace(batch, condition=condition, rows_R=rows_R, slot=slot, class_noise_BE11=class_noise)
             batches.append(replace(batch, draws=draws, attention=attention, is_aligned=asks_teacher))
         return batches
 
@@ -226,9 +231,11 @@ class ValidationReader:
         group: int,
         draws: tuple[str, ...] = (),
         attention: Sequence[int] = (),
+        class_values: int = 0,
     ) -> None:
-        """`draws` and `attention`: see `TrainingReader`."""
+        """`draws`, `attention` and `class_values`: see `TrainingReader`."""
         self.cache, self.objective, self.draws, self.attention = cache, objective, draws, attention
+        self.class_values = class_values
         self.groups: list[list[Sample]] = []
         self.buckets: list[Cache] = []  # the bucket of each group
         for bucket in cache.buckets:
@@ -257,8 +264,14 @@ class ValidationReader:
         draws = {
             purpose: torch.tensor([random_draws.generator(k, purpose).random() for k in key]) for purpose in self.draws
         }
+        class_noise = _class_noise((random_draws.generator(k, CLASS_TOKEN) for k in key), self.class_values)
         condition = without_never_given(batch.condition, self.cache.conditions.dropout)
-        return replace(batch, condition=condition, draws=draws, attention=attention)
+        return replace(batch, condition=condition, draws=draws, attention=attention, class_noise_BE11=class_noise)
+
+
+def _class_noise(rngs: Iterable[np.random.Generator], values: int) -> Tensor | None:
+    """The noise of a class token [B,E,1,1] with this number of values; None for 0."""
+    return torch.stack([random_draws.normal((values, 1, 1), rng) for rng in rngs]) if values else None
 
 
 def _asked(

@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from urepa.core import look_sheets, random_draws
+from urepa.core.class_token_protocols import class_values
 from urepa.core.conditions import without_never_given
 from urepa.core.errors import UserError
 from urepa.core.files import write_whole
@@ -110,6 +111,8 @@ def pictures(asked: Look, context: Context) -> tuple[Cells, list[str]]:
     tap = _tap(asked, context)
     if tap is None:
         missing.append("this backbone has no tap that could be found by itself; give tap=NAME")
+    elif class_values(context.model.backbone):
+        missing.append("this backbone takes a class token with each image, and there is none for images noised here")
     else:
         shown |= token_pictures(asked, context, samples, tap, marks)
     latent = context.cache.x0(samples[:1]).shape

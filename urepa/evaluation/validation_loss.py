@@ -129,6 +129,8 @@ class Validation:
         floors = {f"floor/{k}": means.pop(k) for k in of_floors}
         metrics = {f"val/{name}": value for name, value in means.items()}
         metrics["val/total"] = means["diffusion"] if self.loss.diffusion_fraction else 0.0
+        for name, weight in getattr(self.loss, "beside_diffusion", {}).items():
+            metrics["val/total"] += weight * means[name]
         self.total_at_peak = metrics["val/total"]
         if weighted is not None:
             manifold = float(manifold_G.sum() / sum(self.reader.full))

@@ -17,13 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from urepa.core import progress, random_draws
+from urepa.core.class_token_protocols import class_values
 from urepa.core.conditions import Condition
 from urepa.core.errors import UserError
 from urepa.method import flow_sampling
+from urepa.method.class_tokens import PackedState
 from urepa.method.guidance import Guidance, guided_predictor, scales_of
 from urepa.method.objectives.ddpm_math import DDPMMath
 from urepa.method.objectives.flow_math import FlowMath
-from urepa.method.objectives.objective_math import ObjectiveMath
+from urepa.method.objectives.objective_math import ObjectiveMath, shape_of
 
 Predict = Callable[[Tensor, Tensor], Tensor]  # x_t [B,C,H,W] and a timestep [] to the guided prediction [B,C,H,W]
 Solver = Callable[[DDPMMath, Predict, Tensor, list[int]], Tensor]  # standard normal noise and falling timesteps to x0
@@ -162,7 +164,7 @@ def uneven_timesteps(objective: ObjectiveMath, steps: int) -> dict[str, int]:
 
 
 def sample_by(
-    backbone: nn.Module,
+    backbone: Any,
     objective: ObjectiveMath,
     noise: Tensor,
     condition: Condition,
@@ -176,7 +178,13 @@ def sample_by(
     """Samples x0 [B,C,H,W] with a sampler of the objective (None: its default). `rngs`, one per image, are for samplers
     that add noise at each step. `guidance` is one scale for all parts of the condition together (1: no guidance), or a
     scale per name. `interval`: the times at which a flow is guided; DDPM is guided at all times. `negative`: the
-    condition [B] of negative prompts (`urepa.method.guidance`)."""
+    condition [B] of negative prompts (`urepa.method.guidance`). A backbone with a class token denoises it too, from
+    noise that `rngs` draw first, under the same guidance."""
+    if (values := class_values(backbone)) > 0:
+        both = PackedState(backbone, shape_of(noise))
+        own_noise = torch.stack([random_draws.normal((values, 1, 1), rng) for rng in rngs]).to(noise.device)
+        how = (rngs, sampler, steps, guidance, interval, negative)
+        return both.split(sample_by(both, objective, both.join(noise, own_noise), condition, *how))[0]
     name = choose_sampler(objective, sampler)
     check_steps(objective, steps)
     scales = scales_of(guidance, condition.names)

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from urepa.core.class_token_protocols import CLASS_TOKEN
 from urepa.core.conditions import Condition
 from urepa.core.protocols import LossMath
 from urepa.core.types import Attention, Batch, Tokens, no_rows
 from urepa.method.alignment_grids import TEACHER, Grid, compared_on
+from urepa.method.class_tokens import noised_class, zero_class
 from urepa.method.gradient_layout import with_gradient_in_own_layout
 from urepa.method.objectives.objective_math import ObjectiveMath, shape_of
 from urepa.method.self_alignment import own_states
@@ -57,6 +59,7 @@ class Aligned:
     attention: dict[str, Attention] = field(default_factory=dict)  # of blocks, by their taps
     frozen: dict[str, Tokens] = field(default_factory=dict)  # states of an earlier run's weights, without gradient
     known: dict[str, Tensor] = field(default_factory=dict)  # what a loss computed of batch and objective beforehand
+    class_RE11: Tensor | None = None  # what is predicted of a class token
 
 
 def _for_heads(feature: Tokens) -> Tokens:
@@ -102,6 +105,7 @@ class AlignedModel(nn.Module):
         grids: Mapping[str, Grid] = NO_GRIDS,
         second: SecondView | None = None,
         guided: GuidedView | None = None,
+        class_BE11: Tensor | None = None,
     ) -> Aligned:
         """
         Args:
@@ -109,12 +113,14 @@ class AlignedModel(nn.Module):
             guided: how the earlier run's weights are evaluated too, at the same input; None: not.
             grids: rows and columns of each teacher's tokens in this batch, by its name. A teacher without tokens in the
                 batch is absent; its heads are called with the tap's own grid, so that they stay in the graph.
+            class_BE11: the noised class token, for a backbone that denoises one.
         """
         averaged = {} if second is None else self.averaged_states(second, condition)
         frozen = {} if guided is None else self.frozen_states(x_t, t_B, guided)
-        attends: dict[str, Any] = {"attention": self.attended_taps} if self.attended_taps else {}
+        more: dict[str, Any] = {"attention": self.attended_taps} if self.attended_taps else {}
+        more |= {} if class_BE11 is None else {"class_BE11": class_BE11}
         with self.attention():
-            denoised = self.backbone(x_t, t_B, condition, taps=self.taps, rows_R=rows_R, **attends)
+            denoised = self.backbone(x_t, t_B, condition, taps=self.taps, rows_R=rows_R, **more)
         with torch.autocast(x_t.device.type, enabled=False):  # fp32: heads are small, and losses use them
             tapped = {tap: _for_heads(denoised.features[tap]) for tap in self.taps}
             tokens = {}
@@ -123,7 +129,8 @@ class AlignedModel(nn.Module):
                 grid = self.compared_on(tapped[tap].grid, grids[teacher]) if teacher in grids else tapped[tap].grid
                 tokens[name] = head(tapped[tap], t_B, grid)
                 assert tokens[name].grid == grid, f"the head {name} gives {tokens[name].grid} tokens, not {grid}"
-        return Aligned(denoised.prediction_RCHW, denoised.features, tokens, averaged, denoised.attention, frozen)
+        own = (denoised.features, tokens, averaged, denoised.attention, frozen)
+        return Aligned(denoised.prediction_RCHW, *own, class_RE11=denoised.class_RE11)
 
     def averaged_states(self, second: SecondView, condition: Condition) -> dict[str, Tokens]:
         """The states at `averaged_taps` of the backbone under the averaged weights."""
@@ -186,7 +193,8 @@ class AlignedModel(nn.Module):
         self.eval()
         found = []
         for shape, grids in shapes:
-            output = self(torch.zeros(1, *shape, device=t_B.device), t_B, condition, no_rows(t_B.device), grids)
+            x_t, more = torch.zeros(1, *shape, device=t_B.device), zero_class(self.backbone, 1, t_B.device)
+            output = self(x_t, t_B, condition, no_rows(t_B.device), grids, **more)
             found.append({name: tokens.grid for name, tokens in output.tokens.items()})
         self.train(was_training)
         return found
@@ -250,10 +258,15 @@ def step_terms(
         views["second"] = SecondView(objective.corrupt(batch.x0, batch.noise, s_B), s_B)
     if batch.is_aligned and own.frozen:
         views["guided"] = GuidedView(batch.condition if batch.whole is None else batch.whole, asked.guidance)
+    if (token := noised_class(loss, objective, batch)) is not None:
+        views["class_BE11"] = token.x_t_BE11
     hand_out(model, batch.draws)
     output = model(x_t, times, batch.condition, batch.rows_R, batch.grids, **views)
     if batch.is_aligned and hasattr(loss, "known"):
         output = replace(output, known=asked.known(batch, objective))
+    if token is not None:
+        class_B = objective.diffusion_terms(output.class_RE11, token.target_BE11, batch.t_B)
+        output = replace(output, known=output.known | {CLASS_TOKEN: class_B})
     target = objective.target(batch.x0, batch.noise, batch.t_B)
     diffusion_R = objective.diffusion_terms(output.prediction_RCHW, target, batch.t_B, batch.rows_R)
     weight_B = objective.towards_data(batch.t_B, time_power_at(loss, step), shape_of(batch.x0))

@@ -253,6 +253,14 @@ def _to_10(config: dict[str, Any]) -> None:
         config.setdefault("stop_when", {"_target_": "urepa.training.stop_rules.never.Never"})
 
 
+def _to_11(config: dict[str, Any]) -> None:
+    """A SiT denoised no class token."""
+    added: dict[str, dict[str, Any]] = {"urepa.models.backbones.sit.SiT": {"class_token": 0}}
+    for part in _parts(config):
+        for key, value in added.get(str(part["_target_"]), {}).items():
+            part.setdefault(key, value)
+
+
 TRACKS = ("urepa.data.tracks.latent_track.LatentTrack", "urepa.data.tracks.pixel_track.PixelTrack")
 
 
@@ -266,7 +274,7 @@ def _earlier_positions(vit: dict[str, Any]) -> str | None:
 
 
 STEPS: tuple[Callable[[dict[str, Any]], None], ...] = (
-    *(_to_1, _to_2, _to_3, _to_4, _to_5, _to_6, _to_7, _to_8, _to_9, _to_10),
+    *(_to_1, _to_2, _to_3, _to_4, _to_5, _to_6, _to_7, _to_8, _to_9, _to_10, _to_11),
 )
 SCHEMA = len(STEPS)
 

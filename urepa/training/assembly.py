@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from urepa.config.declared import build_errors, declaration_of
 from urepa.config.parts import PACKAGES, networks, settings_that_are
 from urepa.core.backbone_protocols import Backbone, LoRA
+from urepa.core.class_token_protocols import class_values
 from urepa.core.declared_keys import TAP
 from urepa.core.errors import UserError, in_bucket
 from urepa.core.nested_dicts import flatten
@@ -310,7 +311,7 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
         accelerator.print(warm_start.load(trainable(model), config["warm_start"], folder))
     declared_optimizer: Optimizer = declaration_of(config["optimizer"])
     own, blocks = own_states(loss), teacher_blocks(loss)
-    draws = (*own.draws, *draw_purposes(model))
+    draws, values = (*own.draws, *draw_purposes(model)), class_values(model.backbone)
     reader = TrainingReader(
         cache,
         objective,
@@ -321,8 +322,9 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
         draws,
         blocks,
         bool(own.frozen),
+        values,
     )
-    validation_reader = ValidationReader(cache, objective, settings.validation_group, draws, blocks)
+    validation_reader = ValidationReader(cache, objective, settings.validation_group, draws, blocks, values)
     if own.frozen:
         with accelerator.main_process_first():
             model.earlier = earlier_weights(model, config["loss"]["guide"], folder, accelerator.device)

@@ -24,6 +24,7 @@ OF_IMAGE_TOKENS = " image_encoder dropout patch_statistics shuffle_patches"  # r
 UNSPOKEN = {
     "URepaLoss": "spike_threshold taps teachers",  # only counted; shares are told with the taps
     "Haste": "spike_threshold taps teachers",
+    "Reg": "spike_threshold taps teachers",
     "PixelTrack": "root images limit validation_images test_images build_on_first_use online_teacher max_skipped "
     "captions caption_column online_text" + OF_IMAGE_TOKENS,
     "LatentTrack": "root images train_images val_images class_names token_dtype max_skipped latents tokens train val "

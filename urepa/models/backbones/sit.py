@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from urepa.core.backbone_protocols import FoundWeights, WeightsKind
+from urepa.core.comparability import EVERY_TERM
 from urepa.core.declared_keys import SIZE, setting
 from urepa.core.descriptions import BackboneFacts, CardFacts, Formula, code_block, number
 from urepa.core.errors import UserError
@@ -57,6 +58,13 @@ class SiT:
         le=SIZE,
     )
     route_share: float = setting("share of the tokens that skip these blocks in training", 0.0, ge=0, le=0.99)
+    class_token: int = setting(
+        "values of the teacher's class token that is denoised with the image, which is its width; 0: none",
+        0,
+        ge=0,
+        le=SIZE,
+        alters=(EVERY_TERM,),  # the noised class token tells of the image
+    )
     family: ClassVar[str] = "sit"
     noun: ClassVar[str] = "transformer"
     is_diffusers_unet: ClassVar[bool] = False
@@ -68,6 +76,11 @@ class SiT:
     def check(self, latent_shape: tuple[int, int, int]) -> None:
         check_sit(self.patch, self.width, self.heads, latent_shape)
         check_route(self.route, self.route_share, self.depth)
+        if self.class_token and self.route:
+            raise UserError(
+                f"backbone.route={list(self.route)} has no place for the token of backbone.class_token="
+                f"{self.class_token}: give one of the two"
+            )
 
     def check_latents(self, shapes: Sequence[tuple[int, int, int]]) -> None:
         if len(shapes) > 1 and str(self.positions) == "learned":
@@ -151,6 +164,10 @@ class SiT:
 
             route = (self.route[0], self.route[1])
             return RoutedSiTNetwork(*sizes, self.qk_norm, str(self.positions), route=route, share=self.route_share)
+        if self.class_token:
+            from urepa.models.backbones.class_token_sit_net import ClassTokenSiTNetwork
+
+            return ClassTokenSiTNetwork(*sizes, self.qk_norm, str(self.positions), class_token=self.class_token)
         return SiTNetwork(*sizes, self.qk_norm, str(self.positions))
 
     def description(self, facts: BackboneFacts) -> list[str | Formula]:
@@ -161,18 +178,25 @@ class SiT:
                 f" In training a share of {share} of each image's tokens, drawn anew at each update, skips the blocks "
                 f"{route[0]} to {route[1]}, counted from 0, and is put back behind them (TREAD)."
             )
+        denoised = ""
+        if self.class_token:
+            denoised = (
+                f" A class token of {number(self.class_token)} values is denoised with the image: a linear layer and a "
+                "LayerNorm make it one more token, and a linear layer of its own predicts it (REG)."
+            )
         return [
             f"The backbone is a SiT, a transformer with adaLN-Zero{facts.initial_weights(self.base)}: "
             f"{self.depth} blocks of width {self.width} with {self.heads} attention heads over "
             f"{self.patch}×{self.patch} patches "
             f"of x0 of {facts.x0_shape}, with {POSITIONS[str(self.positions)]}.{normed} The condition is "
-            f"one of {number(facts.num_classes + 1)} vectors, a class each and the null condition.{routed}"
+            f"one of {number(facts.num_classes + 1)} vectors, a class each and the null condition.{routed}{denoised}"
         ]
 
     def model_card(self, facts: CardFacts) -> str:
         return (
             f"{code_block(USE.format(command=facts.command), 'bash')}\n\nNames and shapes are those of the published "
             "SiT and REPA checkpoints, without projectors."
+            + (" Those of the class token are as in REG's." if self.class_token else "")
         )
 
     def hub_metadata(self) -> dict[str, Any]:

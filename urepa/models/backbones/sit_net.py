@@ -264,26 +264,49 @@ class SiTNetwork(nn.Module):
         these, and if there are none the forward stops there. Taps, and the queries and keys of the blocks of
         `attention`, always have the whole batch.
         """
+        grid = self.grid_of(x_t)
+        x_BND = self.x_embedder(x_t) + self.positions_of(grid)
+        c_BD = self._conditioned(t_B, condition)
+        x_RND, c_RD, states, by_tap = self._through_blocks(x_BND, c_BD, taps, rows_R, attention)
+        features = {tap: Tokens(state_BND, grid) for tap, state_BND in states.items()}
+        if len(x_RND) == 0:
+            return Denoised(x_t[:0], features, by_tap)
+        return Denoised(self._unpatchify(self.final_layer(x_RND, c_RD), grid), features, by_tap)
+
+    def _through_blocks(
+        self,
+        x_BND: Tensor,
+        c_BD: Tensor,
+        taps: tuple[str, ...],
+        rows_R: Tensor | None,
+        attention: tuple[str, ...] = (),
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Attended]]:
+        """The tokens and conditions of the requested rows after the last block, or without rows after the deepest tap;
+        the states [B,N,D] by tap; what the blocks of `attention` attend by."""
         tap_of = {self.index_of(tap): tap for tap in taps}
         attends = {self.index_of(tap): tap for tap in attention}
         deepest = max((*tap_of, *attends), default=-1)
-        features: dict[str, Tokens] = {}
+        states: dict[str, Tensor] = {}
         attended: list[Attended] = []  # of the blocks of `attends`, in the order of the blocks
-        grid = x_t.shape[2] // self.patch, x_t.shape[3] // self.patch
-        x_BND = self.x_embedder(x_t) + self.positions_of(grid)
-        c_BD = self._conditioned(t_B, condition)
         for k, block in enumerate(self.blocks[: deepest + 1]):
             x_BND = block(x_BND, c_BD, attended) if k in attends else block(x_BND, c_BD)
             if k in tap_of:
-                features[tap_of[k]] = Tokens(x_BND, grid)
+                states[tap_of[k]], x_BND = self._tapped(x_BND)
         by_tap = {attends[k]: own for k, own in zip(sorted(attends), attended, strict=True)}
         if rows_R is not None:
-            if len(rows_R) == 0:
-                return Denoised(x_t[:0], features, by_tap)
             x_BND, c_BD = x_BND[rows_R], c_BD[rows_R]
-        for block in self.blocks[deepest + 1 :]:
-            x_BND = block(x_BND, c_BD)
-        return Denoised(self._unpatchify(self.final_layer(x_BND, c_BD), grid), features, by_tap)
+        if len(x_BND) > 0:
+            for block in self.blocks[deepest + 1 :]:
+                x_BND = block(x_BND, c_BD)
+        return x_BND, c_BD, states, by_tap
+
+    def _tapped(self, x_BND: Tensor) -> tuple[Tensor, Tensor]:
+        """The state that a tap hands out, and the tokens with which the pass goes on through it."""
+        return x_BND, x_BND
+
+    def grid_of(self, x_t: Tensor) -> tuple[int, int]:
+        """Rows and columns of the patches of x_t."""
+        return x_t.shape[2] // self.patch, x_t.shape[3] // self.patch
 
     def _conditioned(self, t_B: Tensor, condition: Condition) -> Tensor:
         """The condition of each sample [B,D], or of each token [B,N,D] where t has a time for each."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from urepa.core.errors import UserError
@@ -19,6 +20,7 @@ from urepa.models.weight_files import read_safetensors, read_torch
 
 HEADS = "projectors."  # REPA's projectors, which do not belong to the backbone
 POSITIONS = "pos_embed"
+CLASS_TOKEN = "cls_projectors2.weight"  # in checkpoints of REG
 TIME, OUTPUT, CLASSES = "t_embedder.mlp.0.weight", "final_layer.linear", "y_embedder.embedding_table.weight"
 # The published training code averages the fixed positions with the weights, and 0.9999·p + 0.0001·p drifts from p in
 # fp32 by up to 2e-4; storage in bf16 costs 2e-3. Another grid's positions are off by about 1.
@@ -45,6 +47,12 @@ def load_published(backbone: Any, place: Path) -> None:
     if not file.is_file():
         raise UserError(f"{place} has no {EXPORTED}: give a file in the published layout, or an export's folder")
     found = {name: value for name, value in read_published(file).items() if not name.startswith(HEADS)}
+    if (of_class := found.get(CLASS_TOKEN)) is not None:
+        if getattr(backbone, "class_values", 0) != of_class.shape[1]:
+            values = of_class.shape[1]
+            raise UserError(f"{file} denoises a class token of {values} values: give backbone.class_token={values}")
+        if POSITIONS in found:
+            found[POSITIONS] = found[POSITIONS][:, 1:]  # the class token's position is 0
     if backbone.positions != "learned":
         _check_fixed_positions(backbone, found.pop(POSITIONS, backbone.pos_embed), file)
     own = backbone.state_dict()
@@ -87,9 +95,10 @@ def to_published(backbone: Any) -> dict[str, Tensor]:
         if isinstance(module, BaseTunerLayer):
             module.merge()
     own = {name: value for name, value in backbone.state_dict().items() if ".lora_" not in name}
-    return {name.replace(".base_layer.", "."): value for name, value in own.items()} | {
-        POSITIONS: backbone.pos_embed.detach()
-    }
+    positions_1ND = backbone.pos_embed.detach()
+    if getattr(backbone, "class_values", 0):
+        positions_1ND = F.pad(positions_1ND, (0, 0, 1, 0))
+    return {name.replace(".base_layer.", "."): value for name, value in own.items()} | {POSITIONS: positions_1ND}
 
 
 def merge_decoder_blocks(found: dict[str, Tensor]) -> dict[str, Tensor]:

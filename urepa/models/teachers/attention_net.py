@@ -21,7 +21,7 @@ RECORDING = "urepa_recording"
 _of_thread = threading.local()  # the reader's threads run one teacher at the same time
 
 
-def _attend(module: Any, q_BANE: Tensor, k_BANE: Tensor, v_BANE: Tensor, *more: Any, **options: Any) -> Any:
+def attend(module: Any, q_BANE: Tensor, k_BANE: Tensor, v_BANE: Tensor, *more: Any, **options: Any) -> Any:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     seen: list[Attention] | None = getattr(_of_thread, "seen", None)
@@ -38,7 +38,7 @@ def recorded_attention(network: Any) -> Iterator[list[Attention]]:
 
     if network.config._attn_implementation != RECORDING:
         assert network.config._attn_implementation == "sdpa", "another attention would give other tokens"
-        AttentionInterface.register(RECORDING, _attend)
+        AttentionInterface.register(RECORDING, attend)
         network.set_attn_implementation(RECORDING)
     _of_thread.seen = []
     try:

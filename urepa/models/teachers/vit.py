@@ -1,5 +1,5 @@
-"""Vision transformers of the transformers library: DINO, DINOv2, DINOv3, CLIP, SigLIP, MAE, I-JEPA,
-MoCo-v3."""
+"""Vision transformers: DINO, DINOv2, DINOv3, CLIP, SigLIP, MAE, I-JEPA, MoCo-v3 of the transformers library, and
+Perception Encoder."""
 
 from __future__ import annotations
 
@@ -38,6 +38,8 @@ class Family(Enum):
     dino = "dino"
     ijepa = "ijepa"
     mocov3 = "mocov3"
+    pe = "pe"
+    pe_g = "pe_g"
 
 
 @dataclass
@@ -47,7 +49,7 @@ class ViT:
     _target_: str = "urepa.models.teachers.vit.ViT"
     family: Family = setting("the network's architecture and preprocessing", alters=ALIGNMENT)
     model: str = setting(
-        "a hub id, a local folder, or the authors' .pth of DINO, DINOv2, DINOv3 or MoCo-v3; its last part is recorded",
+        "a hub id, a local folder, or the authors' file (DINO, DINOv2, DINOv3, MoCo-v3, PE); its last part is recorded",
         alters=ALIGNMENT,
     )
     image_size: int = setting(

@@ -1,5 +1,5 @@
-"""Vision transformers of the transformers library as teachers: DINO, DINOv2, DINOv3, CLIP, SigLIP, MAE,
-I-JEPA, MoCo-v3.
+"""Vision transformers as teachers: DINO, DINOv2, DINOv3, CLIP, SigLIP, MAE, I-JEPA, MoCo-v3 of the transformers
+library, and Perception Encoder (`perception_net`).
 
 Shapes: B batch, P prefix tokens (CLS, registers), N patch tokens, D width.
 """
@@ -22,6 +22,7 @@ from urepa.core.errors import UserError
 from urepa.core.hub_names import download_failure, resolve
 from urepa.core.types import Attention, Tokens
 from urepa.models.layers import unit_length
+from urepa.models.teachers import perception_net
 from urepa.models.teachers.attention_net import recorded_attention
 from urepa.models.teachers.dino import plain_vit_files
 from urepa.models.teachers.dino.dinov2_positions import resample_by
@@ -37,7 +38,7 @@ HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 @dataclass(frozen=True)
 class Family:
     """What the models of a family share. `resizes`: whether they adapt their positions to the image size by default.
-    `options`: arguments of their class."""
+    `options`: arguments of their class. `model_class` is "" where transformers has none."""
 
     model_class: str
     normalisation: tuple[tuple[float, ...], tuple[float, ...]]
@@ -56,6 +57,8 @@ FAMILIES = {
     "dino": Family("ViTModel", IMAGENET, 1, False, {"add_pooling_layer": False}),  # its files have no pooler
     "mocov3": Family("ViTModel", IMAGENET, 1, False, {"add_pooling_layer": False}),
     "ijepa": Family("IJepaModel", IMAGENET, 0, False, {"add_pooling_layer": False}),
+    "pe": Family("", HALF, 1, True),
+    "pe_g": Family("", HALF, 0, True),
 }
 
 # Layers of the published ViTs (S, B, L, H, g) by width; all have heads of width 64
@@ -159,7 +162,9 @@ class ViTNetwork:
         progress.hide_loading()
         family = FAMILIES[self.family]
         network: Any
-        if self.model.endswith(FILES) and self.family in plain_vit_files.FAMILIES:
+        if self.family in perception_net.FAMILIES:
+            network = perception_net.load_perception(Path(self.model), self.family)
+        elif self.model.endswith(FILES) and self.family in plain_vit_files.FAMILIES:
             network = plain_vit_files.load_plain(Path(self.model), self.family)
         elif self.model.endswith(FILES):
             from urepa.models.teachers.dino.meta_files import load_meta
@@ -193,6 +198,10 @@ class ViTNetwork:
         `network`."""
         import transformers
 
+        if self.family in perception_net.FAMILIES:
+            tower = perception_net.without_weights(self.family, self.width, self.patch, self.image_size)
+            self.network = self._freeze(tower)
+            return self.network
         family = FAMILIES[self.family]
         network_class = getattr(transformers, family.model_class)
         if Path(self.model).is_dir():

@@ -30,7 +30,7 @@ from urepa.core.track_protocols import Track
 from urepa.method.alignment_grids import TEACHER, policy_of
 from urepa.method.diffusion_fraction import strata
 from urepa.runs.run_folder import is_identity, parse_overrides, to_plain
-from urepa.training.checks.losses import check_attention, check_guidance
+from urepa.training.checks.losses import check_attention, check_class_token, check_guidance
 from urepa.training.checks.sizes import as_shape, check_shapes
 from urepa.training.checks.stop_rule import check_stop_rule
 
@@ -63,6 +63,7 @@ def check(config: dict[str, Any], overrides: list[str]) -> None:
     check_fraction(config, world)
     check_shapes(config)
     check_attention(config)
+    check_class_token(config)
     check_guidance(config)
 
 

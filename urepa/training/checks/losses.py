@@ -1,17 +1,22 @@
-"""Checks of a loss that compares attention maps (`urepa.method.attention_maps`), and of one with an earlier run's
-weights, without torch."""
+"""Checks of a loss that compares attention maps (`urepa.method.attention_maps`), of one with a class token, and of one
+with an earlier run's weights, without torch."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from urepa.config.declared import declaration_of
+from urepa.config.parts import settings_that_are
+from urepa.core.declared_keys import TIME
 from urepa.core.errors import UserError
 from urepa.core.protocols import Teacher
 from urepa.core.teacher_names import ALONE
 from urepa.core.track_protocols import Track
+from urepa.evaluation.measures.denoising import Denoising
 from urepa.method.attention_maps import attention_of
 from urepa.method.self_alignment import own_states
+
+DENOISING = Denoising._target_
 
 
 def check_attention(config: dict[str, Any]) -> None:
@@ -39,6 +44,33 @@ def check_attention(config: dict[str, Any]) -> None:
     if not track.online_teacher:
         raise UserError(
             "loss.attention compares attention maps, which are too large for a cache: give data.online_teacher=true"
+        )
+
+
+def check_class_token(config: dict[str, Any]) -> None:
+    """Raises UserError if the loss trains a class token and the backbone has none, or the reverse, if it is not the
+    teacher's, or if an evaluation noises images itself, for which there is no class token."""
+    loss, values = declaration_of(config["loss"]), config["backbone"].get("class_token", 0)
+    if not getattr(loss, "has_class_token", False):
+        if values:
+            raise UserError(
+                f"backbone.class_token={values} needs a loss that trains it, which this one does not: give loss=reg, "
+                "or backbone.class_token=0"
+            )
+        return
+    teacher: Teacher = declaration_of(config["teacher"])
+    width = getattr(teacher.members().get(ALONE), "width", values or "WIDTH")
+    if values != width:
+        raise UserError(
+            "this loss denoises a vector of the teacher's width with the image: give a SiT with "
+            f"backbone.class_token={width}"
+        )
+    noised = [key for key, _ in settings_that_are(TIME, config["evaluation"], "evaluation")]
+    noised += [f"evaluation.{name}" for name, one in config["evaluation"].items() if one["_target_"] == DENOISING]
+    if noised:
+        raise UserError(
+            f"{'.'.join(noised[0].split('.')[:2])} noises images itself, and there is no class token for them, which a "
+            "backbone with a class token needs: leave this evaluation out"
         )
 
 
