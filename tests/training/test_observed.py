@@ -61,10 +61,11 @@ def test_norms_of_the_own_gradients_and_the_rms_of_the_prediction() -> None:
     observed = Observed(net, DROPOUT, PARTS)
     halves = [own.rows(torch.tensor([0, 1])), own.rows(torch.tensor([2, 3]))]
     observed.begin([batch_of(half) for half in halves], logs=True)
-    predictions = [run(net, half) for half in halves]
-    for prediction in predictions:
-        observed.note(Aligned(prediction, {}, {}))
-        prediction.sum().backward()
+    predictions = []
+    for half in halves:
+        predictions.append(run(net, half))
+        predictions[-1].sum().backward()
+        observed.note(Aligned(predictions[-1], {}, {}))
     observed.end()
     expected = {
         "dino_patch_proj": [net.dino_patch_proj.weight.grad, net.dino_patch_proj.bias.grad],
