@@ -23,7 +23,7 @@ from urepa.data.lists.samples import Sample
 from urepa.evaluation.conditioned_images import own_condition
 from urepa.evaluation.context import Context
 from urepa.evaluation.features import held_out_samples, subset, time_label
-from urepa.evaluation.measures.attention_mass import AttentionMass
+from urepa.evaluation.measures.attention_mass import PICTURE, AttentionMass
 from urepa.evaluation.plots import curves_png
 
 QUERIES = 128  # whose scores are held together: B·A·QUERIES·S values
@@ -70,9 +70,7 @@ def _write_figure(
         }
         for part in parts
     }
-    folder = context.folder / "evaluation"
-    folder.mkdir(exist_ok=True)
-    write_whole(folder / f"attention_mass_step_{context.step:08d}.png", curves_png(panels, "block"))
+    write_whole(context.picture_file(PICTURE), curves_png(panels, "block"))
 
 
 def _shares(context: Context, samples: list[Sample], t: float) -> list[dict[str, Tensor]]:

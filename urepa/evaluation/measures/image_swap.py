@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from urepa.core.declared_keys import SIZE, setting
 from urepa.core.descriptions import EvaluatedRun, number
-from urepa.core.evaluation_protocols import ImageCounts, Metric, Reference
+from urepa.core.evaluation_protocols import ImageCounts, Metric, Picture, Reference
 from urepa.evaluation.conditioned_settings import Conditioned, check_few
 
 if TYPE_CHECKING:
@@ -15,6 +15,13 @@ if TYPE_CHECKING:
 
 FEWEST = 3  # images: an original, its donor, and another one as chance
 WHY = "because similarities are compared with those of a third image"
+PICTURE = Picture(
+    "samples/image_swap_{step}.png",
+    "Images under another image's vector and patches",
+    "A column is a held-out image. Rows: the original; the donor, which is the next original; images under the "
+    "original's caption and image, of which nothing, the vector, the patches or both are exchanged for the donor's, "
+    "from the same noise.",
+)
 
 
 def _similarity(what: str, words: str, better: str) -> Metric:
@@ -37,6 +44,7 @@ class ImageSwap(Conditioned):
 
     _target_: str = "urepa.evaluation.measures.image_swap.ImageSwap"
     pairs: int = setting("number of held-out images, at most; the donor of each is the next one", ge=FEWEST, le=SIZE)
+    pictures: ClassVar[tuple[Picture, ...]] = (PICTURE,)
     metrics: ClassVar[tuple[Metric, ...]] = (
         _similarity("layout", "layout", "↑"),
         _similarity("tokens", "tokens", "↑"),
