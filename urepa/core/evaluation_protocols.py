@@ -41,6 +41,36 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class BetterWith:
+    """A criterion of success: runs with a setting are better by a share than those without it.
+
+    Args:
+        words: the criterion, as the subject of a sentence.
+        setting: a config key that is true or false.
+        share: of the value without it, in (0, 1).
+    """
+
+    words: str
+    setting: str
+    share: float
+
+
+@dataclass(frozen=True)
+class BetterThan:
+    """A criterion of success: a value is better than reference values of the same run.
+
+    Args:
+        words: the criterion, as the subject of a sentence.
+        key: the metric's key, with the name in it.
+        references: keys of the reference values, with what they are.
+    """
+
+    words: str
+    key: str
+    references: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
 class Metric:
     """A column of a comparison.
 
@@ -54,6 +84,7 @@ class Metric:
         trained_by: config keys that weigh this quantity, or the fit of its input, in the training loss. In runs that
             differ in one of them the quantity differs by construction: it is compared, but the first sentence of a
             report does not count it.
+        criteria: what a description expects of it; remarks of a report say whether that is so.
         circular: a key; if a run has logged it, the name in the label is marked as circular.
     """
 
@@ -65,6 +96,7 @@ class Metric:
     beside: tuple[Reference, ...] = ()
     circular: str = ""
     trained_by: tuple[str, ...] = ()
+    criteria: tuple[BetterWith | BetterThan, ...] = ()
 
     @property
     def title(self) -> str:
