@@ -108,8 +108,8 @@ def renew(settings: dict[str, Any]) -> list[Any]:
 
 def compared(
     settings: dict[str, Any], chosen: list[Any], foreign: list[Path]
-) -> tuple[Any, list[str], tuple[Any, Any]]:
-    """The results of the chosen runs, the sentences beside them, and grids and strips of pictures."""
+) -> tuple[Any, list[str], tuple[Any, Any, Any]]:
+    """The results of the chosen runs, the sentences beside them, and grids, strips and evaluations' pictures."""
     from urepa.reports.comparison.arms import group_runs
     from urepa.reports.comparison.equal_steps import at_step, at_step_sentence, early_sentences
     from urepa.reports.comparison.results import summarise
@@ -118,13 +118,13 @@ def compared(
     if step is not None:
         runs = [at_step(run, step) for run in runs]
     results = summarise(group_runs(runs, settings["order"], settings["baseline"], settings["names"]))
-    grids, strips, lost = load_pictures(settings["store"], results.study)
+    grids, strips, pictures, lost = load_pictures(settings["store"], results.study)
     notes = [] if step is None else [at_step_sentence(step)]
     notes += early_sentences([item.run for item in results.study.apart])
     return (
         results,
         [*notes, *notices(results), *empty_runs_note(chosen), *other_folders_note(foreign), *lost],
-        (grids, strips),
+        (grids, strips, pictures),
     )
 
 
@@ -165,21 +165,23 @@ def chosen_runs(settings: dict[str, Any]) -> tuple[list[Any], list[Path]]:
     return load_histories(client, select(find_stored(client), *wanted)), []
 
 
-def load_pictures(store: str | None, study: Any) -> tuple[Any, Any, list[str]]:
-    """The arms' grids of samples and strips over steps, from folders or artifacts, and a sentence if they cannot be
-    read."""
+def load_pictures(store: str | None, study: Any) -> tuple[Any, Any, Any, list[str]]:
+    """The arms' grids of samples, strips over steps and evaluations' pictures, from folders or artifacts, and a
+    sentence if they cannot be read."""
     from urepa.core.look_sheets import FOLDER
+    from urepa.reports.comparison.evaluation_pictures import evaluation_pictures
     from urepa.reports.comparison.look_strips import strips_of
-    from urepa.reports.comparison.sample_grids import find_in_folder, grids_of, read_file
+    from urepa.reports.comparison.sample_grids import find_in_folder, grids_of, list_in_folder, read_file
 
     if store is None:
         strips = strips_of(study, lambda run: find_in_folder(run, FOLDER), read_file)
-        return grids_of(study, find_in_folder, read_file), strips, []
+        pictures = evaluation_pictures(study, list_in_folder, read_file)
+        return grids_of(study, find_in_folder, read_file), strips, pictures, []
     from urepa.reports.comparison.read_mlflow import stored_pictures
     from urepa.runs.mlflow_store import open_existing
 
-    grids, strips, lost = stored_pictures(open_existing(store), study)
-    return grids, strips, [lost] if lost else []
+    grids, strips, pictures, lost = stored_pictures(open_existing(store), study)
+    return grids, strips, pictures, [lost] if lost else []
 
 
 def started_runs(runs: list[Any]) -> list[Any]:
@@ -267,6 +269,7 @@ def write_report(
     folder: Path,
     grids: Any = None,
     strips: Any = None,
+    pictures: Any = (),
     reload: int | None = None,
 ) -> None:
     """Writes index.html, table.* and figures/*. `reload`: seconds after which the page reloads itself."""
@@ -287,7 +290,7 @@ def write_report(
     write_whole(folder / "table.csv", as_csv(results))
     write_whole(folder / "table.md", tables.markdown(results, sentences) + ranking_text(results))
     write_whole(folder / "table.tex", tables.latex(results))
-    html = page(results, drawn, sentences, grids, strips)
+    html = page(results, drawn, sentences, grids, strips, pictures)
     write_whole(folder / "index.html", html if reload is None else with_reload(html, reload))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +42,12 @@ from urepa.evaluation.measures.image_swap import ImageSwap
 from urepa.evaluation.measures.image_swap_math import compare
 from urepa.evaluation.measures.text_only import TextOnly
 from urepa.models.teachers.efficientnet_lite0 import EfficientNetLite0
+from urepa.reports.comparison.arms import group_runs
+from urepa.reports.comparison.evaluation_pictures import evaluation_pictures
+from urepa.reports.comparison.page import page
+from urepa.reports.comparison.read_runs import find_folders, load_curves
+from urepa.reports.comparison.results import summarise
+from urepa.reports.comparison.sample_grids import list_in_folder, read_file
 
 Compose = Callable[..., dict[str, Any]]
 BUCKET, GRID, SHAPE = "48x80", (6, 10), (48, 12, 20)
@@ -267,3 +275,38 @@ def test_the_diversity_of_a_captions_images_is_over_their_noises(context: Contex
     names = {f"final/diversity_{what}{of}" for what in ("tokens", "layout") for of in ("/text", "/both", "_real")}
     assert found.keys() == names
     assert (context.folder / "samples" / "text_only_00000010.png").exists()
+
+
+@pytest.mark.slow
+def test_every_picture_is_declared_and_in_the_report(context: Context, tmp_path: Path) -> None:
+    """The files of all five evaluations in a run's folder and in one of its buckets."""
+    run = tmp_path / "outputs" / "seed0"
+    shutil.copytree(context.folder, run, ignore=shutil.ignore_patterns("*.png"))
+    how = HOW | {"steps": 1}
+    asked = (
+        ImageReconstruction(images=3, shown=3, encoders={"coarse": Pixels(grid=2)}, **how),
+        ImageSwap(pairs=3, **how),
+        CaptionChange(images=3, shown=3, train_images=20, **how),
+        TextOnly(captions=3, variants=2, **how),
+        AttentionMass(images=3, timesteps=[0.25, 0.75]),
+    )
+    values: dict[str, float] = {}
+    for folder in (run, run / "buckets" / BUCKET):
+        folder.mkdir(exist_ok=True, parents=True)
+        for one in asked:
+            values |= one(replace(context, folder=folder))
+        written = {str(path.relative_to(folder)) for path in folder.rglob("*.png") if "buckets" not in path.parts[-3:]}
+        assert written == {picture.file(10) for one in asked for picture in one.pictures}
+    row = {"step": 300, "time": 0, "val/diffusion": 1.0, "floor/zero_predictor": 2.0} | values
+    (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    summary = {"experiment": "nanodit_smoke", "ablation": "baseline", "seed": 0, "step": 300}
+    summary |= {"seconds": {"training": 1.0}, "device": "cpu", "processes": 1, "threads": 1, "peak_memory_bytes": 1}
+    summary |= {"parameters": {"backbone": 1, "heads": 0, "heads_trainable": 0}, "metrics": row, "evaluation": {}}
+    summary |= {"git_commit": "0" * 40, "code_state": "clean"}
+    (run / "summary.json").write_text(json.dumps(summary))
+    results = summarise(group_runs(load_curves(find_folders(str(tmp_path))), [], None))
+    found = evaluation_pictures(results.study, list_in_folder, read_file)
+    assert {one.title for one in found} == {picture.title for one in asked for picture in one.pictures}
+    html = page(results, [], [], None, None, found)
+    section = html[html.index('<section id="pictures">') :].split("</section>")[0]
+    assert section.count('<img src="data:image/jpeg;base64,') == 2 * len(asked)

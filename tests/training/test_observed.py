@@ -61,10 +61,11 @@ def test_norms_of_the_own_gradients_and_the_rms_of_the_prediction() -> None:
     observed = Observed(net, DROPOUT, PARTS)
     halves = [own.rows(torch.tensor([0, 1])), own.rows(torch.tensor([2, 3]))]
     observed.begin([batch_of(half) for half in halves], logs=True)
-    predictions = [run(net, half) for half in halves]
-    for prediction in predictions:
-        observed.note(Aligned(prediction, {}, {}))
-        prediction.sum().backward()
+    predictions = []
+    for half in halves:
+        predictions.append(run(net, half))
+        predictions[-1].sum().backward()
+        observed.note(Aligned(predictions[-1], {}, {}))
     observed.end()
     expected = {
         "dino_patch_proj": [net.dino_patch_proj.weight.grad, net.dino_patch_proj.bias.grad],
@@ -260,5 +261,8 @@ def test_a_run_is_the_same_with_and_without_and_names_what_is_not_finite(
     new = rows[0].keys() - rows[1].keys()
     assert {key.partition("/")[0] for key in new} == {"train", "grad_norm", "floor"}
     assert {"train/withheld/text+image", "train/prediction_rms", "grad_norm/null_text", "floor/null_condition"} <= new
+    shares = [value for key, value in rows[0].items() if key.startswith("train/attention_mass/")]
+    assert len(shares) == 3
+    assert sum(shares) == pytest.approx(1, abs=1e-5)
     same = rows[1].keys() - {"images_per_s", "data_wait_share"}
     assert {key: rows[0][key] for key in same} == {key: rows[1][key] for key in same}

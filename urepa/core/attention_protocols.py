@@ -1,14 +1,15 @@
 """What backbones and teachers have beside where they hand out the attention of their blocks, for a loss that compares
-it."""
+it, or where it is measured what they attend to."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from urepa.core.conditions import Condition
     from urepa.core.types import Attention, Tokens
 
 
@@ -37,4 +38,19 @@ class AttendingTeacher(Protocol):
 
     def attention_grid(self, grid: tuple[int, int] | None = None) -> tuple[int, int]:
         """Rows and columns of the patches, which tokens on this grid are pooled from."""
+        ...
+
+
+@runtime_checkable
+class CrossAttending(Protocol):
+    """Additional members of a `BackboneNetwork` whose blocks have a cross-attention from the tokens of x_t to a context
+    with the tokens of its condition."""
+
+    def cross_attentions(self) -> list[Any]:
+        """The cross-attention of each block, called with x_BND, context_BSD and mask_BS (True: attended to): `q(x_BND)`
+        are its queries [B,N,D], `kv(context_BSD)` its keys and values [B,S,2D], in `heads` heads."""
+        ...
+
+    def context_lengths(self, condition: Condition) -> dict[str, int]:
+        """The number of tokens in the context of each part of the condition, in their order."""
         ...

@@ -4,8 +4,10 @@ There is one commented class for each (`urepa.core.protocols` has the parts that
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -39,6 +41,36 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class BetterWith:
+    """A criterion of success: runs with a setting are better by a share than those without it.
+
+    Args:
+        words: the criterion, as the subject of a sentence.
+        setting: a config key that is true or false.
+        share: of the value without it, in (0, 1).
+    """
+
+    words: str
+    setting: str
+    share: float
+
+
+@dataclass(frozen=True)
+class BetterThan:
+    """A criterion of success: a value is better than reference values of the same run.
+
+    Args:
+        words: the criterion, as the subject of a sentence.
+        key: the metric's key, with the name in it.
+        references: keys of the reference values, with what they are.
+    """
+
+    words: str
+    key: str
+    references: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
 class Metric:
     """A column of a comparison.
 
@@ -52,6 +84,7 @@ class Metric:
         trained_by: config keys that weigh this quantity, or the fit of its input, in the training loss. In runs that
             differ in one of them the quantity differs by construction: it is compared, but the first sentence of a
             report does not count it.
+        criteria: what a description expects of it; remarks of a report say whether that is so.
         circular: a key; if a run has logged it, the name in the label is marked as circular.
     """
 
@@ -63,11 +96,44 @@ class Metric:
     beside: tuple[Reference, ...] = ()
     circular: str = ""
     trained_by: tuple[str, ...] = ()
+    criteria: tuple[BetterWith | BetterThan, ...] = ()
 
     @property
     def title(self) -> str:
         """The label with the arrow of its direction."""
         return f"{self.label}\u00a0{self.better}" if self.better else self.label
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG that an evaluation writes, and that a comparison shows.
+
+    Args:
+        path: its place in the run's folder, or in that of a bucket: FOLDER/FILE, for example
+            `samples/image_swap_{step}.png`, with `{step}` for the step in eight digits and possibly `{name}` for any
+            name, for example a teacher's.
+        title: a heading; with `{name}` in the path the name follows it.
+        caption: what its rows and columns, or its panels and lines, are, in whole sentences.
+    """
+
+    path: str
+    title: str
+    caption: str
+
+    @property
+    def folder(self) -> str:
+        """The first part of the path."""
+        return PurePosixPath(self.path).parts[0]
+
+    def file(self, step: int, name: str = "") -> str:
+        """The path at a step."""
+        return self.path.format(step=f"{step:08d}", name=name)
+
+    def read(self, path: str) -> tuple[str, int] | None:
+        """The name ("" without one) and the step in a path that ends in this picture's; None for another one's."""
+        pattern = re.escape(self.path).replace(r"\{step\}", r"(?P<step>\d{8,})").replace(r"\{name\}", "(?P<name>[^/]+)")
+        match = re.search(f"(?:^|/){pattern}$", path)
+        return None if match is None else (match.groupdict().get("name", ""), int(match["step"]))
 
 
 @dataclass(frozen=True)
@@ -132,6 +198,7 @@ class Evaluation(Protocol):
 
     - `metrics: ClassVar[tuple[Metric, ...]]`, the columns of its keys in `compare`; a key without one is its own label,
       without a direction;
+    - `pictures: ClassVar[tuple[Picture, ...]]`, what it writes at `context.picture_file(PICTURE)`, for reports;
     - `check_images(there: ImageCounts, place: str) -> None`, which raises UserError if it needs more images than there
       are, with all values to give instead, prefixed by `place` ("evaluation.NAME."); called before step 0 of a run, and
       before `urepa.evaluate` computes anything;
@@ -154,6 +221,12 @@ def metrics_declared_by(evaluation: type) -> tuple[Metric, ...]:
     """An evaluation's `metrics`; empty if it declares none."""
     metrics: tuple[Metric, ...] = getattr(evaluation, "metrics", ())
     return metrics
+
+
+def pictures_declared_by(evaluation: type) -> tuple[Picture, ...]:
+    """An evaluation's `pictures`; empty if it declares none."""
+    pictures: tuple[Picture, ...] = getattr(evaluation, "pictures", ())
+    return pictures
 
 
 def evaluation_description(evaluation: Any, run: EvaluatedRun) -> str | None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from urepa.core import random_draws
 from urepa.core.conditions import Condition, covered_parts, without_never_given
 from urepa.core.errors import UserError
+from urepa.core.evaluation_protocols import Picture
 from urepa.core.files import write_whole
 from urepa.core.png import labelled_grid, to_pixels
 from urepa.data.lists.samples import Sample
@@ -126,12 +127,10 @@ def mean_pairwise_distance(tokens_NTD: Tensor) -> float:
     return token_distance(tokens_NTD[first], tokens_NTD[second])
 
 
-def save_picture(context: Context, name: str, rows: Mapping[str, Sequence[Tensor]]) -> None:
-    """Writes samples/NAME_STEP.png in the run's folder, with a labelled row for each entry: its images [3,H,W]."""
-    folder = context.folder / "samples"
-    folder.mkdir(exist_ok=True)
+def save_picture(context: Context, picture: Picture, rows: Mapping[str, Sequence[Tensor]]) -> None:
+    """Writes the picture, with a labelled row for each entry: its images [3,H,W]."""
     tiles = [(label, [Image.fromarray(to_pixels(image)) for image in images]) for label, images in rows.items()]
-    write_whole(folder / f"{name}_{context.step:08d}.png", labelled_grid(tiles))
+    write_whole(context.picture_file(picture), labelled_grid(tiles))
 
 
 def first_rows(images: Mapping[str, Tensor], shown: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 
 from urepa.core import progress
 from urepa.core.errors import UserError
+from urepa.core.evaluation_protocols import Picture
 from urepa.core.files import FULL
 from urepa.core.teacher_names import ALONE
 from urepa.data.cache import Cache
@@ -40,6 +41,12 @@ class Context:
     def floors(self) -> dict[str, Callable[[], AlignedModel]]:
         """Builders of the models that are evaluated for comparison, by the prefix of their values."""
         return {"untrained": self.untrained} | ({} if self.random is None else {"random": self.random})
+
+    def picture_file(self, picture: Picture, name: str = "") -> Path:
+        """The file of a picture at this step. Its folder is made."""
+        file = self.folder / picture.file(self.step, name)
+        file.parent.mkdir(exist_ok=True)
+        return file
 
     def head_at(self, tap: str) -> str | None:
         """The name of the teacher's head on a tap; None where it has none."""

@@ -20,13 +20,16 @@ from urepa.core.shards import whole
 from urepa.core.types import Batch
 from urepa.method.training_step import Aligned
 from urepa.runs.metrics import Rows, number
+from urepa.training.observed_attention import KEY, ObservedAttention
 
 NOTHING = "nothing"  # the outcome of a draw that withholds no part
+WITHHELD = "train/withheld/"
+SHARES = (WITHHELD, KEY)  # keys of values that are [2] until they are logged: an amount, and of how many samples it is
 
 
 class Observed:
-    """One update's values: `begin`, `note` for each micro-batch, `end` before gradients are clipped, then `row`. There
-    are none without an `ObservedNetwork`."""
+    """One update's values: `begin`, `note` after each micro-batch, `end` before gradients are clipped, then `row`.
+    There are none without an `ObservedNetwork`."""
 
     def __init__(self, backbone: nn.Module, dropout: Mapping[str, float], parts: Sequence[str]) -> None:
         """
@@ -38,6 +41,7 @@ class Observed:
         self.parameters: dict[str, list[nn.Parameter]] = {}
         self.outcomes: dict[str, frozenset[str]] = {}
         self.blocks = Blocks(backbone) if self.is_active else None
+        self.attention = ObservedAttention(backbone)
         self._judged: set[ExpectedRange] | None = None  # None: the rows of earlier processes are not read yet
         self._logs, self._values = False, dict[str, Tensor]()
         self._squares: list[Tensor] = []
@@ -58,6 +62,8 @@ class Observed:
         self._logs, self._values, self._squares = logs and self.is_active, {}, []
         if self.blocks is not None:
             self.blocks.begin()
+        if self._logs:
+            self.attention.begin(batches)
         if self._logs and len(self.outcomes) > 2:  # one name: its share says nothing of a draw among several
             self._values |= _shares([batch.condition for batch in batches], self.outcomes, self.device)
 
@@ -65,6 +71,7 @@ class Observed:
         """Notes the prediction of a micro-batch."""
         if self._logs and len(output.prediction_RCHW):
             self._squares.append(output.prediction_RCHW.detach().float().pow(2).mean())
+        self.attention.next()
 
     def end(self) -> Tensor | None:
         """Notes the gradients. Returns where values are not finite (`Blocks.flags`)."""
@@ -72,14 +79,18 @@ class Observed:
             for name, own in self.parameters.items():
                 gradients = [p.grad for p in own if p.grad is not None]
                 self._values[f"grad_norm/{name}"] = whole(torch.nn.utils.get_total_norm(gradients))
+            self._values |= self.attention.sums(self.device)
         return None if self.blocks is None else self.blocks.flags()
 
     def row(self) -> dict[str, float]:
         """The values of the update. Synchronises with the device."""
-        row = {}
+        row: dict[str, float] = {}
         for key, value in self._values.items():
-            is_share = key.startswith("train/withheld/")  # gradients are the same on all ranks
-            row[key] = _share(sum_over_ranks(value)) if is_share else value.item()
+            if key.startswith(SHARES):
+                amount, count = sum_over_ranks(value).tolist()
+                row |= {key: amount / count} if count else {}
+            else:
+                row[key] = value.item()  # gradients are the same on all ranks
         if self._squares:
             row["train/prediction_rms"] = mean_over_ranks(torch.stack(self._squares).mean()).sqrt().item()
         return row
@@ -175,12 +186,7 @@ def _shares(
             for outcome, parts in outcomes.items():
                 counts[outcome] += lost == parts
     total = sum(len(condition) for condition in conditions)
-    return {f"train/withheld/{name}": torch.tensor([count, total]).float().to(device) for name, count in counts.items()}
-
-
-def _share(counts_2: Tensor) -> float:
-    count, total = counts_2.tolist()
-    return float(count / total)
+    return {f"{WITHHELD}{name}": torch.tensor([count, total]).float().to(device) for name, count in counts.items()}
 
 
 def _in_words(own: ExpectedRange) -> str:

@@ -28,9 +28,10 @@ from urepa.core.nested_dicts import flatten
 from urepa.reports.comparison import read_mlflow
 from urepa.reports.comparison.arms import group_runs
 from urepa.reports.comparison.as_json import as_json
+from urepa.reports.comparison.evaluation_pictures import evaluation_pictures
 from urepa.reports.comparison.read_runs import Run, find_folders, load_curves
 from urepa.reports.comparison.results import summarise
-from urepa.reports.comparison.sample_grids import find_in_folder, grids_of, read_file
+from urepa.reports.comparison.sample_grids import find_in_folder, grids_of, list_in_folder, read_file
 from urepa.reports.comparison.tables import markdown
 from urepa.runs.mlflow_store import connect, open_existing
 from urepa.runs.run_folder import facts_of
@@ -189,17 +190,21 @@ def test_grids_of_samples_come_from_the_artifacts(place: Path, server: str, belo
             samples = Path(run.id) / below
             samples.mkdir(exist_ok=True, parents=True)
             Image.new("RGB", (6, 4), "teal").save(samples / f"step_{step:08d}.png")
+            Image.new("RGB", (6, 4), "navy").save(samples / f"image_swap_{step:08d}.png")
             client = connect(f"sqlite:///{place}/mlflow.db")
             (stored,) = [other for other in from_store(client.tracking_uri) if other.name == run.name]
             with contextlib.chdir(place):
-                client.log_artifact(stored.id, str(samples / f"step_{step:08d}.png"), below)
+                for file in samples.iterdir():
+                    client.log_artifact(stored.id, str(file), below)
     expected = grids_of(group_runs(folders, [], None), find_in_folder, read_file)
     assert expected is not None
     assert (len(expected.shown), expected.step, expected.bucket) == (2, step, bucket)
+    pictures = evaluation_pictures(group_runs(folders, [], None), list_in_folder, read_file)
+    assert [(one.step, len(one.shown)) for one in pictures] == [(step, 2)]
     with contextlib.chdir(place):
         for uri in (f"sqlite:///{place}/mlflow.db", server):
             study = group_runs(sorted(from_store(uri), key=lambda run: run.name), [], None)
-            assert read_mlflow.stored_pictures(open_existing(uri), study) == (expected, None, "")
+            assert read_mlflow.stored_pictures(open_existing(uri), study) == (expected, None, pictures, "")
 
 
 def test_a_missing_store(tmp_path: Path) -> None:

@@ -7,10 +7,18 @@ from typing import TYPE_CHECKING, ClassVar
 
 from urepa.core.declared_keys import COUNT, LARGEST, TIME, setting
 from urepa.core.descriptions import EvaluatedRun, join_with_and, number
-from urepa.core.evaluation_protocols import Metric, Reference
+from urepa.core.evaluation_protocols import Metric, Picture, Reference
 
 if TYPE_CHECKING:
     from urepa.evaluation.context import Context
+
+
+PICTURE = Picture(
+    "evaluation/attention_mass_step_{step}.png",
+    "Attention to the parts of the condition",
+    "A panel for each part of the condition has the share of the cross-attention that goes to it, by block, with a "
+    "line for each time.",
+)
 
 
 @dataclass
@@ -22,6 +30,7 @@ class AttentionMass:
     _target_: str = "urepa.evaluation.measures.attention_mass.AttentionMass"
     images: int = setting("number of held-out images, at most", ge=1, le=COUNT)
     timesteps: list[int | float] = setting("times of the objective", ge=-LARGEST, le=LARGEST, is_a=TIME)
+    pictures: ClassVar[tuple[Picture, ...]] = (PICTURE,)
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric(
             "final/attention_mass/{}",

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from urepa.core import random_draws
+from urepa.core.attention_protocols import CrossAttending
 from urepa.core.errors import UserError
 from urepa.core.files import write_whole
 from urepa.data.lists.samples import Sample
 from urepa.evaluation.conditioned_images import own_condition
 from urepa.evaluation.context import Context
 from urepa.evaluation.features import held_out_samples, subset, time_label
-from urepa.evaluation.measures.attention_mass import AttentionMass
+from urepa.evaluation.measures.attention_mass import PICTURE, AttentionMass
 from urepa.evaluation.plots import curves_png
 
 QUERIES = 128  # whose scores are held together: B·A·QUERIES·S values
@@ -33,7 +34,7 @@ CHUNK = 8  # images
 def measure_mass(asked: AttentionMass, context: Context) -> dict[str, float]:
     """The shares by part, with those of each block and time. It also writes the figure."""
     samples = subset(held_out_samples(context), asked.images)
-    if not hasattr(context.model.backbone, "cross_attentions"):
+    if not isinstance(context.model.backbone, CrossAttending):
         raise UserError(
             "this run's backbone has no cross-attention to a caption and an image; leave this evaluation out"
         )
@@ -69,9 +70,7 @@ def _write_figure(
         }
         for part in parts
     }
-    folder = context.folder / "evaluation"
-    folder.mkdir(exist_ok=True)
-    write_whole(folder / f"attention_mass_step_{context.step:08d}.png", curves_png(panels, "block"))
+    write_whole(context.picture_file(PICTURE), curves_png(panels, "block"))
 
 
 def _shares(context: Context, samples: list[Sample], t: float) -> list[dict[str, Tensor]]:
@@ -102,7 +101,7 @@ def recorded_attention(backbone: Any) -> Iterator[list[Tensor]]:
 
     def append(attention: Any, inputs: tuple[Tensor, Tensor, Tensor]) -> None:
         with torch.autocast(inputs[0].device.type, enabled=False):
-            found.append(attention_to(attention, *inputs))
+            found.append(attention_to(attention, *inputs).cpu())
 
     hooks = [attention.register_forward_pre_hook(append) for attention in backbone.cross_attentions()]
     try:
@@ -114,12 +113,11 @@ def recorded_attention(backbone: Any) -> Iterator[list[Tensor]]:
 
 
 def attention_to(attention: Any, x_BND: Tensor, context_BSD: Tensor, mask_BS: Tensor) -> Tensor:
-    """The attention to each token of the context, averaged over queries and heads: [B,S], on the CPU, in fp32. It adds
-    up to 1."""
+    """The attention to each token of the context, averaged over queries and heads: [B,S], in fp32. It adds up to 1."""
     q_BANE = attention.q(x_BND.float()).unflatten(2, (attention.heads, -1)).transpose(1, 2)
     k_BASE = attention.kv(context_BSD.float()).unflatten(2, (2, attention.heads, -1))[:, :, 0].transpose(1, 2)
     total_BS = torch.zeros(mask_BS.shape, dtype=torch.float64, device=x_BND.device)
     for some_BANE in q_BANE.split(QUERIES, dim=2):
         scores = some_BANE @ k_BASE.transpose(2, 3) / some_BANE.shape[-1] ** 0.5
         total_BS += scores.masked_fill(~mask_BS[:, None, None], -torch.inf).softmax(-1).sum((1, 2)).double()
-    return (total_BS / (q_BANE.shape[1] * q_BANE.shape[2])).float().cpu()
+    return (total_BS / (q_BANE.shape[1] * q_BANE.shape[2])).float()

@@ -7,13 +7,20 @@ from typing import TYPE_CHECKING, ClassVar
 
 from urepa.core.declared_keys import COUNT, SIZE, setting
 from urepa.core.descriptions import EvaluatedRun, number
-from urepa.core.evaluation_protocols import ImageCounts, Metric, Reference
+from urepa.core.evaluation_protocols import ImageCounts, Metric, Picture, Reference
 from urepa.evaluation.conditioned_settings import Conditioned, check_few
 
 if TYPE_CHECKING:
     from urepa.evaluation.context import Context
 
 FEWEST, WHY = 2, "because captions are exchanged"
+PICTURE = Picture(
+    "samples/caption_change_{step}.png",
+    "Images under another image's caption",
+    "A column is a held-out image. Rows: the original; the image under its own caption, vector and patches, the same "
+    "from another noise, and the same under another image's caption; the original with that caption; and the image "
+    "under that caption alone.",
+)
 
 
 def _change(what: str, words: str) -> Metric:
@@ -35,6 +42,7 @@ class CaptionChange(Conditioned):
     images: int = setting("number of held-out images, at most", ge=FEWEST, le=COUNT)
     shown: int = setting("number of images in the picture", ge=1, le=SIZE)
     train_images: int = setting("training images of the classes' means, at most", ge=1, le=COUNT)
+    pictures: ClassVar[tuple[Picture, ...]] = (PICTURE,)
     metrics: ClassVar[tuple[Metric, ...]] = (
         _change("tokens", "token distance"),
         _change("pixels", "pixel error"),

@@ -30,7 +30,7 @@ from urepa.evaluation.conditioned_images import (
 from urepa.evaluation.conditioned_settings import check_few
 from urepa.evaluation.context import Context
 from urepa.evaluation.features import held_out_samples, labels_of, subset
-from urepa.evaluation.measures.caption_change import FEWEST, WHY, CaptionChange
+from urepa.evaluation.measures.caption_change import FEWEST, PICTURE, WHY, CaptionChange
 
 
 def change_captions(asked: CaptionChange, context: Context) -> dict[str, float]:
@@ -49,7 +49,7 @@ def change_captions(asked: CaptionChange, context: Context) -> dict[str, float]:
         "that caption's image": real_images(context, [samples[i] for i in givers]),
         "that caption alone": generate(asked, context, samples, withhold(changed, "image")),
     }
-    save_picture(context, "caption_change", first_rows(pictures, asked.shown))
+    save_picture(context, PICTURE, first_rows(pictures, asked.shown))
     records = {name: records_of(context, images) for name, images in pictures.items()}
     own, metrics = "own caption", dict[str, float]()
     for ending, name in (("", "another caption"), ("_noise", "another noise")):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from urepa.core.declared_keys import COUNT, SIZE, part, setting
 from urepa.core.descriptions import EvaluatedRun, encoder_text, join_with_and, number
-from urepa.core.evaluation_protocols import ImageCounts, Metric, Reference
+from urepa.core.evaluation_protocols import BetterWith, ImageCounts, Metric, Picture, Reference
 from urepa.evaluation.conditioned_settings import Conditioned, check_few
 from urepa.evaluation.measures.generation import CIRCULAR, check_names
 
@@ -16,9 +16,26 @@ if TYPE_CHECKING:
 
 TEXT_ALONE, OTHER = "images under the caption alone", "other real images"
 ENCODERS = "evaluation.image_reconstruction.encoders"
+PICTURE = Picture(
+    "samples/image_reconstruction_{step}.png",
+    "Images under their own captions and images",
+    "A column is a held-out image. Rows: the original, the image that is generated under its caption, vector and "
+    "patches, and the one under the caption alone, from the same noise.",
+)
 
 
-def _distance(key: str, what: str, *, place: int, rests_on: tuple[str, ...] = (), circular: str = "") -> Metric:
+NEARER = BetterWith("reconstructions 10 % nearer than with the vector alone", "backbone.patches", 0.1)
+
+
+def _distance(
+    key: str,
+    what: str,
+    *,
+    place: int,
+    rests_on: tuple[str, ...] = (),
+    circular: str = "",
+    criteria: tuple[BetterWith, ...] = (),
+) -> Metric:
     """A column with the same distance of images under the caption alone, and of other real images."""
     path = key.removesuffix("/{}")
     ending = key.removeprefix(path)
@@ -26,7 +43,7 @@ def _distance(key: str, what: str, *, place: int, rests_on: tuple[str, ...] = ()
         Reference(f"{path}_{kind}{ending}", label=f"{what} of {label}")
         for kind, label in (("text", TEXT_ALONE), ("other", OTHER))
     )
-    return Metric(key, what, "↓", place=place, beside=beside, rests_on=rests_on, circular=circular)
+    return Metric(key, what, "↓", rests_on, place, beside, circular, criteria=criteria)
 
 
 @dataclass
@@ -40,8 +57,15 @@ class ImageReconstruction(Conditioned):
     images: int = setting("number of held-out images, at most", ge=2, le=COUNT)
     shown: int = setting("number of images in the picture", ge=1, le=SIZE)
     encoders: dict[str, Any] = part("the networks of the perceptual distances, by the names of their columns")
+    pictures: ClassVar[tuple[Picture, ...]] = (PICTURE,)
     metrics: ClassVar[tuple[Metric, ...]] = (
-        _distance("final/image_distance", "distance of reconstructions, mean", place=64, rests_on=(ENCODERS,)),
+        _distance(
+            "final/image_distance",
+            "distance of reconstructions, mean",
+            place=64,
+            rests_on=(ENCODERS,),
+            criteria=(NEARER,),
+        ),
         _distance("final/image_distance/{}", "distance of reconstructions({})", place=65, circular=CIRCULAR),
         _distance("final/image_pixel_error", "pixel error of reconstructions", place=66),
         _distance("final/image_token_distance", "token distance of reconstructions", place=66),

@@ -23,7 +23,7 @@ from urepa.evaluation.conditioned_settings import check_few
 from urepa.evaluation.context import Context, Incomplete
 from urepa.evaluation.features import held_out_samples, subset
 from urepa.evaluation.measures.image_distances_math import available_encoders, encode_tokens, is_circular
-from urepa.evaluation.measures.image_reconstruction import ImageReconstruction
+from urepa.evaluation.measures.image_reconstruction import PICTURE, ImageReconstruction
 
 
 def reconstruct(asked: ImageReconstruction, context: Context) -> dict[str, float]:
@@ -61,7 +61,7 @@ def reconstruct(asked: ImageReconstruction, context: Context) -> dict[str, float
             named = [metrics[f"final/image_distance{kind}/{name}"] for name in encoders]
             metrics[f"final/image_distance{kind}"] = sum(named) / len(named)
     metrics |= {f"final/circular/{name}": 1.0 for name, network in encoders.items() if is_circular(context, network)}
-    save_picture(context, "image_reconstruction", first_rows(pictures, asked.shown))
+    save_picture(context, PICTURE, first_rows(pictures, asked.shown))
     if lacking:
         raise Incomplete(metrics, lacking)
     return metrics

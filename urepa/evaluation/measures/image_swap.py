@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from urepa.core.declared_keys import SIZE, setting
 from urepa.core.descriptions import EvaluatedRun, number
-from urepa.core.evaluation_protocols import ImageCounts, Metric, Reference
+from urepa.core.evaluation_protocols import BetterThan, ImageCounts, Metric, Picture, Reference
 from urepa.evaluation.conditioned_settings import Conditioned, check_few
 
 if TYPE_CHECKING:
@@ -15,9 +15,23 @@ if TYPE_CHECKING:
 
 FEWEST = 3  # images: an original, its donor, and another one as chance
 WHY = "because similarities are compared with those of a third image"
+PICTURE = Picture(
+    "samples/image_swap_{step}.png",
+    "Images under another image's vector and patches",
+    "A column is a held-out image. Rows: the original; the donor, which is the next original; images under the "
+    "original's caption and image, of which nothing, the vector, the patches or both are exchanged for the donor's, "
+    "from the same noise.",
+)
 
 
-def _similarity(what: str, words: str, better: str) -> Metric:
+IN_PLACE = BetterThan(
+    "the layout is the donor's where vector and patches are exchanged",
+    "final/swap_layout/both",
+    (("final/swap_layout_own/both", "the original's"), ("final/swap_layout_chance/both", "a third image's")),
+)
+
+
+def _similarity(what: str, words: str, better: str, criteria: tuple[BetterThan, ...] = ()) -> Metric:
     """A column by what is exchanged, with the similarities to the original and to other images."""
     key = f"final/swap_{what}/{{}}"
     beside = tuple(
@@ -25,7 +39,9 @@ def _similarity(what: str, words: str, better: str) -> Metric:
         for kind, whose in (("own", "the original's"), ("chance", "a third image's"))
     )
     real = Reference(f"final/swap_{what}_real", label=f"{words} of two real images")
-    return Metric(key, f"{words} as the donor's ({{}} exchanged)", better, place=67, beside=(*beside, real))
+    return Metric(
+        key, f"{words} as the donor's ({{}} exchanged)", better, place=67, beside=(*beside, real), criteria=criteria
+    )
 
 
 @dataclass
@@ -37,8 +53,9 @@ class ImageSwap(Conditioned):
 
     _target_: str = "urepa.evaluation.measures.image_swap.ImageSwap"
     pairs: int = setting("number of held-out images, at most; the donor of each is the next one", ge=FEWEST, le=SIZE)
+    pictures: ClassVar[tuple[Picture, ...]] = (PICTURE,)
     metrics: ClassVar[tuple[Metric, ...]] = (
-        _similarity("layout", "layout", "↑"),
+        _similarity("layout", "layout", "↑", (IN_PLACE,)),
         _similarity("tokens", "tokens", "↑"),
     )
 

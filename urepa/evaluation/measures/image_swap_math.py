@@ -22,7 +22,7 @@ from urepa.evaluation.conditioned_images import (
 from urepa.evaluation.conditioned_settings import check_few
 from urepa.evaluation.context import Context
 from urepa.evaluation.features import held_out_samples, subset
-from urepa.evaluation.measures.image_swap import FEWEST, WHY, ImageSwap
+from urepa.evaluation.measures.image_swap import FEWEST, PICTURE, WHY, ImageSwap
 
 EXCHANGED = {"none": (), "vector": (CLS,), "patches": (PATCHES,), "both": (CLS, PATCHES)}
 
@@ -41,7 +41,7 @@ def swap(asked: ImageSwap, context: Context) -> dict[str, float]:
         made_N3HW = generate(asked, context, samples, exchange(condition, donors, *parts))
         metrics |= compare({name: tokens_of(context, made_N3HW)}, real_NTD)
         rows[f"exchanged: {name}"] = made_N3HW
-    save_picture(context, "image_swap", {label: list(images) for label, images in rows.items()})
+    save_picture(context, PICTURE, {label: list(images) for label, images in rows.items()})
     return metrics
 
 

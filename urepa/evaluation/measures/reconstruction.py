@@ -7,11 +7,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from urepa.core.declared_keys import COUNT, LARGEST, SAMPLER_STEPS, SIZE, part, setting
 from urepa.core.descriptions import EvaluatedRun, encoder_text, join_with_and, number
-from urepa.core.evaluation_protocols import ImageCounts, Metric
+from urepa.core.evaluation_protocols import ImageCounts, Metric, Picture
 from urepa.evaluation.measures.generation import CIRCULAR, check_names
 
 if TYPE_CHECKING:
     from urepa.evaluation.context import Context
+
+
+PICTURE = Picture(
+    "samples/reconstructions_{step}.png",
+    "Images decoded from their first tokens",
+    "A row is a held-out image. Columns: the image decoded from its first 1, 2, 4, ... tokens, and the original.",
+)
 
 
 @dataclass
@@ -26,6 +33,7 @@ class Reconstruction:
     steps: int = setting("steps of the Euler sampler", ge=1, le=SIZE, is_a=SAMPLER_STEPS)
     encoders: dict[str, Any] = part("the encoders of the distances, by the names of their columns; {}: none")
     guidance: float = setting("scale of classifier-free guidance; 1: no guidance", ge=0, le=LARGEST)
+    pictures: ClassVar[tuple[Picture, ...]] = (PICTURE,)
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("final/reconstruction_psnr/{}", "PSNR from {} tokens", "↑", place=60),
         Metric("final/reconstruction_mse/{}", "error from {} tokens", "↓", place=61),

@@ -30,7 +30,7 @@ from urepa.evaluation.measures.image_distances_math import (
     image_features,
     is_circular,
 )
-from urepa.evaluation.measures.reconstruction import Reconstruction
+from urepa.evaluation.measures.reconstruction import PICTURE, Reconstruction
 from urepa.method.flow_sampling import sample
 from urepa.method.guidance import scales_of
 from urepa.method.objectives.flow_math import FlowMath
@@ -74,10 +74,9 @@ def reconstruct(asked: Reconstruction, context: Context) -> dict[str, float]:
         metrics[f"final/reconstruction_distance_other/{name}"] = distance
     nothing_N3SS = _decode(asked, context, samples, codes_NK, 0)
     metrics["final/reconstruction_mse_null"] = float(_errors(nothing_N3SS, real_N3SS).mean())
-    folder = context.folder / "samples"
-    folder.mkdir(exist_ok=True)
-    file = folder / f"reconstructions_{context.step:08d}.png"
-    write_whole(file, picture([*columns, real_N3SS[: asked.shown]], [s.sample_id for s in samples]))
+    write_whole(
+        context.picture_file(PICTURE), picture([*columns, real_N3SS[: asked.shown]], [s.sample_id for s in samples])
+    )
     if lacking:
         raise Incomplete(metrics, lacking)
     return metrics

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from urepa.core.declared_keys import COUNT, LARGEST, SIZE, TAP, TIME, setting
 from urepa.core.descriptions import EvaluatedRun, number
 from urepa.core.errors import UserError
-from urepa.core.evaluation_protocols import OF_HEADS, RANDOM, UNTRAINED, ImageCounts, Metric, Reference
+from urepa.core.evaluation_protocols import OF_HEADS, RANDOM, UNTRAINED, ImageCounts, Metric, Picture, Reference
 from urepa.evaluation.frozen_features import times_text
 from urepa.evaluation.image_counts import refuse_numbers
 
@@ -22,6 +22,10 @@ FEWEST = 4  # smallest number of samples for the unbiased HSIC
 OF_TEACHER = ("teacher", "data.token_dtype")
 OF_FIT = (*OF_TEACHER, "loss.spatial_norm", "loss.grid")
 OF_SIMILARITIES = (*OF_HEADS, "loss.manifold_weight")  # the manifold loss trains them
+
+PANELS = "A panel for each measure has its values by time, with a line for each tap."
+PICTURE = Picture("evaluation/alignment_step_{step}.png", "Similarity to the teacher", PANELS)
+OF_A_TEACHER = Picture("evaluation/alignment_{name}_step_{step}.png", "Similarity to the teacher", PANELS)
 
 
 def _floors(measure: str) -> tuple[Reference, ...]:
@@ -71,6 +75,7 @@ class TeacherAlignment:
     )
     neighbours: int = setting("k of the recall and of CKNNA", ge=1, le=SIZE)
     images: int = setting("held-out images", ge=1, le=COUNT)
+    pictures: ClassVar[tuple[Picture, ...]] = (PICTURE, OF_A_TEACHER)
     metrics: ClassVar[tuple[Metric, ...]] = (*AT_THE_TAP, *ELSEWHERE)
 
     def __call__(self, context: Context) -> dict[str, float]:

@@ -31,7 +31,7 @@ from urepa.evaluation.features import (
     time_label,
 )
 from urepa.evaluation.image_counts import cache_counts
-from urepa.evaluation.measures.teacher_alignment import TeacherAlignment
+from urepa.evaluation.measures.teacher_alignment import OF_A_TEACHER, PICTURE, TeacherAlignment
 from urepa.evaluation.plots import curves_png
 from urepa.evaluation.similarity import cknna, linear_cka, neighbour_recall, similarity_mae
 from urepa.method.alignment_grids import TEACHER, Grid
@@ -81,10 +81,8 @@ def _teacher_values(asked: TeacherAlignment, context: Context, samples: list[Sam
         own = pool_chunks(context, samples, (asked.tap,), asked.timestep, {"tap": tap_pool(asked.tap)}, build())
         found = _tap_values(torch.from_numpy(own["tap"]), teacher[asked.tap]["mean"], asked.neighbours)
         metrics |= {name_at(f"final/{floor}_{name}", context.teacher): v for name, v in found.items()}
-    folder = context.folder / "evaluation"
-    folder.mkdir(exist_ok=True)
-    whose = f"_{context.teacher}" if context.teacher else ""
-    write_whole(folder / f"alignment{whose}_step_{context.step:08d}.png", _figure(by_t))
+    picture = OF_A_TEACHER if context.teacher else PICTURE
+    write_whole(context.picture_file(picture, context.teacher), _figure(by_t))
     return metrics
 
 

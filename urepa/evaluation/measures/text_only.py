@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING, ClassVar
 
 from urepa.core.declared_keys import SIZE, setting
 from urepa.core.descriptions import EvaluatedRun, number
-from urepa.core.evaluation_protocols import ImageCounts, Metric, Reference
+from urepa.core.evaluation_protocols import ImageCounts, Metric, Picture, Reference
 from urepa.evaluation.conditioned_settings import Conditioned, check_few
 
 if TYPE_CHECKING:
     from urepa.evaluation.context import Context
 
 FEWEST, WHY = 2, "because real images are compared with each other"
+PICTURE = Picture(
+    "samples/text_only_{step}.png",
+    "Images of one caption",
+    "A column is a held-out image. Rows: the original; images under its caption alone (text), and under its caption, "
+    "vector and patches (both), a row for each noise.",
+)
 
 
 def _diversity(what: str, words: str) -> Metric:
@@ -33,6 +39,7 @@ class TextOnly(Conditioned):
     _target_: str = "urepa.evaluation.measures.text_only.TextOnly"
     captions: int = setting("number of held-out images whose captions are used, at most", ge=FEWEST, le=SIZE)
     variants: int = setting("images of each caption", ge=2, le=SIZE)
+    pictures: ClassVar[tuple[Picture, ...]] = (PICTURE,)
     metrics: ClassVar[tuple[Metric, ...]] = (
         _diversity("layout", "layout distance"),
         _diversity("tokens", "token distance"),

@@ -20,7 +20,7 @@ from urepa.evaluation.conditioned_images import (
 from urepa.evaluation.conditioned_settings import check_few
 from urepa.evaluation.context import Context
 from urepa.evaluation.features import held_out_samples, subset
-from urepa.evaluation.measures.text_only import FEWEST, WHY, TextOnly
+from urepa.evaluation.measures.text_only import FEWEST, PICTURE, WHY, TextOnly
 
 
 def measure_diversity(asked: TextOnly, context: Context) -> dict[str, float]:
@@ -41,7 +41,7 @@ def measure_diversity(asked: TextOnly, context: Context) -> dict[str, float]:
         for what, of in MEASURES.items():
             each = [mean_pairwise_distance(of(tokens_VTD)) for tokens_VTD in tokens_NVTD]
             metrics[f"final/diversity_{what}/{name}"] = sum(each) / len(each)
-    save_picture(context, "text_only", {label: list(images) for label, images in rows.items()})
+    save_picture(context, PICTURE, {label: list(images) for label, images in rows.items()})
     return metrics
 
 

@@ -8,6 +8,7 @@ from urepa.core.alignment_progress import KEYS, early_gain, slow_sentence
 from urepa.core.ema_initial_weights import LAGGING, SHARE, initial_share, lag_sentence
 from urepa.reports.comparison.arms import Arm
 from urepa.reports.comparison.by_clock import unlike_machines
+from urepa.reports.comparison.criteria import criteria_remarks
 from urepa.reports.comparison.evaluation_protocol import WEIGHTS_FILE
 from urepa.reports.comparison.metric_columns import EPISODES, SKIPPED, SPIKES
 from urepa.reports.comparison.number_format import delta, number
@@ -180,6 +181,7 @@ def other_remarks(results: Results) -> list[str]:
                 f"({number(floor_.mean)}); {advice}"
             )
         remarks += spike_remarks(row.arm)
+    remarks += criteria_remarks(results)
     remarks += slow_alignments(results)
     remarks += [
         f"{difference}: their costs and times cannot be compared" for difference in unlike_machines(results.study)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
+from collections.abc import Sequence
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from urepa.config.parts import SCHEMAS
 from urepa.reports.comparison.by_clock import unlike_machines
 from urepa.reports.comparison.draw_panels import Drawn
+from urepa.reports.comparison.evaluation_pictures import Pictures, on_page
 from urepa.reports.comparison.expected_values import documents_arm, of_steps, reported_rows
 from urepa.reports.comparison.figures import CAPTIONS
 from urepa.reports.comparison.findings import findings, other_remarks, overfitting_sentences
@@ -50,6 +52,7 @@ SECTIONS = {
     "ranking": "Ranking",
     "gaps": "Train and validation",
     "samples": "Samples",
+    "pictures": "Pictures of evaluations",
     "look": "Over the steps",
     "timesteps": "By timestep",
     "sweeps": "Sweeps",
@@ -84,6 +87,7 @@ def page(
     sentences: list[str],
     grids: Grids | None = None,
     strips: Strips | None = None,
+    pictures: Sequence[Pictures] = (),
 ) -> str:
     """The report as HTML."""
     from jinja2 import Environment, StrictUndefined
@@ -95,7 +99,7 @@ def page(
     return environment.from_string(TEMPLATE.read_text()).render(
         title=_title(results),
         subtitle=_subtitle(results),
-        sections=_sections(results, figures, grids, strips),
+        sections=_sections(results, figures, {"samples": grids, "pictures": pictures, "look": strips}),
         verdict=verdict(results),
         cautions=cautions(results),
         sentences=sentences,
@@ -120,6 +124,7 @@ def page(
         captions=CAPTIONS,
         **_gaps(results),
         grids=_grids(grids),
+        pictures=[on_page(one) for one in pictures],
         strips=None if strips is None else {"seed": strips.seed, "bucket": strips.bucket, "note": strips.note},
         strips_shown=[] if strips is None else _shown(strips.shown),
         **_expected_values(results),
@@ -150,7 +155,7 @@ def _figures(drawn: list[Drawn]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _sections(
-    results: Results, figures: dict[str, list[dict[str, Any]]], grids: Grids | None, strips: Strips | None
+    results: Results, figures: dict[str, list[dict[str, Any]]], pictures: dict[str, Any]
 ) -> list[tuple[str, str]]:
     """Names and ids of the sections that have content."""
     several = len(results.study.arms) > 1
@@ -159,14 +164,13 @@ def _sections(
         "differences": several,
         "ranking": ranking(results),
         "gaps": gaps(results),
-        "samples": grids,
-        "look": strips,
         "reported": documents_arm(results),
         "timesteps": results.bins or figures["timesteps"],
         "way": results.courses,
         "clock": results.courses,
         "apart": results.study.apart,
-    } | {name: figures[name] for name in ("sweeps", "curves", "gradients")}
+    }
+    there |= pictures | {name: figures[name] for name in ("sweeps", "curves", "gradients")}
     return [(name, id_) for id_, name in SECTIONS.items() if there.get(id_, True)]
 
 

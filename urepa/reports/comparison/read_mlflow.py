@@ -21,6 +21,7 @@ from urepa.core import progress
 from urepa.core.errors import UserError
 from urepa.core.look_sheets import FOLDER as LOOK
 from urepa.reports.comparison.arms import ComparedArms
+from urepa.reports.comparison.evaluation_pictures import Pictures, evaluation_pictures
 from urepa.reports.comparison.look_strips import Strips, strips_of
 from urepa.reports.comparison.metric_columns import is_compared
 from urepa.reports.comparison.read_runs import Run, printable_path
@@ -57,14 +58,17 @@ def publish(uri: str, results: Results, folder: Path) -> str:
     return f"run report ({run_id}) in the experiment {reports}"
 
 
-def stored_pictures(client: Any, study: ComparedArms) -> tuple[Grids | None, Strips | None, str]:
-    """The grids of samples and the strips of pictures among the runs' artifacts. If they cannot be read, for example
-    from a server's local disk, twice None and a sentence that says so."""
+def stored_pictures(client: Any, study: ComparedArms) -> tuple[Grids | None, Strips | None, list[Pictures], str]:
+    """The grids of samples, the strips of pictures and the evaluations' pictures among the runs' artifacts. If they
+    cannot be read, for example from a server's local disk, none and a sentence that says so."""
     from mlflow.exceptions import MlflowException
 
-    def find(run: Run, kind: str) -> dict[Place, str]:
+    def listed(run: Run, kind: str) -> list[str]:
         buckets = [f"{item.path}/{kind}" for item in client.list_artifacts(run.id, BUCKETS)]
-        return by_place(item.path for below in (kind, *buckets) for item in client.list_artifacts(run.id, below))
+        return [item.path for below in (kind, *buckets) for item in client.list_artifacts(run.id, below)]
+
+    def find(run: Run, kind: str) -> dict[Place, str]:
+        return by_place(listed(run, kind))
 
     def read(run: Run, place: str) -> bytes:
         with TemporaryDirectory() as folder:
@@ -72,9 +76,10 @@ def stored_pictures(client: Any, study: ComparedArms) -> tuple[Grids | None, Str
 
     try:
         grids = grids_of(study, lambda run: find(run, FOLDER), read)
-        return grids, strips_of(study, lambda run: find(run, LOOK), read), ""
+        strips = strips_of(study, lambda run: find(run, LOOK), read)
+        return grids, strips, evaluation_pictures(study, listed, read), ""
     except (MlflowException, OSError) as error:
-        return None, None, f"The pictures could not be read from MLflow: {str(error).splitlines()[0]}"
+        return None, None, [], f"The pictures could not be read from MLflow: {str(error).splitlines()[0]}"
 
 
 def find_stored(client: Any) -> list[Run]:

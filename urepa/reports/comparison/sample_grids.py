@@ -23,6 +23,7 @@ MOST_BYTES = 50_000_000  # largest file that is opened; Pillow limits the number
 
 Place = tuple[int, str]  # a step and the name of a bucket ("" without buckets)
 Find = Callable[[Run], dict[Place, str]]  # returns the locations of a run's grids
+List = Callable[[Run, str], list[str]]  # returns the files in a run's folders of this name
 Read = Callable[[Run, str], bytes]  # returns the content of such a file
 
 
@@ -49,8 +50,12 @@ class Grids:
 
 def find_in_folder(run: Run, kind: str = FOLDER) -> dict[Place, str]:
     """The locations of the pictures of a run that is a folder, in its folders called `kind`."""
-    folder = Path(run.id)
-    return by_place(str(path) for below in (kind, f"{BUCKETS}/*/{kind}") for path in folder.glob(f"{below}/*.png"))
+    return by_place(list_in_folder(run, kind))
+
+
+def list_in_folder(run: Run, kind: str) -> list[str]:
+    """The PNGs of a run that is a folder, in its folders called `kind`."""
+    return [str(path) for below in (kind, f"{BUCKETS}/*/{kind}") for path in Path(run.id).glob(f"{below}/*.png")]
 
 
 def read_file(run: Run, place: str) -> bytes:
@@ -62,12 +67,12 @@ def read_file(run: Run, place: str) -> bytes:
 def by_place(files: Iterable[str]) -> dict[Place, str]:
     """The files named `step_<number>.png`, by their number and the bucket of their folder."""
     found = ((NAME.fullmatch(Path(file).name), file) for file in files)
-    return {(int(match[1]), _bucket_of(Path(file))): file for match, file in found if match}
+    return {(int(match[1]), bucket_of(file)): file for match, file in found if match}
 
 
-def _bucket_of(file: Path) -> str:
+def bucket_of(file: str) -> str:
     """The bucket in RUN/buckets/HxW/samples/FILE; "" for other paths."""
-    folder = file.parent.parent
+    folder = Path(file).parent.parent
     return folder.name if folder.parent.name == BUCKETS else ""
 
 
