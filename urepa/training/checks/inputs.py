@@ -3,6 +3,7 @@ contents are made where they are read."""
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +31,17 @@ if TYPE_CHECKING:
 def check_run_inputs(config: dict[str, Any], folder: Path) -> None:
     """Raises UserError if a run that starts in this folder lacks an input. A run that resumes or is finished is not
     checked: its images, caches or warm start may have been removed."""
-    if config["resume"] is not None or steps(folder / "checkpoints") or (folder / SUMMARY).exists():
-        return
+    if not has_begun(config, folder):
+        check_new_run(config)
+
+
+def has_begun(config: dict[str, Any], folder: Path) -> bool:
+    """Whether the run in this folder resumes or is finished."""
+    return config["resume"] is not None or bool(steps(folder / "checkpoints")) or (folder / SUMMARY).exists()
+
+
+def check_new_run(config: dict[str, Any]) -> None:
+    """Raises UserError if a run that starts anew lacks an input."""
     source = config["warm_start"]["checkpoint"]
     if source is not None and not Path(source).is_file() and not steps(Path(source) / "checkpoints"):
         raise no_checkpoint(Path(source))
@@ -40,10 +50,21 @@ def check_run_inputs(config: dict[str, Any], folder: Path) -> None:
     samples = None if track.has_latents() else track.expected_samples()
     if samples is not None:  # otherwise it is checked with the caches, before step 0
         check_evaluations(config["evaluation"], image_counts(samples, config["data"]["num_classes"]))
-    if declaration_of(config["loss"]).taps:
+    if has_teacher(config):
         check_teachers_files(track, config["teacher"])
     backbone: Backbone = declaration_of(config["backbone"])
     backbone.check_files()
+
+
+def inputs_of(config: dict[str, Any]) -> bytes:
+    """What `check_new_run` reads of a config: with equal ones it has the same result."""
+    parts = [config[key] for key in ("warm_start", "data", "evaluation", "teacher", "backbone")]
+    return pickle.dumps([*parts, config["trainer"]["batch_size"], has_teacher(config)])
+
+
+def has_teacher(config: dict[str, Any]) -> bool:
+    """Whether the loss compares states with a teacher's tokens."""
+    return bool(declaration_of(config["loss"]).taps)
 
 
 def check_evaluations(evaluations: dict[str, Any], there: ImageCounts) -> None:
