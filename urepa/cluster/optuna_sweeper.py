@@ -117,8 +117,8 @@ class OptunaSweeper(OptunaSearch, Sweeper):
         return Space(sweeps, shared)
 
     def _examples(self, space: Space) -> list[list[str]]:
-        """Overrides of runs that show whether the searched values can be run: all points of a grid; otherwise each value
-        of a key, and the middle of an interval, beside the first values of the other keys."""
+        """Overrides of runs that show whether the searched values can be run: all points of a grid; otherwise each
+        value of a key, and the middle of an interval, beside the first values of the other keys."""
         values = {key: _example_values(override) for key, override in space.sweeps.items()}
         if self.settings["algorithm"] == GRID:
             points = [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
@@ -277,8 +277,10 @@ def _example_values(override: Override) -> list[Any]:
     sweep: Any = override.value()
     if not isinstance(sweep, IntervalSweep):
         return _values(override)
-    is_whole = isinstance(sweep.start, int) and isinstance(sweep.end, int)
-    return [(sweep.start + sweep.end) // 2 if is_whole else (sweep.start + sweep.end) / 2]
+    start, end = sweep.start, sweep.end
+    assert start is not None
+    assert end is not None
+    return [(start + end) // 2 if isinstance(start, int) and isinstance(end, int) else (start + end) / 2]
 
 
 def _suggest(asked: Any, key: str, override: Override) -> Any:

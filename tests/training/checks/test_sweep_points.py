@@ -112,7 +112,7 @@ def test_values_set_in_a_composed_config_are_those_of_a_composition(
     names = ("data.root=${oc.env:HOME}/a", "data.root=b", "data.root=c")
     points = list(product(rest, heads, limits, names))
     sweep = sweeps()
-    shapes = [_without_values(point, points) for point in points]
+    shapes = [_without_values(point, ()) for point in points]
     assert sorted(set(shapes)) == [(head,) for head in heads]
     config, before = None, None
     for shape, point in sorted(zip(shapes, points, strict=True)):

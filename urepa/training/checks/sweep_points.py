@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +64,13 @@ def find_mistakes(loader: Any, master: DictConfig, points: Sequence[Point]) -> d
     """
     mistakes: dict[int, str] = {}
     checked: set[bytes] = set()  # inputs
-    shapes = [_without_values(point, points) for point in points]
-    order = sorted(range(len(points)), key=lambda i: shapes.index(shapes[i]))  # runs that share a composition
+    shared = set(points[0]).intersection(*points)
+    shapes = [_without_values(point, shared) for point in points]
+    first = {shape: i for i, shape in reversed([*enumerate(shapes)])}
+    order = sorted(range(len(points)), key=lambda i: first[shapes[i]])  # equal shapes follow each other
     config: DictConfig | None = None
     before: Point | None = None
-    shown = {"desc": "checking", "unit": "run", "leave": False, "disable": not sys.stderr.isatty()}
-    with progress.bar(order, **shown) as each:
+    with progress.bar(order, desc="checking", unit="run", leave=False, disable=not sys.stderr.isatty()) as each:
         for i in each:
             try:
                 same = config if shapes[i] == before else None
@@ -118,11 +119,11 @@ def _compose(loader: Any, master: DictConfig, point: Point, shape: Point, same: 
     return config
 
 
-def _without_values(point: Point, points: Sequence[Point]) -> Point:
-    """The run's overrides without those that only set a value of a key that the sweep varies."""
-    varied = [override for override in point if any(override not in other for other in points)]
+def _without_values(point: Point, shared: Collection[str]) -> Point:
+    """The run's overrides without those that only set a value of a key that the sweep varies. `shared`: the overrides
+    that all runs have."""
     keys = [_key(override) for override in point]
-    return tuple(o for o in point if o not in varied or not _sets_a_value(o, keys))
+    return tuple(o for o in point if o in shared or not _sets_a_value(o, keys))
 
 
 def _sets_a_value(override: str, keys: Sequence[str]) -> bool:
