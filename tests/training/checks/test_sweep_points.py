@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
@@ -127,6 +128,26 @@ def test_values_set_in_a_composed_config_are_those_of_a_composition(
     monkeypatch.setattr(sweep.config_loader, "load_sweep_config", _counting(sweep.config_loader, composed))
     assert sweep.mistakes(points) == {}
     assert len(composed) == 2
+
+
+def test_classes_are_counted_once_for_the_same_images(
+    sweeps: type[Sweeps], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for images, count in (("two", 2), ("three", 3)):
+        for i in range(count):
+            (tmp_path / images / f"class{i}").mkdir(parents=True)
+            (tmp_path / images / f"class{i}" / "0.png").touch()
+    sweep, classes = sweeps(), dict[bytes, int]()
+    found = []
+    for images in ("two", "three", "two", "three"):
+        given = ["data=folder", f"data.images={images}"]
+        config = sweep_points._compose(sweep.config_loader, sweep.config, tuple(given), tuple(given), None)
+        plain = sweep_points._plain(config, classes)
+        assert OmegaConf.is_interpolation(config.data, "num_classes"), "another run may have other images"
+        found.append(plain["data"]["num_classes"])
+    assert (found, sorted(classes.values())) == ([2, 3, 2, 3], [2, 3])
+    shutil.rmtree(tmp_path / "three")
+    assert sweep_points._plain(config, classes) == plain, "nothing is counted again"
 
 
 def _counting(loader: Any, composed: list[Any]) -> Callable[..., Any]:

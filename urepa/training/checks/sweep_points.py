@@ -8,6 +8,7 @@ in the config of the first of them, as Hydra does it.
 from __future__ import annotations
 
 import functools
+import pickle
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ from urepa.core import progress
 from urepa.core.errors import UserError
 from urepa.runs.run_folder import find_name, to_plain
 from urepa.training.checks.combinations import check, check_fraction, check_trainer
-from urepa.training.checks.inputs import check_new_run, has_begun, inputs_of
+from urepa.training.checks.inputs import check_files, check_images, has_begun, images_of
 
 Point = tuple[str, ...]  # the overrides of one run
 SHOWN = 12  # refused runs that are named besides the first one
@@ -63,7 +64,8 @@ def find_mistakes(loader: Any, master: DictConfig, points: Sequence[Point]) -> d
         loader: Hydra's config loader. master: the sweep's config, with its launcher. points: the overrides of each run.
     """
     mistakes: dict[int, str] = {}
-    checked: set[bytes] = set()  # inputs
+    checked: set[bytes] = set()  # by `images_of`
+    classes: dict[bytes, int] = {}  # by `data`
     shared = set(points[0]).intersection(*points)
     shapes = [_without_values(point, shared) for point in points]
     first = {shape: i for i, shape in reversed([*enumerate(shapes)])}
@@ -76,7 +78,7 @@ def find_mistakes(loader: Any, master: DictConfig, points: Sequence[Point]) -> d
                 same = config if shapes[i] == before else None
                 config = _compose(loader, master, points[i], shapes[i], same)
                 before = shapes[i]
-                _check_run(to_plain(config), points[i], master, checked)
+                _check_run(_plain(config, classes), points[i], master, checked)
             except UserError as error:
                 mistakes[i] = str(error)
             except (HydraException, OmegaConfBaseException) as error:
@@ -92,11 +94,12 @@ def _check_run(config: dict[str, Any], point: Point, master: DictConfig, checked
         world = launcher.gpus * launcher.nodes
         check_trainer(config["trainer"], world)
         check_fraction(config, world)
-    folder = Path(master.hydra.sweep.dir) / find_name(list(point), config["seed"])
-    if has_begun(config, folder) or (inputs := inputs_of(config)) in checked:
+    if has_begun(config, Path(master.hydra.sweep.dir) / find_name(list(point), config["seed"])):
         return
-    check_new_run(config)
-    checked.add(inputs)
+    if (images := images_of(config)) not in checked:
+        check_images(config)
+        checked.add(images)
+    check_files(config)
 
 
 # --- compositions ---------------------------------------------------------------------------------------------
@@ -117,6 +120,24 @@ def _compose(loader: Any, master: DictConfig, point: Point, shape: Point, same: 
     with open_dict(config):
         del config["hydra"]
     return config
+
+
+def _plain(config: DictConfig, classes: dict[bytes, int]) -> dict[str, Any]:
+    """`to_plain`. Where the number of classes is counted in the images, it is counted once for runs with the same
+    `data`, and kept in `classes`."""
+    unresolved = OmegaConf.to_container(config.data, enum_to_str=True)
+    assert isinstance(unresolved, dict)
+    if not OmegaConf.is_interpolation(config.data, "num_classes"):
+        return to_plain(config)
+    images = pickle.dumps(unresolved)
+    if images not in classes:
+        plain = to_plain(config)
+        classes[images] = plain["data"]["num_classes"]
+        return plain
+    config.data.num_classes = classes[images]
+    plain = to_plain(config)
+    config.data.num_classes = unresolved["num_classes"]
+    return plain
 
 
 def _without_values(point: Point, shared: Collection[str]) -> Point:
