@@ -29,6 +29,8 @@ def test_the_progress_of_one_job(job: Job, tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "quickstart" / "seed0" / "metrics.jsonl")
     printed = tmp_path / "1.log"
     assert step_text(job, printed) == "no step logged yet"
+    printed.write_text("$ python -m urepa.train seed=0\n")
+    assert step_text(job, printed) == "no step logged yet"
     printed.write_bytes(b"making the caches\nlatents:   0%|  | 0/9\rlatents:  50%|# | 4/9\r  \n")
     assert step_text(job, printed) == "no step logged yet (latents:  50%|# | 4/9)"
     log.append({"step": 20, "train/total": 0.5})

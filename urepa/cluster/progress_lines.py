@@ -86,7 +86,7 @@ def step_text(job: Job, log: Path) -> str:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log, or of the progress bar at its end; "" without one."""
+    """The last line of a log, or of the progress bar at its end; "" without one besides the command."""
     try:
         with open(log, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - LAST_BYTES))
@@ -94,4 +94,4 @@ def last_line(log: Path) -> str:
     except FileNotFoundError:
         return ""
     lines = [line.strip() for line in re.split(r"[\r\n]", text)]
-    return printable(next((line for line in reversed(lines) if line), "")[:SHOWN])
+    return printable(next((line for line in reversed(lines) if line and not line.startswith("$ ")), "")[:SHOWN])
