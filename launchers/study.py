@@ -11,7 +11,7 @@ the arms, seeds and caches, which are read from the composed configs here.
 
 from __future__ import annotations
 
-import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +27,7 @@ from urepa.cli import CONF
 from urepa.cluster.slurm_job import Job
 from urepa.config.conf_options import options_of
 from urepa.config.declared import declaration_of
+from urepa.config.override_text import overrides_between
 from urepa.core import progress
 from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten
@@ -78,27 +79,34 @@ def compose_run(overrides: Sequence[str], gpus: int) -> PlannedRun:
         config = to_plain(whole)
         check(config, list(overrides))
         check_trainer(config["trainer"], gpus)
-        chosen = (f"data={choices['data']}", f"teacher={choices['teacher']}")
-        default = _preprocess_default(chosen)
+        chosen, default = _preprocess_default(choices)
     own = flatten({key: config[key] for key in ("data", "teacher")})
     track: Track = declaration_of(config["data"])
     without = tuple(f"data.{key}." for key in track.not_in_caches)  # a value, or a mapping's values
-    of_caches = {k: v for k, v in own.items() if not f"{k}.".startswith(without)}
-    differing = [f"{k}={_hydra_literal(v)}" for k, v in of_caches.items() if v != default[k]]
-    return PlannedRun(list(overrides), config, (*chosen, *differing))
+    known, of_caches = ({k: v for k, v in c.items() if not f"{k}.".startswith(without)} for c in (default, own))
+    return PlannedRun(list(overrides), config, (*chosen, *overrides_between(known, of_caches)))
+
+
+def _preprocess_default(choices: dict[str, str]) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The choices of `urepa.preprocess` for the parts of a run that caches depend on, and the flat config that they
+    compose. The parts may have parts of their own, which are chosen after them."""
+    first = (f"data={choices['data']}", f"teacher={choices['teacher']}")
+    there = _compose_preprocess(first)[0]
+    inner = {key: name for key, name in choices.items() if re.match(r"(?!schema/)[^@]+@(data|teacher)\.", key)}
+    more = [f"{'' if key in there else '+'}{key}={name}" for key, name in inner.items() if there.get(key) != name]
+    return (*first, *more), _compose_preprocess((*first, *more))[1]
 
 
 @lru_cache
-def _preprocess_default(chosen: tuple[str, ...]) -> dict[str, Any]:
-    config = compose("preprocess", list(chosen))
+def _compose_preprocess(chosen: tuple[str, ...]) -> tuple[dict[str, str], dict[str, Any]]:
+    """All choices of a composition, and its flat data and teacher."""
+    config = compose("preprocess", list(chosen), return_hydra_config=True)
+    choices = dict(config.hydra.runtime.choices)
+    with open_dict(config):
+        del config["hydra"]
     if OmegaConf.is_interpolation(config.data, "num_classes"):  # counted in images, which are the run's
         config.data.num_classes = 0
-    return flatten(to_plain(config))
-
-
-def _hydra_literal(value: Any) -> str:
-    """A value in the syntax of Hydra's grammar."""
-    return json.dumps(value) if not isinstance(value, str) else f"'{value}'"
+    return choices, flatten({key: to_plain(config)[key] for key in ("data", "teacher")})
 
 
 def runs_of(arms: Sequence[str] | None, seeds: Sequence[int], overrides: Sequence[str], gpus: int) -> list[PlannedRun]:

@@ -24,7 +24,8 @@ def test_the_command_writes_one_file_once(images: Path, tmp_path: Path, capfd: p
     (tmp_path / "here").mkdir()
     done = edge.run(capfd, COMMAND, of_folder(images), tmp_path / "here")
     file = tmp_path / "here" / "data" / "folder" / "cifar_cnn.safetensors"
-    _, first, *_, last = done.out.splitlines()  # after what the track says
+    making, _, first, *_, last = done.out.splitlines()
+    assert making.startswith("making the caches in data/folder/")
     assert done.code == 0, done.err
     assert first == "training cifar_cnn on 30 images of folder (3 classes, 8 px), 1 epochs"
     assert last.startswith("accuracy 0.")

@@ -15,6 +15,7 @@ from urepa.core.one_line_errors import one_line_mistakes
 from urepa.runs.run_folder import remove_empty, to_plain
 from urepa.training.checks.combinations import check
 from urepa.training.checks.inputs import check_run_inputs
+from urepa.training.checks.sweep_points import with_checked_runs
 
 
 @hydra.main(config_path=CONF, config_name="train", version_base="1.3")
@@ -40,4 +41,4 @@ def main(config: DictConfig) -> None:
 
 if __name__ == "__main__":
     prepare()
-    run_command(with_conf_copy(main), "train")
+    run_command(with_conf_copy(with_checked_runs(main)), "train")

@@ -67,15 +67,20 @@ def test_the_copy_composes_as_conf_does(
 def test_edits_after_a_launcher_has_started_change_no_run(tmp_path: Path) -> None:
     """The launcher's runs are processes that compose for themselves, the second after the first. Here each ends with an
     error that the original configs cause; --config-dir applies to them too."""
-    own = write(tmp_path / "own", ablation__mine="# @package _global_\ntrainer:\n  log_every: -2\n")
+    files = [tmp_path / name for name in ("first", "second")]
+    for file in files:
+        file.write_text("no checkpoint")
+    mine = ["# @package _global_\n" + f"warm_start:\n  checkpoint: {file}\n" for file in files]
+    own = write(tmp_path / "own", ablation__mine=mine[0])
     command = [sys.executable, "-m", "urepa.train", "-m", "--config-dir", str(own), "+ablation=mine", *LAUNCHER]
     launcher = subprocess.Popen(
         [*command, "tracking=none", "seed=0,1"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert launcher.stdout is not None
     assert launcher.stdout.readline().startswith("2 runs, 1 at a time")
-    write(own, ablation__mine="# @package _global_\ntrainer:\n  log_every: -7\n")
+    write(own, ablation__mine=mine[1])
     said, _ = launcher.communicate()
     assert launcher.returncode == 1
     for seed in (0, 1):
-        assert f"FAILED  seed={seed}: trainer.log_every=-2: give 1 or more\n" in said
+        (line,) = (line for line in said.splitlines() if line.startswith(f"FAILED  seed={seed}: "))
+        assert str(files[0]) in line

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from urepa.cli import CONF
-from urepa.cluster.hydra_launchers import SlurmLauncher
+from urepa.cluster.hydra_launchers import SlurmLauncher, caches_to_make
 
 
 def said(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -46,19 +49,40 @@ def test_no_experiment_chooses_a_launcher(group: str) -> None:
 
 
 @pytest.mark.slow
-def test_each_mistake_of_a_local_sweep_is_reported(tmp_path: Path) -> None:
-    """Each mistake is reported in its own line, and both jobs were tried."""
-    done = said(
-        *(tmp_path, "-m", "hydra/launcher=local", "hydra.launcher.at_once=2", "hydra.launcher.gpus=[]"),
-        *("tracking=none", "trainer.log_every=0", "head.depth=1,2"),
-    )
+@pytest.mark.parametrize(
+    "sweeper",
+    [
+        (),
+        ("hydra/launcher=local", "hydra.launcher.gpus=[]"),
+        ("hydra/launcher=slurm_h200",),
+        ("hydra/sweeper=optuna", "hydra.sweeper.metric=val/diffusion", "hydra.sweeper.direction=minimize"),
+    ],
+    ids=["basic", "local", "slurm", "optuna"],
+)
+def test_a_mistake_of_a_sweep_is_reported_once_before_any_run(tmp_path: Path, sweeper: tuple[str, ...]) -> None:
+    """It is one that Hydra composes."""
+    more = ("hydra.sweeper.trials=3",) if "hydra/sweeper=optuna" in sweeper else ("seed=0,1",)
+    done = said(tmp_path, "-m", *sweeper, *more, "tracking=none", "trainer.log_every=0", "head.depth=1,2")
     assert done.returncode == 1
-    assert done.stdout.startswith("2 runs, 2 at a time")
-    for depth in (1, 2):
-        assert f"FAILED  head.depth={depth}: trainer.log_every=0: give 1 or more\n" in done.stdout
-    assert done.stderr == (
-        "error: 2 of 2 runs did not finish (head.depth=1, head.depth=2); the same command goes on with them\n"
-    )
+    assert (done.stdout, done.stderr) == ("", "error: trainer.log_every=0: give 1 or more\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_caches_that_runs_make_are_said_before(
+    compose: Callable[..., Any], small_run: list[str], tmp_path: Path
+) -> None:
+    """Each folder once; none where a run trains without a teacher, or where the caches are there."""
+
+    def roots(*commands: list[str]) -> list[str]:
+        return caches_to_make([OmegaConf.create(compose(*command)) for command in commands])
+
+    there = [o for o in small_run if not o.startswith("loss.")]
+    elsewhere = [*there, f"data.root={tmp_path}"]
+    other = "teacher.grid=[4,4]"  # other tokens of the same images
+    assert roots(there, [*there, "loss=none", other]) == []
+    assert roots(elsewhere, there, [*elsewhere, "seed=1"]) == [str(tmp_path)]
+    assert roots([*there, other]) == [compose(*there)["data"]["root"]]
+    assert roots([*elsewhere, "data.build_on_first_use=false"]) == []
 
 
 @pytest.mark.slow

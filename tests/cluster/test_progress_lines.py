@@ -27,21 +27,26 @@ def job(tmp_path: Path, compose: Callable[..., dict[str, Any]]) -> Job:
 
 def test_the_progress_of_one_job(job: Job, tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "quickstart" / "seed0" / "metrics.jsonl")
-    assert step_text(job) == "no step logged yet"
+    printed = tmp_path / "1.log"
+    assert step_text(job, printed) == "no step logged yet"
+    printed.write_text("$ python -m urepa.train seed=0\n")
+    assert step_text(job, printed) == "no step logged yet"
+    printed.write_bytes(b"making the caches\nlatents:   0%|  | 0/9\rlatents:  50%|# | 4/9\r  \n")
+    assert step_text(job, printed) == "no step logged yet (latents:  50%|# | 4/9)"
     log.append({"step": 20, "train/total": 0.5})
-    assert step_text(job) == "step 20 of 60"
+    assert step_text(job, printed) == "step 20 of 60"
     log.append({"step": 60, "train/total": 0.4})
-    assert step_text(job) == "all 60 steps trained, not evaluated yet"
-    assert step_text(Job("not claimed", (), str(tmp_path / "no"))) == "no step logged yet"
-    assert step_text(Job("preprocess", (("urepa.preprocess",),))) == "at work"
+    assert step_text(job, printed) == "all 60 steps trained, not evaluated yet"
+    assert step_text(Job("not claimed", (), str(tmp_path / "no")), tmp_path / "2.log") == "no step logged yet"
+    assert step_text(Job("preprocess", (("urepa.preprocess",),)), printed) == "at work"
 
 
-def test_one_line_on_all_running_jobs(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_line_on_all_running_jobs(job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = Job("preprocess", (("urepa.preprocess",),))
     with ProgressLines(every=0.05) as told:
         assert told.line() == ""
-        told.begin(job)
-        told.begin(other)
+        told.begin(job, tmp_path / "1.log")
+        told.begin(other, tmp_path / "2.log")
         line = "running head=conv: no step logged yet, 0 min; preprocess: at work, 0 min"
         assert told.line() == line
         said, end = "", time.monotonic() + 60

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -61,12 +62,12 @@ def test_a_process_that_waits_for_a_removed_folder_gets_a_new_one(tmp_path: Path
 
     def second() -> None:
         waits.set()
-        with lock_folder(folder):
+        with lock_folder(folder, "waiting"):
             (folder / "made").write_text("")
             there.append((folder / ".lock").exists())
 
     new = missing_folders(folder)
-    with lock_folder(folder):
+    with lock_folder(folder, "nobody has it"):
         other = threading.Thread(target=second)
         other.start()
         waits.wait()
@@ -75,6 +76,21 @@ def test_a_process_that_waits_for_a_removed_folder_gets_a_new_one(tmp_path: Path
     other.join()
     assert there == [True]
     assert (folder / "made").exists()
+
+
+def test_only_a_process_that_waits_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def second() -> None:
+        with lock_folder(tmp_path, "waiting for the first"):
+            pass
+
+    with lock_folder(tmp_path, "nobody has it"):
+        other = threading.Thread(target=second)
+        other.start()
+        printed, end = "", time.monotonic() + 60
+        while not printed and time.monotonic() < end:
+            printed = capsys.readouterr().out
+    other.join()
+    assert printed + capsys.readouterr().out == "waiting for the first\n"
 
 
 def test_full_disk_errors_of_libraries_become_oserrors(tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
-"""The pinned versions cover pyproject.toml, and the container recipes use files that exist."""
+"""The pinned versions cover pyproject.toml; the container recipes use files that exist, and pass a linter. No image is
+built here."""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -59,3 +62,49 @@ def test_the_images_have_every_folder_and_extra_that_the_package_needs() -> None
         extras = re.search(r"(?i)extras=(\S+)", recipe)
         assert extras is not None
         assert set(extras[1].split(",")) == EXTRAS.keys() - {"test"}
+
+
+def instructions(recipe: str) -> list[tuple[str, str]]:
+    """The instructions of a Dockerfile, with their continued lines as one."""
+    text = re.sub(r"\\\n", " ", "\n".join(line for line in recipe.splitlines() if not line.startswith("#")))
+    return [(line.split()[0], line.partition(" ")[2].strip()) for line in text.splitlines() if line]
+
+
+def post_lines() -> list[str]:
+    """The shell lines that build the Apptainer image."""
+    found = re.search(r"^%post\n(.*?)^%", (ROOT / "urepa.def").read_text(), re.S | re.M)
+    assert found is not None
+    return [line.strip() for line in found[1].splitlines() if line.strip()]
+
+
+def lint(dockerfile: str, *ignored: str) -> str:
+    command = [Path(sys.executable).with_name("hadolint"), "--no-color", *(f"--ignore={rule}" for rule in ignored), "-"]
+    return subprocess.run(command, input=dockerfile, capture_output=True, text=True).stdout
+
+
+def test_both_recipes_pass_a_linter() -> None:
+    """hadolint reads Dockerfiles, and shell commands with ShellCheck. The shell lines of the Apptainer recipe are given
+    to it as one RUN, in which `cd` has no WORKDIR instead."""
+    assert lint((ROOT / "Dockerfile").read_text()) == ""
+    shell = " \\\n && ".join(post_lines())
+    as_docker = f"FROM python:3.11-slim-bookworm\nRUN {shell}\n"
+    assert lint(as_docker, "DL3003", "DL3008") == ""
+    assert "SC2086" in lint(as_docker.replace("cd /opt", "cd $HOME/opt"), "DL3003", "DL3008"), (
+        "it reads the shell lines"
+    )
+
+
+def test_both_recipes_are_pinned_and_without_secrets() -> None:
+    docker, apptainer = (ROOT / "Dockerfile").read_text(), (ROOT / "urepa.def").read_text()
+    of_docker = instructions(docker)
+    (base,) = (value for name, value in of_docker if name == "FROM")
+    assert re.fullmatch(r"python:\d+\.\d+-[a-z]+-[a-z]+", base), "a tag of a Python and of a release of Debian"
+    assert re.search(r"^From: (\S+)$", apptainer, re.M)[1] == base  # type: ignore[index]
+    assert [value for name, value in of_docker if name == "USER"] == ["1000:1000"], "not root's"
+    runs = " && ".join(value for name, value in of_docker if name == "RUN")
+    for shell, variant in ((runs, "${VARIANT}"), ("; ".join(post_lines()), "{{ variant }}")):
+        (install,) = re.findall(r"pip install [^&;]+", shell)
+        assert f'-c "constraints-{variant}.txt"' in install
+        assert set(re.findall(r"gcc|git|libc6-dev|curl|wget", shell)) == {"gcc", "git", "libc6-dev"}
+    for text in (docker, apptainer):
+        assert not re.search(r"(?i)token|password|secret|api_?key|https?://\S+:\S+@", text)

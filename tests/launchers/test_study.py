@@ -19,6 +19,7 @@ from launchers.dependent_jobs import LocalChain
 from launchers.study import JobGroup, PlannedRun, add_arguments, compose_run, runs_of, stages_of
 from launchers.study_hours import plan_configs, training_hours
 from urepa.cli import CONF
+from urepa.config.command_line import quote_argument
 from urepa.core.errors import UserError
 from urepa.costs.estimate import Device, plan
 from urepa.plan import hours
@@ -132,6 +133,26 @@ def test_caches_in_one_folder_are_made_one_after_the_other() -> None:
         tokens_list,
         tokens,
     ]
+
+
+def test_caches_are_made_with_the_settings_that_they_have(compose: Callable[..., Any]) -> None:
+    """Not with the dropout of conditions, whose parts have names that no key on a command line can have."""
+    photographs = ["+experiment=nanodit_smoke", "data.images=/it's", "data.num_classes=1"]
+    run = compose_run([*(quote_argument(o) for o in photographs), "data.dropout={text+image:1.0,image:0.0}"], 1)
+    assert run.config["data"]["dropout"] == {"text+image": 1.0, "image": 0.0, "text": 0.05}
+    assert not [argument for argument in run.caches if "dropout" in argument]
+    caches = compose(*run.caches, root="preprocess")
+    assert caches["data"] == run.config["data"] | {"dropout": caches["data"]["dropout"]}
+    assert caches["teacher"] == run.config["teacher"]
+
+
+def test_caches_of_several_teachers_have_the_parts_of_the_run(compose: Callable[..., Any]) -> None:
+    """Parts of a part are chosen, and a setting of one is changed."""
+    teachers = ["teacher=several", "+teacher@teacher.teachers.a=dinov2_s_112"]
+    teachers += ["+teacher@teacher.teachers.b=efficientnet_lite0", "teacher.teachers.a.unit_length=false"]
+    run = compose_run(teachers, 1)
+    assert run.caches[-1] == "teacher.teachers.a.unit_length=false"
+    assert compose(*run.caches, root="preprocess")["teacher"] == run.config["teacher"]
 
 
 @pytest.mark.slow

@@ -182,14 +182,14 @@ def two_ranks(cluster: Cluster, work: Workspace) -> dict[str, Any]:
 
 
 def bad_arms(cluster: Cluster, work: Workspace) -> dict[str, Any]:
-    """One raises an unexpected exception, one is a user's mistake, one is good."""
+    """One raises an unexpected exception, one may not write (a user's mistake), one is good."""
     hooks = work.folder / "hooks"
     hooks.mkdir()
     (hooks / "sitecustomize.py").write_text(RAISES)
     path = os.pathsep.join(filter(None, (str(hooks), os.environ.get("PYTHONPATH"))))
-    sweep = Sweep(work, cluster, "backbone.head_dim=16,0,32", "tracking=none", PYTHONPATH=path)
+    sweep = Sweep(work, cluster, "backbone.head_dim=16,8,32", "tracking=none", PYTHONPATH=path)
     end = sweep.end()
-    ids = [sweep.entry(f"backbone.head_dim={n}").id for n in (16, 0, 32)]
+    ids = [sweep.entry(f"backbone.head_dim={n}").id for n in (16, 8, 32)]
     wait_for(seldom(lambda: not {cluster.jobs()[i]["state"] for i in ids} & {"RUNNING", "COMPLETING"}))
     return {"end": end, "details": [cluster.details(i) for i in ids]}
 
@@ -199,8 +199,11 @@ RAISES = """
 import sys
 
 def refuse(event, arguments):
-    if event == "open" and "head_dim=16" in str(arguments[0]) and str(arguments[0]).endswith("metrics.jsonl"):
+    path = str(arguments[0]) if event == "open" else ""
+    if "head_dim=16" in path and path.endswith("metrics.jsonl"):
         raise ZeroDivisionError("as the test asks")
+    if "head_dim=8" in path and path.endswith("metrics.jsonl"):
+        raise PermissionError(13, "Permission denied", path)
 
 sys.addaudithook(refuse)
 """
@@ -275,11 +278,13 @@ def test_bad_arms(sweeps: Told, reference: Workspace) -> None:
     saw = future.result()
     code, out, err = saw["end"]
     assert code == 1
-    assert "error: 2 of 3 runs did not finish (backbone.head_dim=0, backbone.head_dim=16)" in err.splitlines()[-1]
+    assert "error: 2 of 3 runs did not finish (backbone.head_dim=16, backbone.head_dim=8)" in err.splitlines()[-1]
     assert "Traceback" not in err
     raised = "failed 3 times at step 0 and is given up; the last time: ZeroDivisionError: "
     assert f"FAILED  backbone.head_dim=16: backbone.head_dim=16 {raised}" in out
-    assert "FAILED  backbone.head_dim=0: backbone.head_dim=0: give 1 or more" in out
+    assert re.search(r"FAILED  backbone.head_dim=8: outputs/\S+/metrics.jsonl: Permission denied; give a place", out), (
+        out
+    )
     assert "done    backbone.head_dim=32" in out
     assert [(d["JobState"], d["ExitCode"], d["Restarts"]) for d in saw["details"]] == [
         ("FAILED", "1:0", "3"),

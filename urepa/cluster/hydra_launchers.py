@@ -59,6 +59,8 @@ class JobLauncher(Launcher):
             same = set.intersection(*(set(own) for own in job_overrides))
             jobs = [self._job(config, own, same) for config, own in zip(configs, job_overrides, strict=True)]
             prepare_trackers([config.tracking for config in configs])
+            for root in caches_to_make(configs):
+                print(f"caches in {root} are made first, once: the first run that reads them makes them", flush=True)
             failed = [outcome for outcome in self.outcomes(jobs) if not print_outcome(outcome)]
             if failed:
                 names = ", ".join(sorted(outcome.entry.job.name for outcome in failed))
@@ -92,6 +94,20 @@ def prepare_trackers(settings: Sequence[Any]) -> None:
         if tracker not in seen:
             seen.append(tracker)
             tracker.prepare()
+
+
+def caches_to_make(configs: Sequence[DictConfig]) -> list[str]:
+    """The `data.root` of the caches that these runs make before they train, because they are missing."""
+    from urepa.config.declared import declaration_of
+
+    found: dict[str, None] = {}
+    for config in configs:
+        if config.data.get("build_on_first_use"):
+            data, teacher, loss = (declaration_of(to_plain(config[part])) for part in ("data", "teacher", "loss"))
+            members = teacher.members().values() if loss.taps and not data.online_teacher else ()
+            if not (data.has_latents() and all(map(data.has_tokens, members))):
+                found[data.root] = None
+    return list(found)
 
 
 @dataclass

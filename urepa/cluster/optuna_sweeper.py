@@ -87,7 +87,8 @@ class OptunaSweeper(OptunaSearch, Sweeper):
                 )
             check_numbers({"hydra": {"sweeper": self.settings | {"_target_": OptunaSearch._target_}}})
             space = self._space(arguments)
-            _optuna()  # before anything is written
+            _optuna()
+            self.validate_batch_is_legal(self._examples(space))  # before anything is written
             folder = Path(self.config.hydra.sweep.dir)
             folder.mkdir(parents=True, exist_ok=True)
             name = self._name(space)
@@ -114,6 +115,17 @@ class OptunaSweeper(OptunaSearch, Sweeper):
             if self.settings["algorithm"] == GRID and isinstance(override.value(), IntervalSweep):
                 raise UserError(f"{override.input_line} has no grid: give its values, as {key}=0.1,0.3,1")
         return Space(sweeps, shared)
+
+    def _examples(self, space: Space) -> list[list[str]]:
+        """Overrides of runs that show whether the searched values can be run: all points of a grid; otherwise each
+        value of a key, and the middle of an interval, beside the first values of the other keys."""
+        values = {key: _example_values(override) for key, override in space.sweeps.items()}
+        if self.settings["algorithm"] == GRID:
+            points = [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
+        else:
+            first = {key: some[0] for key, some in values.items()}
+            points = [first | {key: value} for key, some in values.items() for value in some]
+        return [[*space.shared, *(f"{key}={value}" for key, value in point.items())] for point in points]
 
     def _name(self, space: Space) -> str:
         """The study's name: a digest of everything that makes it another search. More trials make the same one
@@ -143,7 +155,8 @@ class OptunaSweeper(OptunaSearch, Sweeper):
         failed: list[str] = []
         number = 0
         while batch := self._next_batch(study, space, wanted):
-            self.validate_batch_is_legal([trial.overrides for trial in batch])
+            for trial in batch:  # what does not compose ends the search; what its own checks refuse is a failed trial
+                self.hydra_context.config_loader.load_sweep_config(self.config, trial.overrides)
             self._launch(batch, number)
             failed += self._tell(study, batch, wanted)
             number += len(batch)
@@ -257,6 +270,17 @@ def _values(override: Override) -> list[Any]:
     if isinstance(sweep, RangeSweep):
         return list(sweep.range())
     return list(override.sweep_string_iterator())
+
+
+def _example_values(override: Override) -> list[Any]:
+    """The values of a choice or a range, or the middle of an interval."""
+    sweep: Any = override.value()
+    if not isinstance(sweep, IntervalSweep):
+        return _values(override)
+    start, end = sweep.start, sweep.end
+    assert start is not None
+    assert end is not None
+    return [(start + end) // 2 if isinstance(start, int) and isinstance(end, int) else (start + end) / 2]
 
 
 def _suggest(asked: Any, key: str, override: Override) -> Any:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import re
 import threading
 import time
 from pathlib import Path
 
 from urepa.cluster.slurm_job import Job
+from urepa.core.escaping import printable
 from urepa.core.json_lines import last_value
 from urepa.runs.run_folder import RunFolder
 
 EVERY, LATER = 60.0, 600.0  # seconds between two lines: during the first ten minutes, and afterwards
+LAST_BYTES, SHOWN = 4000, 80  # of a log, where its last line is; and characters of it that are shown
 
 
 class ProgressLines:
@@ -23,7 +27,7 @@ class ProgressLines:
 
     def __init__(self, every: float | None = None) -> None:
         self._every = every
-        self._begun: dict[Job, float] = {}  # by `time.monotonic`
+        self._begun: dict[Job, tuple[float, Path]] = {}  # by `time.monotonic`, and the log
         self._lock = threading.Lock()
         self._over = threading.Event()
 
@@ -36,10 +40,10 @@ class ProgressLines:
         self._over.set()
         self._thread.join()
 
-    def begin(self, job: Job) -> None:
-        """Prints that the job starts, and adds it to the lines that follow."""
+    def begin(self, job: Job, log: Path) -> None:
+        """Prints that the job starts, and adds it to the lines that follow. `log`: the file of what it prints."""
         with self._lock:
-            self._begun[job] = time.monotonic()
+            self._begun[job] = (time.monotonic(), log)
         print(f"begun   {job.name}", flush=True)
 
     def end(self, job: Job) -> None:
@@ -52,7 +56,7 @@ class ProgressLines:
         with self._lock:
             begun = dict(self._begun)
         now = time.monotonic()
-        each = [f"{job.name}: {step_text(job)}, {(now - since) / 60:.0f} min" for job, since in begun.items()]
+        each = [f"{job.name}: {step_text(job, log)}, {(now - t) / 60:.0f} min" for job, (t, log) in begun.items()]
         return f"running {'; '.join(each)}" if each else ""
 
     def _tell(self) -> None:
@@ -67,13 +71,27 @@ class ProgressLines:
         return EVERY if passed < LATER else LATER
 
 
-def step_text(job: Job) -> str:
-    """`step 200 of 600`, from the config and the last logged row of the job's run; for other jobs, that they run."""
+def step_text(job: Job, log: Path) -> str:
+    """`step 200 of 600`, from the config and the last logged row of the job's run; before its first row the last line
+    of its log, such as the progress of making caches; for other jobs, that they run."""
     if job.run is None:
         return "at work"
     config = RunFolder(Path(job.run)).stored_config()
     step = last_value(Path(job.run) / "metrics.jsonl").get("step")
     if config is None or not isinstance(step, int):
-        return "no step logged yet"
+        line = last_line(log)
+        return f"no step logged yet ({line})" if line else "no step logged yet"
     end = config["trainer"]["max_steps"]
     return f"all {end} steps trained, not evaluated yet" if step == end else f"step {step} of {end}"
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log, or of the progress bar at its end; "" without one besides the command."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - LAST_BYTES))
+            text = file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+    lines = [line.strip() for line in re.split(r"[\r\n]", text)]
+    return printable(next((line for line in reversed(lines) if line and not line.startswith("$ ")), "")[:SHOWN])

@@ -288,7 +288,7 @@ class LocalQueue:
             with open(entry.log, "ab+") as log:
                 mark_running(log)
                 book.add([replace(entry, state="running")])
-                told.begin(entry.job)
+                told.begin(entry.job, Path(entry.log))
                 error = self._run_with_retries(entry, gpu, log)
         finally:
             told.end(entry.job)

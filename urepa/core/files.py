@@ -118,13 +118,17 @@ def _check_writable(key: str, path: Path, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path, waiting: str) -> Iterator[None]:
     """Creates the folder and holds an exclusive lock on it. If another process removes the folder in between, it is
-    created again."""
+    created again. `waiting`: printed if another process has the lock."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(waiting, flush=True)
+                fcntl.flock(lock, fcntl.LOCK_EX)
             if _is_same_file(lock.fileno(), folder / ".lock"):
                 yield
                 return

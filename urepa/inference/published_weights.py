@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from urepa.config.conf_options import settings_of
 from urepa.config.declared import declaration_of
+from urepa.config.override_text import as_typed
 from urepa.config.parts import KINDS, target_of
 from urepa.config.ranges import check_numbers
 from urepa.core.backbone_protocols import Backbone, WeightsKind
@@ -90,9 +91,9 @@ def has_effect(override: str) -> bool:
 
 
 def training_command(experiment: str, overrides: tuple[str, ...]) -> list[str]:
-    """The part of a run's command that composes the model of its weights again."""
+    """The part of a run's command that composes the model of its weights again. `overrides`: without quotes."""
     first = [] if experiment == "quickstart" else [f"+experiment={experiment}"]
-    return first + [o for o in overrides if has_effect(next(iter(parse_overrides([o]))))]
+    return first + [as_typed(o) for o in overrides if has_effect(next(iter(parse_overrides([o]))))]
 
 
 def check_name(name: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from urepa.config.command_line import quote_argument
 from urepa.config.declared import declaration_of
+from urepa.config.override_text import as_typed
 from urepa.core.ema_initial_weights import lag_ahead
 from urepa.core.nested_dicts import flatten
 from urepa.core.run_protocols import Tracker
@@ -52,11 +53,11 @@ def sweep_overrides(names: Names, config: dict[str, Any]) -> list[str] | None:
     trainer = whole["trainer"]
     if lag_ahead(trainer["ema_decay"], trainer["max_steps"], trainer["ema_warmup"]):
         own.setdefault("trainer.ema_warmup", "true")
-    return [f"{key}={value}" for key, value in own.items()]
+    return [as_typed(f"{key}={value}") for key, value in own.items()]
 
 
 def _overrides(own: dict[str, str]) -> list[str]:
-    return [quote_argument(f"{key}={value}") for key, value in own.items()]
+    return [quote_argument(as_typed(f"{key}={value}")) for key, value in own.items()]
 
 
 def _is_other(named: dict[str, Any], config: dict[str, Any]) -> bool:

@@ -1,9 +1,9 @@
 """Records what a run depends on besides its config: its training samples, and the code of each stretch of its steps.
 
 FOLDER/provenance.json: {"data": digests and numbers of the samples, also by bucket if there are several, their
-location and the names of the classes, "code": [{"from_step", "git_commit", "code_state", "code_digest", "numerics"},
-...], "warm_start": the weights from which it started (`urepa.training.warm_start`), if any}. It is written before the
-first step, and compared before a run continues.
+location, the names of the classes and a digest of the validation samples' ids, "code": [{"from_step", "git_commit",
+"code_state", "code_digest", "numerics"}, ...], "warm_start": the weights from which it started
+(`urepa.training.warm_start`), if any}. It is written before the first step, and compared before a run continues.
 """
 
 from __future__ import annotations
@@ -37,6 +37,17 @@ def read(folder: Path) -> dict[str, Any]:
     if "git_commit" in told:
         known["code"] = [{"from_step": 0} | {key: told[key] for key in ("git_commit", "code_state")}]
     return known
+
+
+def facts_so_far(folder: Path) -> dict[str, Any]:
+    """The facts of a run without a summary by which it is compared, in the form of `facts_of`: of its data, of what it
+    started from, and of its code. Those that an earlier version did not record are left out."""
+    known = read(folder)
+    data, source = known.get("data", {}), known.get("warm_start") or {}
+    started = {"warm_start": source["sha256"][:10]} if "sha256" in source else {}
+    facts = {"content": data["content"] | started} if "content" in data else {}
+    facts |= {"validation_set": data["validation_set"]} if "validation_set" in data else {}
+    return facts | ({"code": known["code"]} if known.get("code") else {})
 
 
 def class_names(folder: Path, num_classes: int) -> list[str]:
@@ -77,7 +88,7 @@ def begin(folder: RunFolder, config: dict[str, Any], cache: Any, code: dict[str,
         print(UNCHECKED)
     folder.store_config(config)
     names = {"classes": list(cache.class_names)} if cache.class_names else {}
-    warning = record(folder.path, here | names, code, step)
+    warning = record(folder.path, here | names | {"validation_set": validation_set(cache)}, code, step)
     if warning is not None:
         print(warning)
 

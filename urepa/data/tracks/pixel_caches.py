@@ -110,8 +110,7 @@ class PixelTrackCaches:
     def open(self, teacher: Any | None) -> Caches:
         """Opens the track's caches; builds missing ones if `data.build_on_first_use` is set. `teacher` None: no
         tokens."""
-        missing = [path for path in self.store_folders(teacher) if not is_finished(path)]
-        missing += [path for path in self.settings.text_places if not path.exists()]
+        missing = self._missing(teacher)
         if missing and not self.build_on_first_use:
             raise no_cache_error(missing[0], self.remake)
         if missing:
@@ -122,6 +121,11 @@ class PixelTrackCaches:
             conditions = with_text(conditions, self.text.open(self._listed()))
         caches = caches_of([bucket.open(teacher, names, conditions) for bucket in self.buckets])
         return whitened(caches, teacher, self.tokens_folders(teacher))
+
+    def _missing(self, teacher: Any | None) -> list[Path]:
+        """The caches that are not made yet."""
+        stores = [path for path in self.store_folders(teacher) if not is_finished(path)]
+        return stores + [path for path in self.settings.text_places if not path.exists()]
 
     def _listed(self) -> Samples:
         return Samples.concatenate(bucket.listed() for bucket in self.buckets)
@@ -168,7 +172,9 @@ class PixelTrackCaches:
         for bucket in self.all_buckets:
             bucket.teachers(teacher)  # raises before anything is made if a teacher cannot see these images
         new = missing_folders(self.folder)
-        with lock_folder(self.folder):
+        with lock_folder(self.folder, f"waiting for the caches in {self.folder}, which another process makes"):
+            if self._missing(teacher):
+                print(f"making the caches in {self.folder}, once for all runs that read them", flush=True)
             try:
                 self._build(teacher)
             except BaseException:

@@ -25,6 +25,8 @@ def at_step(run: Run, step: int) -> Run:
     validated = any(key.startswith("val/") and curve.steps[-1] == step for key, curve in curves.items())
     left_out = ("ended_early",) if ends_there else OF_THE_END
     facts = {key: value for key, value in run.facts.items() if key not in left_out}
+    if "code" in facts:  # what trained later steps does not count
+        facts["code"] = [one for one in facts["code"] if one.get("from_step", 0) < step] or facts["code"]
     if not validated:
         facts[NOT_THERE] = f"no validation at step {step}: its last logged step is {run.last_step}"
     return replace(run, curves=curves, facts=facts, status="finished" if validated else run.status)

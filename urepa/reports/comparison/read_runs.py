@@ -25,6 +25,7 @@ from urepa.runs.run_folder import facts_of, stored_names, tags_of
 from urepa.runs.stored_config import check_parts, read_plain
 from urepa.runs.summary import has_valid_end, is_finished
 from urepa.runs.upgrades import upgrade
+from urepa.training.provenance import facts_so_far
 
 LONGEST_VALUE = 6000  # MLflow truncates parameters at this length
 CLASSES, GROUPS = ("backbone", "teacher", "objective"), ("lora", "head", "loss", "data", "trainer", "tracking")
@@ -123,12 +124,14 @@ def _run_folders(place: str) -> Iterable[Path]:
 
 
 def _run_from_folder(folder: Path) -> Run | None:
-    """A run from its config.yaml and, once finished, its summary.json; None if another program wrote the files."""
+    """A run from its config.yaml and its summary.json, before it is finished its provenance.json; None if another
+    program wrote the files."""
     file = folder / "summary.json"
     try:
         config = read_plain(folder / "config.yaml")
         summary = read_json(file) if file.exists() else {}
-    except ValueError:  # not YAML or JSON, or more than plain data
+        so_far = {} if file.exists() else facts_so_far(folder)
+    except (ValueError, TypeError):  # not YAML or JSON, or more than plain data
         return None
     if not _is_runs(config) or not isinstance(summary, dict) or (file.exists() and not summary.keys() >= NAMES):
         return None
@@ -149,7 +152,7 @@ def _run_from_folder(folder: Path) -> Run | None:
         status="finished"
         if "step" in summary and is_finished(summary, config["trainer"]["max_steps"])
         else "unfinished",
-        facts=facts_of(summary),
+        facts=facts_of(summary) if summary else so_far,
         title=names.title(config["seed"]),
     )
 

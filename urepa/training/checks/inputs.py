@@ -3,6 +3,7 @@ contents are made where they are read."""
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,20 +31,40 @@ if TYPE_CHECKING:
 def check_run_inputs(config: dict[str, Any], folder: Path) -> None:
     """Raises UserError if a run that starts in this folder lacks an input. A run that resumes or is finished is not
     checked: its images, caches or warm start may have been removed."""
-    if config["resume"] is not None or steps(folder / "checkpoints") or (folder / SUMMARY).exists():
-        return
+    if not has_begun(config, folder):
+        check_images(config)
+        check_files(config)
+
+
+def has_begun(config: dict[str, Any], folder: Path) -> bool:
+    """Whether the run in this folder resumes or is finished."""
+    return config["resume"] is not None or bool(steps(folder / "checkpoints")) or (folder / SUMMARY).exists()
+
+
+def check_files(config: dict[str, Any]) -> None:
+    """Raises UserError if a new run lacks a checkpoint or weights."""
     source = config["warm_start"]["checkpoint"]
     if source is not None and not Path(source).is_file() and not steps(Path(source) / "checkpoints"):
         raise no_checkpoint(Path(source))
+    if declaration_of(config["loss"]).taps:
+        check_teachers_files(declaration_of(config["data"]), config["teacher"])
+    backbone: Backbone = declaration_of(config["backbone"])
+    backbone.check_files()
+
+
+def check_images(config: dict[str, Any]) -> None:
+    """Raises UserError if a new run lacks images or caches, or has too few for its batches or evaluations. Images are
+    counted, which takes seconds for ten thousands of them."""
     track: Track = declaration_of(config["data"])
     track.check_inputs(config["trainer"]["batch_size"])
     samples = None if track.has_latents() else track.expected_samples()
     if samples is not None:  # otherwise it is checked with the caches, before step 0
         check_evaluations(config["evaluation"], image_counts(samples, config["data"]["num_classes"]))
-    if declaration_of(config["loss"]).taps:
-        check_teachers_files(track, config["teacher"])
-    backbone: Backbone = declaration_of(config["backbone"])
-    backbone.check_files()
+
+
+def images_of(config: dict[str, Any]) -> bytes:
+    """What `check_images` reads of a config: with equal ones it has the same result."""
+    return pickle.dumps([config["data"], config["evaluation"], config["trainer"]["batch_size"]])
 
 
 def check_evaluations(evaluations: dict[str, Any], there: ImageCounts) -> None:
