@@ -10,7 +10,7 @@ from transformers_tiny import CASES, backbone_of, texts, write_tiny
 
 from urepa.core.backbone_protocols import ShapesFromValues
 from urepa.core.conditions import Condition
-from urepa.costs.counting import flop_counter, on_fake_cpu
+from urepa.costs.counting import Flops, on_fake_cpu
 
 
 @pytest.mark.fast(2)
@@ -21,9 +21,9 @@ def test_operations_without_values_are_those_with_values(tmp_path: Path, case: s
     x, condition, t_B = torch.randn(2, *CASES[case].latent), texts(case, 5, 5), torch.tensor([0.25, 0.5])
 
     def counted() -> int:
-        with flop_counter() as counter:
+        with Flops() as counter:
             backbone(x, t_B, condition, ("block_1",)).prediction_RCHW.square().sum().backward()
-        return int(counter.get_total_flops())
+        return int(counter.total)
 
     expected = counted()
     if isinstance(backbone, ShapesFromValues):

@@ -13,7 +13,7 @@ import torch
 from sd import SMALL, write_unet
 
 from urepa.core.errors import UserError
-from urepa.costs.counting import SavedBytes, flop_counter
+from urepa.costs.counting import Flops, SavedBytes
 from urepa.costs.estimate import Device, count, example, plan
 from urepa.method.training_step import step_terms
 from urepa.plan import flops as flops_table
@@ -187,10 +187,10 @@ def test_a_real_step_of_a_sit_costs_what_is_planned(
     overrides = [*small_sit, f"backbone.weights={sit_file}", *more]
     trainer = trainer_of(*overrides)
     trainer.prepared.train()
-    with flop_counter() as flops, SavedBytes(trainer.model) as saved:
+    with Flops() as flops, SavedBytes(trainer.model) as saved:
         trainer.forward(trainer.reader.read(0)[0], 0)[0].total.backward()
     planned = plan(compose(*overrides), CPU)
-    assert planned.flops_per_step == flops.get_total_flops()
+    assert planned.flops_per_step == flops.total
     assert planned.saved_bytes == pytest.approx(saved.total, rel=0.01)
     in_training = sum(p.nbytes for group in trainer.optimizer.param_groups for p in group["params"])
     assert planned.counted.weights["optimiser"] == 2 * in_training
@@ -207,19 +207,19 @@ def test_after_the_stop_a_step_costs_what_is_planned(
     counted = []
     for step in (3, 4):
         (batch,) = trainer.reader.read(step)
-        with flop_counter() as flops:
+        with Flops() as flops:
             trainer.forward(batch, step)[0].total.backward()
-        counted.append(flops.get_total_flops())
+        counted.append(flops.total)
     config = compose(*overrides)
     asking = config | {"data": config["data"] | {"online_teacher": True}}
     cached, online = plan(config, CPU), plan(asking, CPU)
     assert counted == [cached.flops_per_step, cached.flops_after_stop]
     assert cached.flops_after_stop < cached.flops_per_step  # the terms that are logged are products as well
-    with flop_counter() as flops:
+    with Flops() as flops:
         build_part(config["teacher"]).tokens(torch.rand(1, 3, 16, 16))
-    assert online.flops_per_step == counted[0] + 8 * flops.get_total_flops()
+    assert online.flops_per_step == counted[0] + 8 * flops.total
     assert online.flops_after_stop == counted[1]
-    assert online.validation_flops - cached.validation_flops == 4 * 20 * flops.get_total_flops()
+    assert online.validation_flops - cached.validation_flops == 4 * 20 * flops.total
     assert online.run_flops == 4 * online.flops_per_step + 6 * counted[1] + online.validation_flops
     throughout = plan(asking | {"schedule": config["schedule"] | {"stop_step": None}}, CPU)
     assert throughout.run_flops == 10 * online.flops_per_step + online.validation_flops

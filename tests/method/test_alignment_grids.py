@@ -303,9 +303,9 @@ def test_one_token_is_still_an_error_with_the_diagonal() -> None:
 def test_the_loss_takes_the_diagonal_at_every_level(level: str) -> None:
     torch.manual_seed(0)
     student, teacher = torch.randn(4, 6, 5), torch.randn(4, 6, 5)
+    units = loss_math.UnitTokens(student), loss_math.UnitTokens(teacher)
     off, on = (
-        loss_of(level=level, manifold_diagonal=diagonal).manifold(student, teacher, lambda x: x)
-        for diagonal in (False, True)
+        loss_of(level=level, manifold_diagonal=diagonal).manifold(*units, lambda x: x) for diagonal in (False, True)
     )
     sample = loss_math.manifold_loss_sample(loss_math.pool_tokens(student), loss_math.pool_tokens(teacher))
     token = loss_math.manifold_loss_token(student, teacher)

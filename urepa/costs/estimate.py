@@ -28,7 +28,7 @@ from urepa.costs.asked_teacher import stop_step
 from urepa.costs.attention_example import attention_example, zeros_of
 from urepa.costs.bench_results import read_measured
 from urepa.costs.bucket_costs import BucketCost, is_weighted, largest, mean_forward, mean_step
-from urepa.costs.counting import AFTER_THE_MODEL, StepCount, count_step, flop_counter, norm_as_on_cuda, on_fake_cpu
+from urepa.costs.counting import AFTER_THE_MODEL, Flops, StepCount, count_step, norm_as_on_cuda, on_fake_cpu
 from urepa.costs.gpu_memory import Units, units_of, weight_bytes
 from urepa.costs.online_costs import WITH_TEACHER, OnlineCost, online_costs
 from urepa.data.lists.split_sizes import check_batch_size, check_buckets
@@ -342,7 +342,7 @@ class CountedStep:
         with self.mode:
             counts = count_step(model, lambda name: part_of(model, name), step)
             one = example(view, self.teacher, self.objective, 1)
-            with torch.no_grad(), in_eval_mode(model), flop_counter() as forward:
+            with torch.no_grad(), in_eval_mode(model), Flops() as forward:
                 more = zero_class(model.backbone, 1, one.x0.device)
                 seen = run(one.x0, one.t_B, one.condition, None, one.grids, **more)
         counts.forward.update({name: network.flops * micro_batch for name, network in asked.items()})
@@ -351,7 +351,7 @@ class CountedStep:
             image_shape=view.image_shape[1:],
             samples=samples,
             step=counts,
-            forward_per_sample=forward.get_total_flops() + sum(network.flops for network in asked.values()),
+            forward_per_sample=forward.total + sum(network.flops for network in asked.values()),
             taps={tap: (*tokens.grid, tokens.x_BND.shape[2]) for tap, tokens in seen.features.items()},
             grids=one.grids,
         )

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from urepa.core.text_protocols import TextEncoder
-from urepa.costs.counting import LiveBytes, flop_counter
+from urepa.costs.counting import Flops, LiveBytes
 from urepa.data.online_encoders import AT_ONCE
 from urepa.data.stages.decoded_images import DECODED_AT_ONCE, decoder_without_weights
 from urepa.data.stages.vae import shape_of_z, vae_without_weights
@@ -50,9 +50,9 @@ def online_costs(view: Any, teacher: Any | None, kind: str) -> dict[str, OnlineC
     with torch.device("meta"):
         for name, one in by_name(teacher).items() if view.online_teacher else ():
             network = one.build_without_weights()
-            with flop_counter() as counter:
+            with Flops() as counter:
                 seen[name].tokens(torch.empty(1, 3, height, width))
-            own, others = OnlineCost.of(network, counter.get_total_flops()), asked.get(TEACHER, OnlineCost(0, 0, 0))
+            own, others = OnlineCost.of(network, counter.total), asked.get(TEACHER, OnlineCost(0, 0, 0))
             asked[TEACHER] = OnlineCost(
                 own.flops + others.flops, own.parameters + others.parameters, own.bytes + others.bytes
             )
@@ -60,17 +60,17 @@ def online_costs(view: Any, teacher: Any | None, kind: str) -> dict[str, OnlineC
             dtype = torch.bfloat16 if kind == "cuda" else torch.float32
             vae = vae_without_weights(view.vae, view.latent_shape[0])
             nn.Module.to(vae, dtype)  # diffusers' own `to` would print a needless warning
-            with torch.no_grad(), flop_counter() as counter, LiveBytes(vae) as live:
+            with torch.no_grad(), Flops() as counter, LiveBytes(vae) as live:
                 vae.encode(torch.empty(AT_ONCE, 3, height, width, dtype=dtype))
-            asked[VAE] = OnlineCost.of(vae, counter.get_total_flops() // AT_ONCE, live.peak)
+            asked[VAE] = OnlineCost.of(vae, counter.total // AT_ONCE, live.peak)
         decoder = decoder_without_weights(view) if TEACHER in asked else None
         if decoder is not None:
             dtype = torch.bfloat16 if kind == "cuda" else torch.float32
             nn.Module.to(decoder, dtype)
-            with torch.no_grad(), flop_counter() as counter, LiveBytes(decoder) as live:
+            with torch.no_grad(), Flops() as counter, LiveBytes(decoder) as live:
                 decoder.decode(torch.empty(DECODED_AT_ONCE, *shape_of_z(decoder, view.latent_shape), dtype=dtype))
             again = asked[VAE].flops if VAE in asked else 0  # images are encoded once more for the decoder
-            asked[DECODER] = OnlineCost.of(decoder, counter.get_total_flops() // DECODED_AT_ONCE + again, live.peak)
+            asked[DECODER] = OnlineCost.of(decoder, counter.total // DECODED_AT_ONCE + again, live.peak)
     return asked
 
 

@@ -9,6 +9,9 @@ from urepa.runs.curves import Curve, thin_curve
 TERMS = ("diffusion", "token", "manifold", "dispersive", "self_distance")
 FLOORS = {"diffusion": "floor/zero_predictor", "token": "floor/constant_token"}
 
+# inches of a panel of losses.png, of its axes, and of the room at the left of and below them
+PANEL, SIZE, LEFT, BOTTOM = (4.2, 3.2), (3.4, 2.4), 0.7, 0.5
+
 DRAWN = {f"{kind}/{term}" for kind in ("train", "val") for term in TERMS} | set(FLOORS.values())
 
 
@@ -19,9 +22,14 @@ def losses_png(curves: dict[str, Curve]) -> bytes:
     from matplotlib.figure import Figure
 
     terms = [t for t in TERMS if f"train/{t}" in curves]
-    figure = Figure(figsize=(4.2 * len(terms), 3.2), layout="constrained")
+    width = PANEL[0] * len(terms)
+    figure = Figure(figsize=(width, PANEL[1]))
     FigureCanvasAgg(figure)
-    for axis, term in zip(figure.subplots(1, len(terms), squeeze=False)[0], terms, strict=True):
+    for place, term in enumerate(terms):
+        # places are fixed, with room for seven digits beside an axis: a layout engine lays out every text twice
+        axis = figure.add_axes(
+            ((PANEL[0] * place + LEFT) / width, BOTTOM / PANEL[1], SIZE[0] / width, SIZE[1] / PANEL[1])
+        )
         for key, of, style in ((f"train/{term}", "", "-"), (f"val/{term}", " (EMA)", "o-")):
             if key in curves:
                 axis.plot(*thin_curve(curves[key]), style, label=f"{key}{of}", markersize=4)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from urepa.core.types import Tokens
+from urepa.models.unit_vectors import unit_vectors
 
 
 class Projector(nn.Module):
@@ -19,7 +20,7 @@ class Projector(nn.Module):
 
     def scaled(self, x_BNE: Tensor) -> Tensor:
         """Projected tokens as the head returns them."""
-        return F.normalize(x_BNE, dim=-1) if self.unit_length else x_BNE
+        return unit_vectors(x_BNE) if self.unit_length else x_BNE
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:

@@ -19,7 +19,7 @@ from toy_runs import write_run
 from urepa.core.conditions import Condition, Part
 from urepa.core.errors import UserError
 from urepa.core.part_names import POOLED
-from urepa.costs.counting import flop_counter
+from urepa.costs.counting import Flops
 from urepa.costs.estimate import count
 from urepa.inference.export_weights import export
 from urepa.models.unet_families import FAMILIES
@@ -158,7 +158,7 @@ def test_a_plan_counts_diffusers_own_forward_pass(
         x_t, text = torch.empty(1, CHANNELS, SIDE, SIDE), torch.empty(1, 12, WIDTH)
         added = added_to(family, condition, [0] * 6)
         mask = torch.ones(1, 12)
-        with flop_counter() as flops, torch.no_grad():
+        with Flops() as flops, torch.no_grad():
             unet(x_t, torch.zeros(1), text, encoder_attention_mask=mask, **added)
     parts = ("down", "mid", "up")
     adapters = sum(counted.parameters[part]["trainable"] for part in parts)
@@ -167,7 +167,7 @@ def test_a_plan_counts_diffusers_own_forward_pass(
     )
     batch = config["trainer"]["batch_size"]
     forward = sum(counted.step.forward[part] for part in parts) / batch
-    assert forward == pytest.approx(flops.get_total_flops(), rel=0.01)
+    assert forward == pytest.approx(flops.total, rel=0.01)
     assert counted.step.backward["mid"] > 0
     assert counted.step.backward.get("down", 0) == 0
     assert counted.taps["mid"] == (SIDE // 4, SIDE // 4, 32)

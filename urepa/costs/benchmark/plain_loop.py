@@ -69,7 +69,8 @@ class PlainLoop:
             target = resize_tokens(self.loss.targets(own_teacher), tokens.grid)
             aligned = loss_math.token_loss(tokens.x_BND, target.x_BND).mean()
             if self.loss.manifold_weight:
-                manifold = self.loss.manifold(tokens.x_BND, teacher.x_BND, lambda x: x)
+                student, own = loss_math.UnitTokens(tokens.x_BND), loss_math.UnitTokens(teacher.x_BND)
+                manifold = self.loss.manifold(student, own, lambda x: x)
                 aligned = aligned + self.loss.manifold_weight * manifold
             total = total + self.loss.lambda_max * aligned / len(output.tokens)
         return total

@@ -14,7 +14,7 @@ from torch import nn
 
 from urepa.core import progress
 from urepa.costs.benchmark.loops import Loop
-from urepa.costs.counting import SavedBytes, flop_counter
+from urepa.costs.counting import Flops, SavedBytes
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,14 @@ def measure(
 def _count(loop: Loop, model: nn.Module, device: torch.device) -> tuple[int, int]:
     """FLOPs and saved bytes of a step, counted in eager mode, because a compiled block hides both. Then makes a warm-up
     step."""
-    flops = flop_counter()
+    flops = Flops()
     with loop.inside():
         saved = SavedBytes(model)  # here, because another memory format has other storages
         with torch.compiler.set_stance("force_eager"), flops, saved:
             loop.step()
         loop.step()
         _wait(device)
-    return flops.get_total_flops(), saved.total
+    return flops.total, saved.total
 
 
 def _time_steps(loop: Loop, steps: int, device: torch.device) -> Turn:

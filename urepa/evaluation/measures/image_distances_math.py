@@ -11,19 +11,23 @@ Shapes: B images, S image size, n rows, D features.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from urepa.core import progress, random_draws
 from urepa.core.errors import UserError
-from urepa.core.files import write_whole
+from urepa.core.files import DAMAGED, lock_folder, write_whole
 from urepa.core.types import Tokens
 from urepa.data.cache import UNKNOWN
 from urepa.data.lists.samples import Sample, Samples, fixed_order
@@ -77,22 +81,43 @@ class FeatureSet:
         """The rows that were kept, at most `subset`."""
         return np.concatenate(self._kept)
 
-    def save(self, file: Path) -> None:
-        """Saves the current state."""
+    def save(self, file: Path, facts: str) -> None:
+        """Saves the current state, and as metadata `facts`, on which the features depend, and the content's digest."""
         tensors = {"mean": self.moments.mean_D, "scatter": self.moments.scatter_DD, "rows": self.rows_nD}
-        write_whole(file, save(tensors | {"count": np.array(self.count)}))
+        tensors["count"] = np.array(self.count)
+        write_whole(file, save(tensors, {"facts": facts, "blake2b": _digest(tensors)}))
 
     @staticmethod
-    def load(file: Path, subset: int) -> "FeatureSet":
-        """The saved state; an empty set if there is none."""
+    def load(file: Path, subset: int, facts: str) -> "FeatureSet":
+        """The saved state; an empty set if there is none. A file that is damaged or of other facts is named and not
+        used. Files of earlier versions, which have no metadata, are identified by their names."""
         found = FeatureSet(subset)
-        if file.exists():
+        if not file.exists():
+            return found
+        try:
             tensors = load_file(file)
-            found.count = int(tensors["count"])
-            moments = Moments(len(tensors["mean"]))
-            moments.count, moments.mean_D, moments.scatter_DD = found.count, tensors["mean"], tensors["scatter"]
-            found._moments, found._kept = moments, [tensors["rows"]]
+            with safe_open(file, "np") as opened:
+                metadata = opened.metadata() or {}
+            if metadata.get("blake2b", _digest(tensors)) != _digest(tensors):
+                raise ValueError("its content is not what was written")
+            if metadata.get("facts", facts) != facts:
+                raise ValueError("it is of other images or another encoder")
+            count, mean_D, scatter_DD, rows_nD = (tensors[name] for name in ("count", "mean", "scatter", "rows"))
+        except (SafetensorError, *DAMAGED) as error:
+            print(f"warning: {file} is not used and computed again: {error}")
+            return found
+        found.count, found._kept = int(count), [rows_nD]
+        found._moments = Moments(len(mean_D))
+        found._moments.count, found._moments.mean_D, found._moments.scatter_DD = found.count, mean_D, scatter_DD
         return found
+
+
+def _digest(tensors: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tensor.shape}\0".encode())
+        digest.update(np.ascontiguousarray(tensor).tobytes())
+    return digest.hexdigest()
 
 
 def measure_distances(asked: Generation, context: Context) -> dict[str, float]:
@@ -222,9 +247,35 @@ def real_features(
     context: Context, encoders: dict[str, Any], samples: Sequence[Sample], subset: int
 ) -> dict[str, FeatureSet]:
     """Features of real images in each encoder. They are computed once for all runs of a track and stored next to its
-    latents; a computation that is interrupted by a kill is continued."""
-    files = {name: _features_file(context, name, encoder, samples, subset) for name, encoder in encoders.items()}
-    found = {name: FeatureSet.load(file, subset) for name, file in files.items()}
+    latents; a computation that is interrupted by a kill is continued, and of several runs at once one computes."""
+    places = {name: _place(context, name, encoder, samples, subset) for name, encoder in encoders.items()}
+    found = {name: FeatureSet.load(file, subset, facts) for name, (file, facts) in places.items()}
+    if all(features.count == len(samples) for features in found.values()):
+        return found
+    with contextlib.ExitStack() as locked:
+        if places and _is_locked(locked, next(iter(places.values()))[0].parent):
+            found = {name: FeatureSet.load(file, subset, facts) for name, (file, facts) in places.items()}
+        _complete(context, encoders, samples, found, places)
+    return found
+
+
+def _is_locked(locked: contextlib.ExitStack, folder: Path) -> bool:
+    """Waits for other runs that compute features of this track; False if the folder cannot be written."""
+    try:
+        locked.enter_context(lock_folder(folder))
+    except OSError:
+        return False
+    return True
+
+
+def _complete(
+    context: Context,
+    encoders: dict[str, Any],
+    samples: Sequence[Sample],
+    found: dict[str, FeatureSet],
+    places: dict[str, tuple[Path, str]],
+) -> None:
+    """Computes what is missing in `found`."""
     with progress.bar(
         total=len(samples), desc=f"features of {len(samples):,} real images", unit="image", leave=False
     ) as bar:
@@ -239,20 +290,20 @@ def real_features(
             for name in missing:
                 found[name].add(encode_images(context, encoders[name], rgb))
                 if done % KEPT_EVERY == 0 or done == len(samples):
-                    _save_features(found[name], files[name])
+                    _save_features(found[name], *places[name])
             bar.update(len(part))
-    return found
 
 
-def _features_file(context: Context, name: str, encoder: Any, samples: Sequence[Sample], subset: int) -> Path:
-    """A file that is named by everything on which the features depend."""
+def _place(context: Context, name: str, encoder: Any, samples: Sequence[Sample], subset: int) -> tuple[Path, str]:
+    """The file of features, which is named by everything on which they depend, and the same as text."""
     latents = context.cache.latents
     facts: tuple[Any, ...] = (encoder.manifest(), encoder.weights_sha256(), context.device.type, subset)
     if context.track.autoencoder is not None:
         facts += (_decoder_sha256(context.track.autoencoder),)
     made = latents.mark.stat().st_mtime_ns  # latents that are made again count as different
     digest = random_draws.digest64("features", facts, latents.manifest, made, *(s.sample_id for s in samples))
-    return latents.folder.parent / "features" / f"{name}-{len(samples)}-{digest:016x}.safetensors"
+    file = latents.folder.parent / "features" / f"{name}-{len(samples)}-{digest:016x}.safetensors"
+    return file, json.dumps([*facts, latents.manifest, f"{len(samples)} samples, {digest:016x}"], default=str)
 
 
 def _decoder_sha256(vae: Any) -> str:
@@ -267,12 +318,18 @@ def _decoder_sha256(vae: Any) -> str:
     return digest.hexdigest()
 
 
-def _save_features(found: FeatureSet, file: Path) -> None:
+def _save_features(found: FeatureSet, file: Path, facts: str) -> None:
     try:
         file.parent.mkdir(exist_ok=True)
-        found.save(file)
+        found.save(file, facts)
     except OSError as error:  # the track's folder may be read-only, or the disk full
-        print(f"warning: the features of the real images are not kept for later runs: {error}")
+        _say_not_kept(file.parent, error.strerror or str(error))
+
+
+@cache
+def _say_not_kept(folder: Path, why: str) -> None:
+    """Once in a process."""
+    print(f"warning: the features of the real images are not kept for later runs ({folder}: {why})")
 
 
 def _shuffle(samples: Samples) -> Samples:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from urepa.models.unit_vectors import UnitVectors, unit_vectors
+
 
 def diffusion_loss(prediction_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
     """Mean squared error of each sample [B]; its mean over B is L_diff."""
@@ -23,8 +25,13 @@ def token_loss(student_BND: Tensor, teacher_BND: Tensor, mask_BN: Tensor | None 
     """1 − cos(student, teacher), averaged over each sample's tokens: [B], in [0,2] (REPA eq. 8,
     arXiv 2410.06940, with an added 1)."""
     assert student_BND.shape == teacher_BND.shape, f"{student_BND.shape} against {teacher_BND.shape}"
-    student_BND, teacher_BND = (without_masked(x, mask_BN) for x in (student_BND, teacher_BND))
-    cosine_BN = (F.normalize(student_BND.float(), dim=-1) * F.normalize(teacher_BND.float(), dim=-1)).sum(-1)
+    student_BND, teacher_BND = (UnitTokens(x, mask_BN).get() for x in (student_BND, teacher_BND))
+    return token_loss_of_units(student_BND, teacher_BND, mask_BN)
+
+
+def token_loss_of_units(student_BND: Tensor, teacher_BND: Tensor, mask_BN: Tensor | None = None) -> Tensor:
+    """`token_loss` of `UnitTokens`."""
+    cosine_BN = (student_BND * teacher_BND).sum(-1)
     if mask_BN is None:
         return 1.0 - cosine_BN.mean(1)
     return 1.0 - cosine_BN.sum(1) / counts(mask_BN)
@@ -59,7 +66,11 @@ def mean_square(difference_XNN: Tensor, diagonal: bool = False) -> Tensor:
 
 def pool_tokens(tokens_BND: Tensor, mask_BN: Tensor | None = None) -> Tensor:
     """A sample's vector [B,D]: the unit vector along its mean token."""
-    unit_BND = F.normalize(without_masked(tokens_BND, mask_BN).float(), dim=-1)
+    return pool_units(UnitTokens(tokens_BND, mask_BN).get(), mask_BN)
+
+
+def pool_units(unit_BND: Tensor, mask_BN: Tensor | None = None) -> Tensor:
+    """`pool_tokens` of `UnitTokens`."""
     mean_BD = unit_BND.mean(1) if mask_BN is None else unit_BND.sum(1) / counts(mask_BN)[:, None]
     return F.normalize(mean_BD, dim=-1)
 
@@ -77,8 +88,14 @@ def manifold_loss_token(
     eq. 6), without the diagonal, which is 1 on both sides, or with it. With a mask, the mean is taken over each
     sample's pairs first and then over samples, which have equal weight however many of their tokens count. Raises
     ValueError if fewer than two tokens of a sample count."""
-    student_BND, teacher_BND = (without_masked(x, mask_BN) for x in (student_BND, teacher_BND))
-    student_BND, teacher_BND = (F.normalize(x.float(), dim=-1) for x in (student_BND, teacher_BND))
+    student_BND, teacher_BND = (UnitTokens(x, mask_BN).get() for x in (student_BND, teacher_BND))
+    return manifold_loss_of_units(student_BND, teacher_BND, mask_BN, diagonal)
+
+
+def manifold_loss_of_units(
+    student_BND: Tensor, teacher_BND: Tensor, mask_BN: Tensor | None = None, diagonal: bool = False
+) -> Tensor:
+    """`manifold_loss_token` of `UnitTokens`."""
     difference_BNN = student_BND @ student_BND.mT - teacher_BND @ teacher_BND.mT
     if mask_BN is None:
         return mean_square(difference_BNN, diagonal)
@@ -88,6 +105,23 @@ def manifold_loss_token(
     off_diagonal = ~torch.eye(mask_BN.shape[1], dtype=torch.bool, device=mask_BN.device)
     sum_B = difference_BNN.pow(2).mul(off_diagonal).sum((1, 2))  # masked tokens are 0 on both sides
     return (sum_B / (count_B * (count_B - 1))).mean()
+
+
+class UnitTokens:
+    """The unit vectors along one side's tokens for several terms, computed once; masked tokens are 0. Each `get` is a
+    node of its own in the graph (`urepa.models.unit_vectors`). fp32."""
+
+    def __init__(self, tokens_BND: Tensor, mask_BN: Tensor | None = None) -> None:
+        self._tokens_BND, self._mask_BN = tokens_BND, mask_BN
+        self._units = None if mask_BN is not None else UnitVectors(tokens_BND.float())
+
+    def get(self, detached: bool = False) -> Tensor:
+        """The unit vectors [B,N,D]; `detached`: without a gradient."""
+        if self._units is not None:
+            return self._units.get(detached)
+        tokens_BND = self._tokens_BND.detach() if detached else self._tokens_BND
+        # a mask for each term, through which autograd passes a term's gradients together
+        return unit_vectors(without_masked(tokens_BND, self._mask_BN).float())
 
 
 def both_masks(one_BN: Tensor | None, other_BN: Tensor | None) -> Tensor | None:

@@ -20,6 +20,7 @@ from urepa.core.protocols import ScheduleMath
 from urepa.core.types import Batch, Tokens
 from urepa.method.alignment_grids import TEACHER
 from urepa.method.losses import loss_math
+from urepa.method.losses.loss_math import UnitTokens
 from urepa.method.losses.urepa_loss import URepaLoss
 from urepa.method.step_schedules import linear_warmup
 from urepa.method.training_step import Aligned, Gather, Terms, shares_of
@@ -68,16 +69,22 @@ class AlignmentLoss:
         return (terms.manifold > self.settings.spike_threshold).detach()
 
     def manifold(
-        self, student_BND: Tensor, teacher_BND: Tensor, gather: Gather, mask_BN: Tensor | None = None
+        self,
+        student: UnitTokens,
+        teacher: UnitTokens,
+        gather: Gather,
+        mask_BN: Tensor | None = None,
+        detached: bool = False,
     ) -> Tensor:
-        """The weighted sum of the manifold loss's levels, over tokens that count."""
-        value = student_BND.new_zeros(())
+        """The weighted sum of the manifold loss's levels, over tokens that count; `detached`: without a gradient."""
+        value = teacher.get().new_zeros(())
         for level, weight in self.levels.items():
+            student_BND, teacher_BND = student.get(detached), teacher.get()
             if level == "sample":
-                ours_GD, theirs_GD = (gather(loss_math.pool_tokens(x, mask_BN)) for x in (student_BND, teacher_BND))
+                ours_GD, theirs_GD = (gather(loss_math.pool_units(x, mask_BN)) for x in (student_BND, teacher_BND))
                 value = value + weight * loss_math.manifold_loss_sample(ours_GD, theirs_GD, self.diagonal)
             else:
-                within = loss_math.manifold_loss_token(student_BND, teacher_BND, mask_BN, self.diagonal)
+                within = loss_math.manifold_loss_of_units(student_BND, teacher_BND, mask_BN, self.diagonal)
                 value = value + weight * within
         return value
 
@@ -123,14 +130,16 @@ class AlignmentLoss:
                 target = resize_tokens(own_target, student.grid)
                 student_BND, teacher_BND = student.x_BND, target.x_BND
                 mask_BN = loss_math.both_masks(student.mask_BN, target.mask_BN)
+                assert student_BND.shape == teacher_BND.shape, f"{student_BND.shape} against {teacher_BND.shape}"
+                units = UnitTokens(student_BND, mask_BN), UnitTokens(teacher_BND, mask_BN)
                 # with weight 0 it is logged, without a gradient, as is the manifold loss
-                compared_BND = student_BND if self.token_weight else student_BND.detach()
-                own_B = loss_math.token_loss(compared_BND, teacher_BND, mask_BN)
+                compared_BND = units[0].get(detached=not self.token_weight)
+                own_B = loss_math.token_loss_of_units(compared_BND, units[1].get(), mask_BN)
                 share = weight / weight_sum * shares[name]
                 by_teacher[name] = by_teacher[name] + weight / weight_sum * own_B.detach()
                 token_B = token_B + share * own_B
-                trained_BND = student_BND if self.manifold_weight else student_BND.detach()
-                manifold = manifold + share * self.manifold(trained_BND, teacher_BND, gather, mask_BN)
+                of_batch = self.manifold(*units, gather, mask_BN, detached=not self.manifold_weight)
+                manifold = manifold + share * of_batch
                 for term, value_B in self.other_terms(student_BND, teacher_BND, gather, mask_BN).items():
                     other_B[term] = other_B.get(term, torch.zeros_like(token_B)) + share * value_B
         clipped = manifold if self.settings.manifold_clip is None else manifold.clamp(max=self.settings.manifold_clip)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from urepa.method.losses.loss_math import counts, pool_tokens, without_masked
+from urepa.models.unit_vectors import unit_vectors
 
 Gather = Callable[[Tensor], Tensor]
 
@@ -57,7 +58,7 @@ def unit_tokens(x_BND: Tensor, mask_BN: Tensor | None, centred: bool = False) ->
     if centred:
         mean_B1D = x_BND.mean(1, keepdim=True) if mask_BN is None else x_BND.sum(1, keepdim=True) / _of_tokens(mask_BN)
         x_BND = without_masked(x_BND - mean_B1D, mask_BN)
-    return F.normalize(x_BND, dim=-1)
+    return unit_vectors(x_BND)
 
 
 def similarity_difference(
