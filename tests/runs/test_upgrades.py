@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from earlier_forms import ENCODERS, without
 
 from urepa.config.parts import SCHEMAS
 from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten
 from urepa.models.teachers.vit import check_vit
-from urepa.reports.comparison.evaluation_protocol import protocol
-from urepa.reports.comparison.read_runs import as_text
-from urepa.runs.mlflow_run import FACTS_TAG, end_tags, facts_in
 from urepa.runs.run_folder import facts_of
 from urepa.runs.upgrades import DECLARED, KEY, PLACES, SCHEMA, STEPS, add_schema_number, upgrade, upgrade_flat
 
@@ -89,67 +86,6 @@ def test_an_efficientnet_of_an_earlier_version_used_its_last_map():
     flat = {key: str(value) for key, value in flatten(old).items()}
     assert upgrade_flat(flat, 1)["teacher.stride"] == "32"
     assert upgrade({KEY: 1, "teacher": teacher | {"stride": 8}})["teacher"]["stride"] == 8
-
-
-ENCODERS = (
-    "+experiment=cifar10",
-    "evaluation=[generation,knn]",
-    "+teacher@evaluation.generation.encoders.dino=dinov2_b",
-)
-
-
-def without(config: Any, *keys: str) -> Any:
-    """The config as a version without these keys stored it."""
-    if not isinstance(config, dict):
-        return config
-    kept = {key: without(value, *keys) for key, value in config.items() if key not in keys}
-    return kept | {"_target_": called(kept["_target_"])} if keys and "_target_" in kept else kept
-
-
-def called(target: str) -> str:
-    """A part's name before the package was divided into folders."""
-    undeclared = {since: before for before, since in DECLARED.items()}
-    module, _, name = undeclared.get(target, target).rpartition(".")
-    module = module.replace("efficientnet_lite0", "efficientnet")
-    before = {since: before for before, since in PLACES.items()}
-    return f"{before.get(module, module)}.{name}"
-
-
-@pytest.fixture(scope="session")
-def evaluated(compose: Callable[..., dict[str, Any]]) -> dict[str, Any]:
-    """A config with a ViT and an EfficientNet among the encoders of its evaluation."""
-    return compose(*ENCODERS)
-
-
-def before(evaluated: dict[str, Any]) -> dict[str, Any]:
-    found = without(evaluated, "stride", "positions", "ema_warmup", "max_skipped")
-    assert found["evaluation"] != evaluated["evaluation"]
-    return found
-
-
-def test_old_and_new_summaries_give_the_same_facts_of_an_evaluation(evaluated: dict[str, Any]) -> None:
-    """In its folder; and as a tag in MLflow, written by that version, or by this one from that version's folder."""
-    old, facts = before(evaluated), {"validation_set": "v", "step": 600}
-    summaries = {name: facts | {"evaluation": c["evaluation"]} for name, c in (("old", old), ("new", evaluated))}
-    expected = protocol(as_text(evaluated), summaries["new"])
-    assert protocol(as_text(upgrade(old)), facts_of(summaries["old"])) == expected
-    params = upgrade_flat({key: str(value) for key, value in flatten(old).items()}, 0)
-    tags = {FACTS_TAG: json.dumps(summaries["old"])}
-    assert protocol(params, facts_in(tags)) == expected
-    assert facts_in(end_tags({}, summaries["old"])) == facts_in(end_tags({}, summaries["new"])) == summaries["new"]
-
-
-def test_one_of_several_evaluations_is_of_an_earlier_version(evaluated: dict[str, Any]) -> None:
-    """A later version repeats one evaluation of a run, and the others stay as they were stored."""
-    both = {"evaluation": evaluated["evaluation"] | {"once": before(evaluated)["evaluation"]["generation"]}}
-    found = facts_of(both)["evaluation"]
-    assert found["once"] == found["generation"] == evaluated["evaluation"]["generation"]
-    assert "stride" not in both["evaluation"]["once"]["encoders"]["efficientnet_lite0"], "the summary is left alone"
-
-
-def test_facts_without_an_evaluation_stay_without() -> None:
-    assert facts_of({"step": 3}) == {"step": 3}
-    assert facts_in({}) == {}
 
 
 @pytest.mark.parametrize(

@@ -37,10 +37,9 @@ TOO_LARGE = {"nanodit", "nanodit_warm", "urepa_sdxl", "urepa_kolors"} | {
     f"repa_{name}" for name in ("sd3", "flux", "sana", "pixart", "chroma", "auraflow", "flux2", "lumina2", "hidream")
 }
 EXPERIMENTS = sorted({p.stem for p in (Path(CONF) / "experiment").glob("*.yaml")} - TOO_LARGE)
-# of a folder that is not here
 # what a run without alignment does not have
 OF_ALIGNMENT = ("head", "teacher", "schedule", "optimizer.lr.head", "optimizer.weight_decay.head")
-BESIDE = {
+BESIDE = {  # of folders that are not here
     "captions_smoke": ["data.images=DIR", "data.num_classes=2", "data.limit=100"],
     "family_smoke": ["data.images=DIR", "data.num_classes=2", "data.limit=100"],
     "captions_cifar10": ["data.images=DIR"],
@@ -238,13 +237,8 @@ def test_a_warm_start_in_words(small: Compose, tmp_path: Path) -> None:
 
 
 def test_adapters_that_start_warm_leave_the_base_as_it_is(compose: Compose) -> None:
-    overrides = (
-        "+experiment=repa_cifar10_pixels",
-        "lora=all_attention",
-        "optimizer=adamw_lora",
-        "warm_start.checkpoint=there",
-    )
-    config: Any = compose(*overrides)
+    adapters = ("lora=all_attention", "optimizer=adamw_lora")
+    config: Any = compose("+experiment=repa_cifar10_pixels", *adapters, "warm_start.checkpoint=there")
     whole: Any = None  # what is counted of it has no part in this
     subject = Subject(config, whole, whole, whole, build_part(config["data"]), None)
     assert "adaLN-Zero, with random initial weights: 6 blocks" in str(backbone(subject, config["backbone"]))
@@ -255,9 +249,8 @@ def test_adapters_that_start_warm_leave_the_base_as_it_is(compose: Compose) -> N
 
 
 def test_a_batch_that_is_larger_than_the_data_is_refused(small: Compose) -> None:
-    with pytest.raises(
-        UserError, match="trainer.batch_size=4000 is more than the 1437 training samples; give a smaller"
-    ):
+    said = "trainer.batch_size=4000 is more than the 1437 training samples; give a smaller"
+    with pytest.raises(UserError, match=said):
         texts(small("trainer.batch_size=4000"))
 
 
@@ -334,10 +327,8 @@ def test_hours_are_expected_only_from_a_measurement(small: Compose, tmp_path: Pa
     config = small()
     assert "expected hours are not stated" in prose(texts(config)[0])
     assert "no lower bound" in prose(texts(config, Device("cpu", "cpu", None, None))[0])
-    (tmp_path / "bench.json").write_text(
-        '[{"path": "urepa", "device": "cpu", "batch_size": 48, "step_s": 0.2, "tflops_per_s": 0.05, '
-        '"peak_memory_bytes": 1, "saved_bytes_per_sample": 1}]'
-    )
+    row = '"path": "urepa", "device": "cpu", "batch_size": 48, "step_s": 0.2, "tflops_per_s": 0.05'
+    (tmp_path / "bench.json").write_text(f'[{{{row}, "peak_memory_bytes": 1, "saved_bytes_per_sample": 1}}]')
     cpu = Device("cpu", "cpu", None, None)
     text = prose(texts(config, cpu, tmp_path / "bench.json")[0])
     hours = plan(config, cpu).run_flops / 0.05e12 / 3600
