@@ -262,7 +262,7 @@ def real_features(
 def _is_locked(locked: contextlib.ExitStack, folder: Path) -> bool:
     """Waits for other runs that compute features of this track; False if the folder cannot be written."""
     try:
-        locked.enter_context(lock_folder(folder))
+        locked.enter_context(lock_folder(folder, f"waiting for {folder}, which another run makes"))
     except OSError:
         return False
     return True
