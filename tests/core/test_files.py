@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 import threading
 import time
 from pathlib import Path
@@ -78,7 +80,9 @@ def test_a_process_that_waits_for_a_removed_folder_gets_a_new_one(tmp_path: Path
     assert (folder / "made").exists()
 
 
-def test_only_a_process_that_waits_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_a_process_that_waits_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", printed := io.StringIO())  # capsys loses what is printed while it is read
+
     def second() -> None:
         with lock_folder(tmp_path, "waiting for the first"):
             pass
@@ -86,11 +90,11 @@ def test_only_a_process_that_waits_says_so(tmp_path: Path, capsys: pytest.Captur
     with lock_folder(tmp_path, "nobody has it"):
         other = threading.Thread(target=second)
         other.start()
-        printed, end = "", time.monotonic() + 60
-        while not printed and time.monotonic() < end:
-            printed = capsys.readouterr().out
+        end = time.monotonic() + 60
+        while not printed.getvalue() and time.monotonic() < end:
+            time.sleep(0.01)
     other.join()
-    assert printed + capsys.readouterr().out == "waiting for the first\n"
+    assert printed.getvalue() == "waiting for the first\n"
 
 
 def test_full_disk_errors_of_libraries_become_oserrors(tmp_path: Path) -> None:
