@@ -111,6 +111,7 @@ OTHERWISE |= {  # their encoder is DINOv3
     for arm in ("nanodit_multiples_of_14", "nanodit_registers")
 }
 OTHERWISE |= {
+    ("nanodit_smoke", "nanodit_patch_statistics"): "does not change data.patch_statistics here",
     ("flextok_imagenet", "flextok_teacher_224"): "does not change teacher.grid, teacher.image_size here",
     ("flextok_smoke", "flextok_teacher_224"): "",
 }
