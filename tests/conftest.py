@@ -358,7 +358,7 @@ def trainer_of(compose: Callable[..., dict[str, Any]], tmp_path: Path) -> Iterat
     from accelerate.state import AcceleratorState
 
     from urepa.runs.trackers.no_tracking import NoShipper
-    from urepa.training import assembly
+    from urepa.training import trainer_assembly
 
     built: list[Any] = []
 
@@ -371,7 +371,7 @@ def trainer_of(compose: Callable[..., dict[str, Any]], tmp_path: Path) -> Iterat
         folder = tmp_path / f"run{len(built)}"
         folder.mkdir()
         shipper = NoShipper()
-        trainer, _ = assembly.build(compose(*overrides), folder, Accelerator(cpu=True), shipper)
+        trainer, _ = trainer_assembly.build(compose(*overrides), folder, Accelerator(cpu=True), shipper)
         built.append(trainer)
         return trainer
 

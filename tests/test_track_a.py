@@ -21,7 +21,7 @@ from urepa.models.weight_files import trainable
 from urepa.runs.checkpoint import newest, save
 from urepa.runs.run_folder import to_plain
 from urepa.runs.trackers.no_tracking import NoShipper
-from urepa.training.assembly import build
+from urepa.training.trainer_assembly import build
 
 pytestmark = pytest.mark.long
 

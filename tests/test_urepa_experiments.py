@@ -27,7 +27,7 @@ from urepa.reports.description.markdown_and_latex import as_markdown
 from urepa.reports.description.methodology import methodology
 from urepa.reports.description.subject import subject_of
 from urepa.runs.trackers.no_tracking import NoShipper
-from urepa.training import assembly
+from urepa.training import assembly, trainer_assembly
 from urepa.training.checks.combinations import check
 
 Compose = Callable[..., dict[str, Any]]
@@ -248,7 +248,7 @@ def test_an_experiment_runs_from_photographs_to_training(
     overrides = [f"+experiment={experiment}", *data, *rest]
     config = compose(*overrides)
     check(config, overrides)
-    trainer, _ = assembly.build(config, tmp_path, bf16, NoShipper())
+    trainer, _ = trainer_assembly.build(config, tmp_path, bf16, NoShipper())
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     shapes = {tuple(trainer.reader.read(step)[0].x0.shape[1:]) for step in range(9)}
     trainer.fit(0)

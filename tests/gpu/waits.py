@@ -45,14 +45,14 @@ def main(folder: Path, overrides: list[str]) -> None:
     from urepa.cli import CONF, prepare
     from urepa.runs.run_folder import to_plain
     from urepa.runs.trackers.no_tracking import NoShipper
-    from urepa.training import assembly
+    from urepa.training import trainer_assembly
     from urepa.training.run_lifecycle import accelerate_for
 
     prepare()
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
         config = to_plain(hydra.compose("train", ["tracking=none", "trainer.batch_size=8", *overrides]))
     shipper = NoShipper()
-    trainer, _ = assembly.build(config, folder, accelerate_for(config["trainer"]), shipper)
+    trainer, _ = trainer_assembly.build(config, folder, accelerate_for(config["trainer"]), shipper)
     print("totals", *losses_without_waiting(trainer, 8))
 
 

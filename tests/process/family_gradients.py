@@ -28,7 +28,7 @@ def main(file: str, backbones: list[str], overrides: list[str]) -> None:
     from urepa.runs.run_folder import to_plain
     from urepa.runs.trackers.no_tracking import NoShipper
     from urepa.training import trainer as trainers
-    from urepa.training.assembly import build
+    from urepa.training.trainer_assembly import build
 
     prepare()
     torch.set_num_threads(1)

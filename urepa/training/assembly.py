@@ -1,63 +1,39 @@
-"""Builds a Trainer from a config. The order matters: base weights, LoRA, heads, warm start, freezing, optimiser, EMA,
-`accelerator.prepare`."""
+"""Builds the parts of a training from a config: the model and its parts, and what evaluates it
+(`urepa.training.trainer_assembly` builds the Trainer)."""
 
 from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from urepa.config.declared import build_errors, declaration_of
 from urepa.config.parts import PACKAGES, networks, settings_that_are
 from urepa.core.backbone_protocols import Backbone, LoRA
-from urepa.core.class_token_protocols import class_values
 from urepa.core.declared_keys import TAP
 from urepa.core.errors import UserError, in_bucket
 from urepa.core.nested_dicts import flatten
 from urepa.core.part_names import CLASS
-from urepa.core.protocols import Loss, Schedule
+from urepa.core.protocols import Schedule
 from urepa.core.random_draws import torch_seed
-from urepa.core.run_protocols import Optimizer
 from urepa.core.teacher_names import ALONE
 from urepa.core.track_protocols import condition_widths
 from urepa.data.bucketed_cache import Caches
-from urepa.data.reader import Layout, TrainingReader, ValidationReader
 from urepa.evaluation.buckets import bucket_folder, run_in_buckets
-from urepa.evaluation.constant_tokens import constant_tokens
 from urepa.evaluation.context import Context, Evaluated
-from urepa.evaluation.in_training import During
 from urepa.evaluation.looking import Look, write_sheets
-from urepa.evaluation.validation_loss import Validation
 from urepa.method.alignment_grids import TEACHER, Grid, policy_of
-from urepa.method.attention_maps import attention_of, teacher_blocks
+from urepa.method.attention_maps import attention_of
 from urepa.method.self_alignment import OWN, own_states
 from urepa.method.training_step import AlignedModel
 from urepa.models import speed_switches
 from urepa.models.teachers.several_teachers import by_name, name_at
-from urepa.models.token_draws import draw_purposes
-from urepa.models.weight_files import trainable
-from urepa.runs import checkpoint
-from urepa.runs.metrics import MetricsLog
-from urepa.runs.run_folder import stored_yaml
-from urepa.training import warm_start
-from urepa.training.attention_sizes import check_attention_sizes
-from urepa.training.checks.inputs import check_opened_images
 from urepa.training.checks.sizes import as_shape
-from urepa.training.earlier_weights import earlier_weights
-from urepa.training.ema import EMA
-from urepa.training.gpu_sensors import GpuSensors
-from urepa.training.non_finite_guard import Guard
-from urepa.training.observed import Observed
-from urepa.training.optimizer import groups_of
-from urepa.training.own_states import check_own_states, own_heads
-from urepa.training.sharding import Shards
-from urepa.training.spike_records import ClassesOfSamples, SpikeRecords
+from urepa.training.own_states import own_heads
 from urepa.training.trainer import Trainer
 from urepa.training.trainer_settings import Settings
 
@@ -283,110 +259,3 @@ def speed_up(model: AlignedModel, settings: Settings, device: torch.device) -> N
     if settings.compile:
         speed_switches.compile_blocks(model.backbone)
     model.attention = speed_switches.attention(settings.attention, device)
-
-
-def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shipper: Any) -> tuple[Trainer, Any]:
-    """A Trainer at step 0, and its track."""
-    settings = Settings(**config["trainer"])
-    world, rank = accelerator.num_processes, accelerator.process_index
-    layout = Layout(settings.batch_size, settings.accumulation, rank, world)
-    loss = build_loss(config)
-    declared: Loss = declaration_of(config["loss"])
-    declared.check_layout(min(settings.batch_size, settings.validation_group), settings.accumulation)
-    objective = build_part(config["objective"])
-    teacher = build_part(config["teacher"]) if loss.taps else None
-    track = build_part(config["data"])
-    if track.build_on_first_use:  # raises for parts that do not fit before the caches are made
-        build_model(config, track, teacher, loss, build_backbone_to_train)
-    with accelerator.main_process_first():  # builds missing caches
-        cache = track.open(teacher)
-    if checkpoint.newest(folder / "checkpoints") is None:  # a resumed run goes on, with a message at its end
-        check_opened_images(config["evaluation"], cache)
-    model, backbone_group = build_model(config, track, teacher, loss, build_backbone_to_train)
-    with torch.autocast("cpu", torch.bfloat16, enabled=settings.frozen == "bf16"):
-        grids = compared_grids(config, model, cache, objective)
-        check_own_states(model, loss, cache, objective)
-        check_attention_sizes(model, loss, cache, objective)
-    if config["warm_start"]["checkpoint"] is not None and checkpoint.newest(folder / "checkpoints") is None:
-        accelerator.print(warm_start.load(trainable(model), config["warm_start"], folder))
-    declared_optimizer: Optimizer = declaration_of(config["optimizer"])
-    own, blocks = own_states(loss), teacher_blocks(loss)
-    draws, values = (*own.draws, *draw_purposes(model)), class_values(model.backbone)
-    reader = TrainingReader(
-        cache,
-        objective,
-        layout,
-        config["seed"],
-        loss.diffusion_fraction,
-        loss.schedule,
-        draws,
-        blocks,
-        bool(own.frozen),
-        values,
-    )
-    validation_reader = ValidationReader(cache, objective, settings.validation_group, draws, blocks, values)
-    if own.frozen:
-        with accelerator.main_process_first():
-            model.earlier = earlier_weights(model, config["loss"]["guide"], folder, accelerator.device)
-    shards = None
-    if settings.sharding is None or world == 1:
-        model.to(accelerator.device)
-    speed_up(model, settings, accelerator.device)
-    if settings.sharding is not None and world > 1:  # moves one block after the other to the device
-        shards = Shards(model, accelerator.device)
-    groups = groups_of(model, backbone_group)
-    in_groups = [p for parameters in groups.values() for p in parameters]
-    assert {id(p) for p in in_groups} == {id(p) for p in trainable(model).values()}
-    assert len({id(p) for p in in_groups}) == len(in_groups)
-    optimizer = declared_optimizer.build(groups)
-    ema = EMA(model, settings.ema_decay, settings.ema_warmup)
-    model.averages = ema.shadow
-    # without DDP, which `evaluation_mode` leaves out, it is only given autocast
-    prepared = accelerator.prepare(model) if shards is None else accelerator.prepare_model(model, evaluation_mode=True)
-    constants = constant_tokens(cache, loss, grids)
-    observed = Observed(model.backbone, cache.conditions.dropout, cache.conditions.null(1).names)
-    validation = Validation(
-        validation_reader, objective, loss, constants, layout, accelerator.device, observed.is_active
-    )
-
-    def where(step: int, places: Sequence[bool]) -> dict[str, str]:
-        bucket = cache.buckets[reader.order.read(step)[0]]
-        rows, columns = as_shape(bucket.latents.shape[-3:])[1:]
-        assert observed.blocks is not None, "there are places"
-        return {"bucket": bucket.bucket or f"{rows}x{columns}", "block": observed.blocks.name(places)}
-
-    trainer = Trainer(
-        settings=settings,
-        accelerator=accelerator,
-        model=model,
-        prepared=prepared,
-        objective=objective,
-        loss=loss,
-        declared_optimizer=declared_optimizer,
-        optimizer=optimizer,
-        ema=ema,
-        reader=reader,
-        validation=validation,
-        during=During(
-            lambda n: evaluate_ema(config, trainer, track, n), settings.evaluate_every, settings.evaluation_share
-        ),
-        looking=During(
-            lambda n: look_at_ema(config, trainer, track, n),
-            settings.look_every,
-            settings.look_share,
-            at_end=True,
-            prefix="",
-        ),
-        stop_rule=declaration_of(config["stop_when"]),
-        guard=Guard(folder, settings.max_skipped, accelerator.device, settings.skip_spikes, where),
-        spikes=SpikeRecords(folder, accelerator.device, ClassesOfSamples(cache)),
-        observed=observed,
-        metrics=MetricsLog(folder / "metrics.jsonl"),
-        sensors=GpuSensors(accelerator.device),
-        shipper=shipper,
-        folder=folder,
-        config_yaml=stored_yaml(config),
-        seed=config["seed"],
-        shards=shards,
-    )
-    return trainer, track

@@ -20,10 +20,10 @@ from urepa.core.types import Batch, Tokens
 from urepa.method.training_step import Aligned
 from urepa.models.weight_files import trainable
 from urepa.runs.trackers.no_tracking import NoShipper
-from urepa.training.assembly import build
 from urepa.training.first_lines import device
 from urepa.training.run_lifecycle import accelerate_for
 from urepa.training.trainer import Trainer
+from urepa.training.trainer_assembly import build
 
 WIDTH = 120  # of a terminal's lines
 RATES = 1000  # points of the learning rate's curve at which the largest is looked for

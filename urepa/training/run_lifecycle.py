@@ -53,8 +53,8 @@ from urepa.runs.run_folder import (
 from urepa.runs.summary import FILE as SUMMARY
 from urepa.runs.summary import early_text, end_step, is_finished, read_summary
 from urepa.runs.upgrades import SCHEMA, SCHEMA_TAG
-from urepa.training import provenance, warm_start
-from urepa.training.assembly import build, build_part, evaluate_ema, load_modules
+from urepa.training import provenance, trainer_assembly, warm_start
+from urepa.training.assembly import build_part, evaluate_ema, load_modules
 from urepa.training.checks.inputs import check_opened_images
 from urepa.training.first_lines import parameters_by_part, start_lines
 from urepa.training.next_command import next_command
@@ -212,7 +212,7 @@ class Session:
         shipper = self._shipper(code)
         found = checkpoint.newest(self.folder.path / "checkpoints")
         on_main(lambda: provenance.check_images(build_part(self.config["data"]), is_new=found is None))
-        trainer, track = build(self.config, self.folder.path, self.accelerator, shipper)
+        trainer, track = trainer_assembly.build(self.config, self.folder.path, self.accelerator, shipper)
         done = found.step if found else 0
         on_main(lambda: provenance.begin(self.folder, self.config, trainer.reader.cache, code, done))
         if step := trainer.restore(found, self._finished_step()):
@@ -270,7 +270,7 @@ class Session:
                 raise UserError(f"{path} is damaged, so nothing is evaluated: {damage}")
             shipper = self._shipper(_code_of(summary))
             # a missing tap fails only the evaluation that needs it
-            trainer, track = build(self.config | {"evaluation": {}}, path, self.accelerator, shipper)
+            trainer, track = trainer_assembly.build(self.config | {"evaluation": {}}, path, self.accelerator, shipper)
             if not provenance.check_data(path, self.config, trainer.reader.cache):
                 print(provenance.UNCHECKED)
             checkpoint.load_named(trainer.ema.shadow, found.tensors("ema"), str(found.folder))

@@ -58,7 +58,7 @@ class Update:
 
 @dataclass
 class Trainer:
-    """Everything that the loop needs, built by `urepa.training.assembly.build`."""
+    """Everything that the loop needs, built by `urepa.training.trainer_assembly.build`."""
 
     settings: Settings
     accelerator: Accelerator

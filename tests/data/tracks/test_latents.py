@@ -17,7 +17,7 @@ from urepa.core.errors import UserError
 from urepa.data.stages.build import Build
 from urepa.data.stores.lmdb_store import Part
 from urepa.runs.trackers.no_tracking import NoShipper
-from urepa.training import assembly
+from urepa.training import trainer_assembly
 from urepa.training.assembly import build_part
 
 
@@ -57,7 +57,7 @@ def test_cifar10_256_needs_no_prompts_and_trains_on_both_flips(
     small = ["backbone.depth=8", "backbone.width=32", "backbone.heads=2", "head.hidden=16", "trainer.precision=fp32"]
     config = compose("+experiment=repa_cifar10", *overrides, *small, "trainer.validation_group=8", "tracking=none")
     shipper = NoShipper()
-    trainer, _ = assembly.build(config, tmp_path, Accelerator(cpu=True), shipper)
+    trainer, _ = trainer_assembly.build(config, tmp_path, Accelerator(cpu=True), shipper)
     batches = trainer.reader.read(0)
     assert (len(batches[0].ids), TRAIN, VAL) == (
         32,

@@ -24,8 +24,9 @@ from urepa.costs.estimate import count
 from urepa.inference.export_weights import export
 from urepa.models.unet_families import FAMILIES
 from urepa.runs.trackers.no_tracking import NoShipper
-from urepa.training.assembly import build, build_loss, build_model, build_part
+from urepa.training.assembly import build_loss, build_model, build_part
 from urepa.training.checks.sizes import check_shapes
+from urepa.training.trainer_assembly import build
 
 WIDTH = 16  # of the small CLIP, in tokens and vector
 CHANNELS, SIDE = 48, 16  # of x0

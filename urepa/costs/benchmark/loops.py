@@ -32,7 +32,7 @@ from urepa.method.schedules.constant import Constant
 from urepa.method.training_step import AlignedModel
 from urepa.models import speed_switches
 from urepa.runs.trackers.no_tracking import NoShipper
-from urepa.training import assembly
+from urepa.training import assembly, trainer_assembly
 
 FOREVER = 10**9  # steps
 TRACK = "urepa.costs.benchmark.random_data.SyntheticTrack"
@@ -127,7 +127,7 @@ class BenchLoops:
         backbone: Backbone = declaration_of(config["backbone"])
         self.config["backbone"] = config["backbone"] | backbone.write_stand_ins(place, real.num_classes)
         shipper = NoShipper()
-        self.trainer, _ = assembly.build(self.config, place, accelerator, shipper)
+        self.trainer, _ = trainer_assembly.build(self.config, place, accelerator, shipper)
         self.step_index = 0
 
     def _description_items(self, teacher: Any, batch_size: int, workers: int) -> Iterator[Any]:
