@@ -28,6 +28,7 @@ from urepa.method.schedules.constant import Constant
 from urepa.method.training_step import AlignedModel, Terms, step_terms
 from urepa.models.backbones.class_token_sit_net import ClassTokenSiTNetwork
 from urepa.models.backbones.sit_net import SiTNetwork, modulate
+from urepa.reports.comparison.comparable import incomparable_keys
 from urepa.training.checks.losses import check_class_token
 
 Build = Callable[..., Any]
@@ -279,7 +280,7 @@ def test_a_route_and_a_class_token_are_refused_together(compose: Build) -> None:
 
 
 def test_its_losses_are_not_compared_with_those_of_others(compose: Build) -> None:
-    """The noised class token tells of the image. Values of generated images have no part in it."""
+    """The noised class token carries information about the image. Values of generated images have no part in it."""
     ours, theirs = (
         {key: str(value) for key, value in flatten(compose("+experiment=repa_cifar10_cpu", *more)).items()}
         for more in (("loss=reg", "backbone.class_token=112"), ())
@@ -287,3 +288,8 @@ def test_its_losses_are_not_compared_with_those_of_others(compose: Build) -> Non
     assert alters("backbone.class_token", ours, theirs) == {"every term"}
     assert "every term" in alters("loss._target_", ours, theirs)
     assert alters("loss.class_weight", ours, ours | {"loss.class_weight": "1"}) == {"total"}
+    other = {"teacher.whiten": "true", "teacher.content": "b"}  # another class token
+    for key in ("val/diffusion", "val/class_token", "val/x0_error"):
+        assert incomparable_keys(key, ours | other, ours) == sorted(other)
+        assert incomparable_keys(key, ours, ours | other) == sorted(other)
+    assert not incomparable_keys("val/diffusion", theirs | other, theirs), "without a class token they are one quantity"

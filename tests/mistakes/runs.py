@@ -37,6 +37,8 @@ EVALUATE = [
         (f"run={RUN} evaluation=knn evaluation.knn.timestep=2000", "evaluation.knn.timestep=2000", "caches run"),
         (f"run={RUN} evaluation=knn data.root=nowhere", "no cache at nowhere", "caches run"),
         (f"run={RUN} evaluation.generation.images.count=3", "choose one with evaluation=NAME", "caches run"),
+        (f"run={RUN} +evaluation.dense=1", "choose one with evaluation=NAME", "caches run"),
+        (f"run={RUN} ~evaluation evaluation.dense.tap=a", "choose one with evaluation=NAME", "caches run"),
         (f"run={RUN} evaluation=knn data.root=file", "file", "caches run", FILE),
         (f"run={RUN} evaluation=knn data.root=", "data.root", "caches run"),
         (f"run={RUN} evaluation=knn", "no cache at", "run"),

@@ -88,10 +88,11 @@ class OptunaSweeper(OptunaSearch, Sweeper):
             check_numbers({"hydra": {"sweeper": self.settings | {"_target_": OptunaSearch._target_}}})
             space = self._space(arguments)
             _optuna()
-            self.validate_batch_is_legal(self._examples(space))  # before anything is written
             folder = Path(self.config.hydra.sweep.dir)
-            folder.mkdir(parents=True, exist_ok=True)
             name = self._name(space)
+            if not (folder / f".{name}.lock").exists():  # a search that has begun goes on with what it finds
+                self.validate_batch_is_legal(self._examples(space))  # before anything is written
+            folder.mkdir(parents=True, exist_ok=True)
             with _only_one(folder / f".{name}.lock", name):
                 OmegaConf.save(self.config, folder / "multirun.yaml")
                 self._search(self._study(name), space)

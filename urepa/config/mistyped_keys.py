@@ -34,12 +34,12 @@ SHOWN = 16  # largest number of options in a line
 
 def below_null_message(error: AssertionError, arguments: list[str]) -> str | None:
     """The line for a key below a part that is null, where OmegaConf raises an assertion; None for other assertions."""
-    if str(error) != "Unexpected type: None":
+    if not re.fullmatch(r"Unexpected type( for root)?: None(Type)?", str(error)):
         return None
     keys = [argument.partition("=")[0].lstrip("+~") for argument in arguments]
-    key = next(
-        key for key in keys if "." in key and key.partition(".")[0] not in keys and is_group(key.partition(".")[0])
-    )
+    key = next((key for key in keys if "." in key and is_group(key.partition(".")[0])), None)
+    if key is None:
+        return None
     part = key.partition(".")[0]
     return f"{key}: {part} is null in this command; choose one with {part}=NAME before its settings"
 

@@ -41,6 +41,7 @@ class ClassTokenLoss(Protocol):
     token's diffusion term of each sample, under `CLASS_TOKEN`."""
 
     has_class_token: ClassVar[bool]
+    terms_rest_on: ClassVar[tuple[str, ...]]  # prefixes of keys on which all of its terms rest, as it sees the token
 
 
 CLASS_TOKEN = "class_token"  # the name of its term, and the purpose of its noise

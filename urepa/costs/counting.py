@@ -56,7 +56,9 @@ class Flops(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         formula = FORMULAS.get(getattr(func, "_overloadpacket", None))
-        if formula is None and torch.is_inference_mode_enabled():  # elsewhere autograd has decomposed the operation
+        is_device = func is torch.ops.prim.device.default  # which cannot be decomposed
+        # elsewhere than in inference mode autograd has decomposed the operation
+        if formula is None and not is_device and torch.is_inference_mode_enabled():
             with self:
                 if (result := func.decompose(*args, **kwargs)) is not NotImplemented:
                     return result

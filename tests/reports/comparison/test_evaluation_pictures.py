@@ -137,7 +137,7 @@ def test_the_page_has_them_embedded_and_escaped(add: Add, results: Summarise, tm
     uris = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', section)
     assert sorted(level(base64.b64decode(uri)) for uri in uris) == [30, *range(40, 40 + len(HOSTILE))]
     assert "Heat &lt;b&gt;: &lt;u&gt;</h3>" in section
-    assert "A row is a &lt;i&gt;layer&lt;/i&gt;. Step 600, seed 0 of every arm." in section
+    assert "A row is a &lt;i&gt;layer&lt;/i&gt;. Step 600, seed 0 of each arm shown." in section
     assert not re.search(r"<(script|svg|u|b|i)>", section)
     assert "http" not in section
     assert 'id="pictures"' not in page(study, [], [])

@@ -153,7 +153,9 @@ def test_a_run_that_is_being_extended_is_unfinished(add: Callable[..., None], tm
     add(seeds=(0,))
     file = tmp_path / "outputs" / "cifar10+baseline" / "seed0" / "config.yaml"
     file.write_text(OmegaConf.to_yaml(OmegaConf.create(changed(config, {"trainer.max_steps": 900}))))
-    assert find_folders(str(tmp_path / "outputs"))[0].status == "unfinished"
+    (run,) = find_folders(str(tmp_path / "outputs"))
+    assert run.status == "unfinished"
+    assert run.facts["extended_from"] == 600, "as once it is finished"
 
 
 def test_selection(found: Callable[[str], list[Run]]) -> None:

@@ -47,6 +47,10 @@ def check_bench(config: dict[str, Any]) -> None:
             "bench.against=plain writes a loss with a teacher, or none, and this one aligns the backbone with itself; "
             "leave bench.against out"
         )
+    if settings["against"] == "plain" and getattr(declaration_of(config["loss"]), "has_class_token", False):
+        raise UserError(
+            "bench.against=plain has no class token, which this loss trains with the image; leave bench.against out"
+        )
     if settings["against"] == "plain" and ALONE not in declaration_of(config["teacher"]).members():
         raise UserError("bench.against=plain takes tokens of one teacher; choose one, or leave bench.against out")
     backbone: Backbone = declaration_of(config["backbone"])

@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from urepa.method.losses.reg_math import RegLoss
 
 
+# of which a class token is made
+OF_THE_CLASS_TOKEN = ("teacher", "data.token_dtype", "data.teacher_sees", "data.tae")
+
+
 @dataclass
 class Reg(URepaLoss):
     """L_diff + β·L_class + λ(step)·[L_token + w·L_manifold] (REG, arXiv 2507.01467), with a backbone that denoises the
@@ -46,14 +50,16 @@ class Reg(URepaLoss):
         "β: the weight of the class token's diffusion term", 0.03, ge=0, le=LARGEST, alters=(TOTAL,)
     )
 
-    # the noised class token tells of the image, so its denoising is another problem, as is the alignment
+    # the noised class token carries information about the image, so its denoising is another problem, as is the
+    # alignment; it also depends on which teacher the token is of
     alters: ClassVar[tuple[str, ...]] = (EVERY_TERM,)
+    terms_rest_on: ClassVar[tuple[str, ...]] = OF_THE_CLASS_TOKEN
     has_class_token: ClassVar[bool] = True
     metrics: ClassVar[tuple[Metric, ...]] = (
         *URepaLoss.metrics,
         Metric(
             *(f"val/{CLASS_TOKEN}", "class token loss", "↓"),
-            rests_on=("teacher", "objective"),
+            rests_on=("objective", *OF_THE_CLASS_TOKEN),
             trained_by=("loss.class_weight",),
         ),
     )

@@ -63,7 +63,7 @@ class SiT:
         0,
         ge=0,
         le=SIZE,
-        alters=(EVERY_TERM,),  # the noised class token tells of the image
+        alters=(EVERY_TERM,),  # the noised class token carries information about the image
     )
     family: ClassVar[str] = "sit"
     noun: ClassVar[str] = "transformer"

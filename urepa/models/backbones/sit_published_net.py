@@ -64,6 +64,8 @@ def load_published(backbone: Any, place: Path) -> None:
             f"{file} has {rows} rows of classes and data.num_classes={rows} needs one more, the null condition: give "
             f"data.num_classes={rows - 1}, or weights that were trained with class dropout"
         )
+    if getattr(backbone, "class_values", 0) and not any("cls_projectors2" in name for name in found):
+        raise UserError(f"{file} has no class token of a teacher: give backbone.class_token=0")
     if odd:
         raise UserError(
             f"{file} does not fit this backbone: {len(odd)} of its weights differ by name or shape ({odd[0]}); choose "

@@ -28,7 +28,7 @@ from urepa.models.teachers.dino import plain_vit_files
 from urepa.models.teachers.dino.dinov2_positions import resample_by
 from urepa.models.teachers.rectangle_sizes import map_size, proportional_grid
 from urepa.models.teachers.token_sizes import length_facts
-from urepa.models.teachers.vit_sizes import FILES, check_cls, check_vit, resamples, resamples_map, stored_name
+from urepa.models.teachers.vit_sizes import AUTHORS_FILES, check_cls, check_vit, resamples, resamples_map, stored_name
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -164,9 +164,9 @@ class ViTNetwork:
         network: Any
         if self.family in perception_net.FAMILIES:
             network = perception_net.load_perception(Path(self.model), self.family)
-        elif self.model.endswith(FILES) and self.family in plain_vit_files.FAMILIES:
+        elif self.model.endswith(AUTHORS_FILES) and self.family in plain_vit_files.FAMILIES:
             network = plain_vit_files.load_plain(Path(self.model), self.family)
-        elif self.model.endswith(FILES):
+        elif self.model.endswith(AUTHORS_FILES):
             from urepa.models.teachers.dino.meta_files import load_meta
 
             network = load_meta(Path(self.model), self.family)

@@ -12,7 +12,8 @@ from urepa.models.teachers.token_sizes import named_raw
 # The rows and columns on which a family's learned positions were trained, where libraries resample them differently
 # (`urepa.models.teachers.dino.dinov2_positions`). With registers they agree; DINOv3 has rotary positions.
 NATIVE = {"dinov2": 37}
-FILES = (".pth", ".pth.tar", ".pt", ".safetensors")  # how files end that are converted when they are read
+AUTHORS_FILES = (".pth", ".pth.tar")  # how files end that are converted when they are read
+FILES = (*AUTHORS_FILES, ".pt", ".safetensors")  # the last two are of Perception Encoder
 WITHOUT_CLS = ("siglip", "ijepa", "pe_g")  # families whose only tokens are those of patches
 
 

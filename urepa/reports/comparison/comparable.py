@@ -7,6 +7,7 @@ Reasons are config keys, so that the report can name them.
 from __future__ import annotations
 
 from urepa.config.alterations import alters, unpairs
+from urepa.config.parts import SCHEMAS
 from urepa.core.comparability import EVERY_TERM, MEANS_OVER_TIMES, NOISE_LEVELS, TERMS, TOKEN, TOTAL_BY_STEP
 from urepa.reports.comparison.metric_columns import rests_on, validation_metrics
 from urepa.runs.run_folder import is_identity
@@ -46,7 +47,14 @@ def incomparable_keys(key: str, config: dict[str, str], baseline: dict[str, str]
         by.add(TOTAL_BY_STEP)
     altering = [k for k in _differing(config, baseline) if by & alters(OF_FACT.get(k, k), config, baseline)]
     named = differing_keys(config, baseline, known[f"val/{term}"].rests_on)
+    for one in (config, baseline):
+        named += differing_keys(config, baseline, _all_terms_rest_on(one))
     return sorted({*altering, *named, *_by_class(config, baseline)})
+
+
+def _all_terms_rest_on(config: dict[str, str]) -> tuple[str, ...]:
+    """The settings on which every term of this config's loss rests, besides the loss's own."""
+    return getattr(SCHEMAS.get(config.get("loss._target_", "")), "terms_rest_on", ())
 
 
 def _by_class(config: dict[str, str], baseline: dict[str, str]) -> list[str]:

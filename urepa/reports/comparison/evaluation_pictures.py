@@ -13,8 +13,8 @@ from urepa.core.evaluation_protocols import Picture, pictures_declared_by
 from urepa.reports.comparison.arms import ComparedArms
 from urepa.reports.comparison.sample_grids import SHOWN_AT_MOST, List, Place, Read, bucket_of, open_png
 
-LARGEST = 1280  # pixels of a longer side in the report, in which labels of rows can be read
-QUALITY = 90  # of JPEG: as a PNG, a picture of generated images of 1024 px would take 2 MB
+LARGEST = 960  # pixels of a longer side in the report, in which labels of rows can be read
+QUALITY = 80  # of JPEG: as a PNG, a picture of generated images of 1024 px would take 2 MB
 
 Places = dict[str, dict[Place, str]]  # the files of a picture by run and place
 

@@ -130,7 +130,6 @@ def _run_from_folder(folder: Path) -> Run | None:
     try:
         config = read_plain(folder / "config.yaml")
         summary = read_json(file) if file.exists() else {}
-        so_far = {} if file.exists() else facts_so_far(folder)
     except (ValueError, TypeError):  # not YAML or JSON, or more than plain data
         return None
     if not _is_runs(config) or not isinstance(summary, dict) or (file.exists() and not summary.keys() >= NAMES):
@@ -140,6 +139,15 @@ def _run_from_folder(folder: Path) -> Run | None:
     config = upgrade(config)
     if not _has_own_parts(config):
         return None
+    done = "step" in summary and is_finished(summary, config["trainer"]["max_steps"])
+    facts = facts_of(summary)
+    if not done:
+        try:
+            facts |= facts_so_far(folder)
+        except (ValueError, TypeError):
+            return None
+    if summary and not done:  # it is being extended, and its summary is of its earlier end
+        facts |= {"extended_from": summary.get("step")}
     names = stored_names(folder)
     tracking = config["tracking"]
     trackers = [tracking, *(tracking.get("trackers") or {}).values()]  # tracking=several has others below it
@@ -149,10 +157,8 @@ def _run_from_folder(folder: Path) -> Run | None:
         name=printable_path(f"{folder.parent.name}/{folder.name}"),
         config=as_text(config),
         tags={k: printable_path(v) for k, v in (tags_of(names, config) | given).items()},
-        status="finished"
-        if "step" in summary and is_finished(summary, config["trainer"]["max_steps"])
-        else "unfinished",
-        facts=facts_of(summary) if summary else so_far,
+        status="finished" if done else "unfinished",
+        facts=facts,
         title=names.title(config["seed"]),
     )
 

@@ -64,7 +64,7 @@ def find_mistakes(loader: Any, master: DictConfig, points: Sequence[Point]) -> d
         loader: Hydra's config loader. master: the sweep's config, with its launcher. points: the overrides of each run.
     """
     mistakes: dict[int, str] = {}
-    checked: set[bytes] = set()  # by `images_of`
+    checked: dict[bytes, str] = {}  # by `images_of`
     classes: dict[bytes, int] = {}  # by `data`
     shared = set(points[0]).intersection(*points)
     shapes = [_without_values(point, shared) for point in points]
@@ -86,8 +86,8 @@ def find_mistakes(loader: Any, master: DictConfig, points: Sequence[Point]) -> d
     return mistakes
 
 
-def _check_run(config: dict[str, Any], point: Point, master: DictConfig, checked: set[bytes]) -> None:
-    """Raises UserError as `urepa.train` would for this run."""
+def _check_run(config: dict[str, Any], point: Point, master: DictConfig, checked: dict[bytes, str]) -> None:
+    """Raises UserError as `urepa.train` would for this run. `checked`: what was found of images, "" for nothing."""
     check(config, list(point))
     launcher = master.hydra.launcher
     if LAUNCHERS.get(launcher.get("_target_")) is Slurm:
@@ -97,8 +97,13 @@ def _check_run(config: dict[str, Any], point: Point, master: DictConfig, checked
     if has_begun(config, Path(master.hydra.sweep.dir) / find_name(list(point), config["seed"])):
         return
     if (images := images_of(config)) not in checked:
-        check_images(config)
-        checked.add(images)
+        try:
+            check_images(config)
+            checked[images] = ""
+        except UserError as error:
+            checked[images] = str(error)
+    if checked[images]:
+        raise UserError(checked[images])
     check_files(config)
 
 
@@ -135,9 +140,10 @@ def _plain(config: DictConfig, classes: dict[bytes, int]) -> dict[str, Any]:
         classes[images] = plain["data"]["num_classes"]
         return plain
     config.data.num_classes = classes[images]
-    plain = to_plain(config)
-    config.data.num_classes = unresolved["num_classes"]
-    return plain
+    try:
+        return to_plain(config)
+    finally:
+        config.data.num_classes = unresolved["num_classes"]
 
 
 def _without_values(point: Point, shared: Collection[str]) -> Point:
@@ -167,7 +173,7 @@ def _key(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
 
 
-# --- what is said ---------------------------------------------------------------------------------------------
+# --- messages -------------------------------------------------------------------------------------------------
 
 
 def _sentence(points: Sequence[Point], mistakes: dict[int, str]) -> str:
@@ -180,9 +186,9 @@ def _sentence(points: Sequence[Point], mistakes: dict[int, str]) -> str:
     if len(having) == len(points):
         return text
     named, *others = dict.fromkeys(_named(some, points) for some in by_text.values())
-    told = text if text.startswith(named) else f"{named}: {text}"
+    message = text if text.startswith(named) else f"{named}: {text}"
     also = f", also {'; '.join(others[:SHOWN])}{'; ...' if len(others) > SHOWN else ''}" if others else ""
-    return f"{told} (no run was begun: {len(mistakes)} of {len(points)} cannot run{also})"
+    return f"{message} (no run was begun: {len(mistakes)} of {len(points)} cannot run{also})"
 
 
 def _named(some: Sequence[Point], points: Sequence[Point]) -> str:
