@@ -77,6 +77,7 @@ def test_edits_after_a_launcher_has_started_change_no_run(tmp_path: Path) -> Non
         [*command, "tracking=none", "seed=0,1"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert launcher.stdout is not None
+    assert launcher.stdout.readline().startswith("caches in data/digits are made first")
     assert launcher.stdout.readline().startswith("2 runs, 1 at a time")
     write(own, ablation__mine=mine[1])
     said, _ = launcher.communicate()

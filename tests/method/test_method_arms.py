@@ -16,9 +16,10 @@ from urepa.cli import CONF
 from urepa.training.assembly import build_part
 
 Build = Callable[..., Any]
-OTHER = ("schedule.", "teacher._target_")
+OTHER = ("schedule.", "teacher._target_", "backbone.class_token")
 FILES = {p.stem: yaml.safe_load(p.read_text()) for p in sorted((Path(CONF) / "ablation").glob("method_*.yaml"))}
-# a stop acts after more updates than are done here, and the weights of other teachers are not here
+# a stop acts after more updates than are done here, the weights of other teachers are not here, and a class token is
+# denoised whatever λ is (tests/training/test_reg_runs.py)
 ARMS = [
     name
     for name, content in FILES.items()
