@@ -57,6 +57,7 @@ def test_the_peak_contains_the_similarity_matrices(planned: Callable[..., Plan])
     within, pooled = planned(), planned("loss.level=sample")
     matrix = B * (37 * 37) ** 2 * 4
     assert within.counted.step.peak - pooled.counted.step.peak > 2.5 * matrix
-    assert within.counted.step.saved[AFTER_THE_MODEL] - pooled.counted.step.saved[AFTER_THE_MODEL] >= matrix
+    saved = [of.counted.step.saved[AFTER_THE_MODEL] for of in (within, pooled)]
+    assert saved[0] - saved[1] > 0.99 * matrix, "a pooled sample saves its mean instead"
     twice = planned(f"trainer.batch_size={2 * B}")
     assert twice.counted.step.peak - within.counted.step.peak > 2.5 * matrix

@@ -147,7 +147,7 @@ def test_each_teachers_tokens_are_made_once_of_the_same_images() -> None:
         [
             f"{track} {images} stage=all",
             f"{track} {images} teacher.stride=8 stage=all",
-            f"{track} {images} teacher.grid=[4, 4] teacher.stride=32 stage=all",
+            f"{track} {images} teacher.grid=[4,4] teacher.stride=32 stage=all",
         ]
     )
     assert len({run.config["data"]["root"] for run in runs}) == 1

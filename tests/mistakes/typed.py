@@ -38,7 +38,7 @@ KEYS = of(
 
 GROUPS = of(
     "urepa.train",
-    ("loss=rapa", "loss has no option 'rapa'; choose one of: .*none, repa.*did you mean 'repa'"),
+    ("loss=rapa", "loss has no option 'rapa'; choose one of: .*none, reg, repa.*did you mean 'repa'"),
     ("backbone=tiny_unt", "did you mean 'tiny_unet'"),
     ("lora=mid", "lora has no option 'mid'; choose one of"),
     ("teacher=dino", "teacher has no option 'dino'; choose one of"),
