@@ -34,8 +34,8 @@ ELSEWHERE = ("--config-path", "-cp", "hydra.searchpath")  # other folders are co
 
 def quote_argument(argument: str, sweeps: bool = False) -> str:
     """An argument whose value is a path, a name or a text, with the quotes that Hydra's grammar asks for around what it
-    would not read as it is typed: `resume='outputs/a,b=1/seed0'`. With `sweeps` a comma
-    separates values, as in Hydra."""
+    would not read as it is typed: `resume='outputs/a,b=1/seed0'`. With `sweeps` a comma separates values, as in
+    Hydra."""
     key, _, value = argument.partition("=")
     name = key.lstrip("+")
     has_quotes = value[:1] in ("'", '"') and parse_override(argument) is not None
