@@ -237,6 +237,12 @@ def test_every_row_of_the_tables_is_an_arm() -> None:
     assert set(ROWS) <= set(ARMS)
 
 
+def test_the_page_of_sweeps_says_how_many_arms_track_a_has() -> None:
+    fitting = [arm for arm in ARMS if fits("track_a", arm) and ("track_a", arm) not in OTHERWISE]
+    page = (Path(__file__).parents[1] / "docs" / "sweeps.md").read_text()
+    assert f"the {len(fitting)} arms × 3 seeds of `track_a`" in page
+
+
 # of each family one is enough in the fast part: an arm is composed, and is checked against the same command without it
 on_every_experiment = pytest.mark.parametrize(
     "experiment",
