@@ -28,7 +28,7 @@ def test_a_command_is_the_module_of_its_name(arguments: list[str], tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [[], ["--help"]])
 def test_without_a_command_it_lists_them(arguments: list[str], tmp_path: Path) -> None:
     done = called(tmp_path, str(ENTRY), *arguments)

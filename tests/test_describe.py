@@ -39,7 +39,7 @@ def test_it_prints_markdown_and_writes_both(tmp_path: Path) -> None:
     assert_closed((tmp_path / "text" / "methodology.tex").read_text())
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

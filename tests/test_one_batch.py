@@ -60,13 +60,14 @@ def test_the_values_are_the_trainers(trainer_of: Callable[..., Any], small_flext
         assert float(norm) == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_without_a_teacher_there_is_no_tap(trainer_of: Callable[..., Any], small_flextok: list[str]) -> None:
     text = "\n".join(tables(trainer_of(*small_flextok, "loss=none")))
     assert "train/diffusion" in text
     assert not any(word in text for word in ("tap", "projected", "teacher", "train/token", "head"))
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

@@ -67,7 +67,7 @@ def test_the_page_has_every_file() -> None:
     assert len(FILES) == 9
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("typed", "said"), re.findall(r"^\| `((?:head|teacher)=[^`]+)` \| `([^`]+)` \|$", PAGE.read_text(), re.MULTILINE)
 )

@@ -101,7 +101,7 @@ def test_a_plan_is_checked_against_a_measurement(tmp_path: Path) -> None:
     assert float(ours[-1]) == pytest.approx(3.2 * 2**20 / planned["saved_bytes_per_sample"], abs=2e-3)
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -68,6 +68,7 @@ def test_a_mistake_of_a_sweep_is_reported_once_before_any_run(tmp_path: Path, sw
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_caches_that_runs_make_are_said_before(
     compose: Callable[..., Any], small_run: list[str], tmp_path: Path
 ) -> None:

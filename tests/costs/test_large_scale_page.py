@@ -44,6 +44,7 @@ def test_caches_and_hours(number: int, compose: Callable[..., dict[str, Any]]) -
     assert "fits from 4 GPUs on: trainer.sharding is not needed" in gpu_table(planned)
 
 
+@pytest.mark.slow
 def test_memory_of_each_gpu(compose: Callable[..., dict[str, Any]]) -> None:
     """By hand for a small SiT in fp32: weights, two moments and the average are 16 bytes a parameter."""
     config = compose("+experiment=repa_cifar10_cpu", "data.images=/photos", "trainer.batch_size=16")

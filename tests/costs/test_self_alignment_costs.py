@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from class_ids import of_ids
 
@@ -14,6 +15,7 @@ from urepa.costs.estimate import count
 from urepa.training.assembly import build_backbone_without_weights, build_part
 
 
+@pytest.mark.slow
 def test_the_averaged_weights_are_counted(compose: Callable[..., dict[str, Any]]) -> None:
     sizes = ("+experiment=repa_cifar10_cpu", "data.source=folder", "data.images=DIR", "backbone.width=32")
     counted = {name: count(compose(*sizes, f"loss={name}"), "cuda") for name in ("layer_sync", "self_representation")}

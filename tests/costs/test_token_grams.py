@@ -38,7 +38,7 @@ def loss_flops(one: Plan) -> tuple[int, int]:
     return forward, backward
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(("grid", "tokens"), [("teacher", 37 * 37), ("student", 4 * 4), ("[5,16]", 5 * 16)])
 def test_the_products_of_tokens_are_counted_on_the_grid_of_the_comparison(
     planned: Callable[..., Plan], grid: str, tokens: int

@@ -85,6 +85,7 @@ def test_hooks_are_gone_afterwards() -> None:
     assert len(shares) == 3
 
 
+@pytest.mark.slow
 def test_a_compiled_block_is_recorded_too() -> None:
     model, own = network(), inputs()
     with torch.no_grad(), recorded_attention(model) as plain:

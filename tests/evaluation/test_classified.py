@@ -131,6 +131,7 @@ def test_images_are_under_captions_of_test_images(context: Context) -> None:
         torch.testing.assert_close(rgb, (context.track.to_rgb(x0) * 255).round() / 255, atol=1.01 / 255, rtol=0)
 
 
+@pytest.mark.slow
 def test_prompts_of_training_images_are_counted(context: Context, capsys: pytest.CaptureFixture[str]) -> None:
     found = Classified(images=CaptionedImages(count=4, **ASKED), classifier=ByBrightness())(context)
     assert found["final/classified/prompts"] == 4

@@ -74,6 +74,7 @@ def test_reconstructions_are_compared_with_their_images(context: Context) -> Non
     assert sheet.size[1] > 3 * 16
 
 
+@pytest.mark.slow
 def test_distances_are_of_each_number_of_tokens(context: Context) -> None:
     """Against scipy's matrix root and cosines, on means of a quarter of the image in [-1,1] by numpy."""
     asked = Reconstruction(images=12, shown=1, steps=2, encoders={"coarse": Pixels(grid=2)}, guidance=1.0)

@@ -149,7 +149,7 @@ def image(folder: Path) -> np.ndarray:
     return np.asarray(Image.open(file)).astype(int)
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 def test_images_are_guided_away_from_a_negative_prompt(run: Path, ask: Ask, tmp_path: Path) -> None:
     """With a scale of 0, images are those of the negative prompt. It is recorded in the request, and another one is
     refused."""

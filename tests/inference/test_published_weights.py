@@ -88,7 +88,7 @@ def sit_config(compose: Compose, small_sit: list[str]) -> dict[str, Any]:
     return compose(*small_sit)
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "more", "says"),
     [

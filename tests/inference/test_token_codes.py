@@ -68,7 +68,7 @@ def test_a_row_is_the_codes_of_an_image(run: Path, photos: Path, codes: Path) ->
         assert torch.equal(opened.model.backbone.encoder.quantiser.vectors(row[None].long()), vectors)
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(("keep", "rule", "guidance"), [(8, "cfg", 3.0), (2, "cfg", 1.0), (4, "apg", 5.0)])
 def test_images_of_codes_are_euler_steps_from_addressed_noise(
     run: Path, codes: Path, compose: Compose, tmp_path: Path, keep: int, rule: str, guidance: float
@@ -177,6 +177,7 @@ def test_mistakes_are_said_before_torch_is_needed(run: Path, codes: Path, compos
         detokenizing("rule=cfg", "guidance=1")
 
 
+@pytest.mark.slow
 def test_another_backbones_run_has_no_codes(compose: Compose, small_sit: list[str], tmp_path: Path) -> None:
     sit = write_run(tmp_path / "outputs" / "sit" / "seed0", compose(*small_sit), 2)
     with pytest.raises(UserError, match="trained a transformer, which has no codes; give the run of a tokenizer"):

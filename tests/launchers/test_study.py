@@ -275,7 +275,7 @@ def test_the_batch_divides_over_the_gpus() -> None:
         composed("baseline", gpus=7)
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [

@@ -71,6 +71,7 @@ def test_only_frozen_weights_are_held_in_bf16_and_norms_stay() -> None:
     assert len(norms) > 20
 
 
+@pytest.mark.slow
 def test_bf16_weights_give_autocasts_gradient_to_bf16s_precision() -> None:
     exact = gradient(model_with(backbone_with_lora()), enabled=False)
     autocast = gradient(model_with(backbone_with_lora()))

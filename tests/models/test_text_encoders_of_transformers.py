@@ -100,6 +100,7 @@ def yaml_value(file: str, key: str) -> Any:
     return settings.text_encoder[key]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_sd3_is_its_pipelines(declared: Callable[[str], Any]) -> None:
     """Both CLIPs' last layer but one, side by side and padded to T5's width, then T5's tokens; both vectors."""

@@ -35,6 +35,7 @@ def file(tmp_path: Path) -> Path:
     return written(tmp_path / "metrics.jsonl", [*ROWS, FINAL])
 
 
+@pytest.mark.slow
 def test_one_damaged_byte_affects_no_other_row(file: Path) -> None:
     """A byte that is invalid in UTF-8, at every position: the line is named and the other rows are read."""
     whole = file.read_bytes()

@@ -47,6 +47,7 @@ def test_the_attacks_work_with_plain_hydra_and_omegaconf(tmp_path: Path, monkeyp
     assert OmegaConf.create({"a": f"${{oc.env:{SECRET}}}"}).a == VALUE
 
 
+@pytest.mark.slow
 def test_nothing_in_a_foreign_config_runs_or_reads(
     config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

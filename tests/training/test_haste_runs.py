@@ -43,6 +43,7 @@ def weights(trainer: Any) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in trainer.model.backbone.named_parameters()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("qk_norm", ["false", "true"])
 def test_at_a_lambda_of_0_the_backbone_is_that_without_the_loss_bit_for_bit(run: Build, qk_norm: str) -> None:
     ends = []
@@ -55,6 +56,7 @@ def test_at_a_lambda_of_0_the_backbone_is_that_without_the_loss_bit_for_bit(run:
     assert any(not torch.equal(on[key], none[key]) for key in none)
 
 
+@pytest.mark.slow
 def test_attention_is_in_the_total_and_resumes_bit_for_bit(run: Build) -> None:
     whole = run("loss.attention_weight=0.5")
     whole.fit(0)

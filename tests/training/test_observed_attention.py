@@ -177,6 +177,7 @@ def test_other_weights_and_other_passes_are_not_looked_at() -> None:
     assert own.sums(torch.device("cpu")) == {}
 
 
+@pytest.mark.slow
 def test_nothing_of_networks_without_such_attention_or_with_compiled_blocks() -> None:
     net = network()
     for block in net.blocks:

@@ -48,6 +48,7 @@ def weights(trainer: Any) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in trainer.model.backbone.named_parameters()}
 
 
+@pytest.mark.slow
 def test_at_weights_of_0_the_backbone_is_that_of_the_diffusion_term_bit_for_bit(run: Build) -> None:
     """`loss=none` itself has no teacher and so no class token: the same network and input are trained with its loss,
     without clipping. The norm of all gradients is a sum in another order where the class token's output has gradients
@@ -66,6 +67,7 @@ def test_at_weights_of_0_the_backbone_is_that_of_the_diffusion_term_bit_for_bit(
     assert on["final_layer.linear_cls.weight"].any()
 
 
+@pytest.mark.slow
 def test_the_class_token_is_in_the_total_and_a_run_resumes_bit_for_bit(run: Build) -> None:
     whole = run("loss.class_weight=0.25")
     whole.fit(0)
@@ -87,6 +89,7 @@ def test_the_class_token_is_in_the_total_and_a_run_resumes_bit_for_bit(run: Buil
     assert resumed["val/class_token"] == last["val/class_token"]
 
 
+@pytest.mark.slow
 def test_pictures_of_a_run_are_its_samples(run: Build, capsys: pytest.CaptureFixture[str]) -> None:
     """There is no class token for images that are noised for a picture of tokens."""
     trainer = run("trainer.look_every=6", "trainer.look_share=1.0")
@@ -110,6 +113,7 @@ def test_the_images_metrics_are_the_images_alone(run: Build) -> None:
         assert after[key] == before[key], key
 
 
+@pytest.mark.slow
 def test_data_noise_and_times_are_those_of_other_arms(run: Build, small_sit: list[str], trainer_of: Build) -> None:
     ours = run().reader.read(3)[0]
     theirs = trainer_of(*small_sit, *SHORT).reader.read(3)[0]
@@ -149,6 +153,7 @@ def test_a_run_samples_images_and_exports_what_can_be_loaded(run: Build, tmp_pat
         replace(declared, class_token=0).build(latent_shape=(1, 16, 16), num_classes=10)
 
 
+@pytest.mark.slow
 def test_the_plan_counts_the_token(small_sit: list[str], compose: Build) -> None:
     """One token of 17 in the blocks, and the layers of its own."""
     device = Device("H200", "cuda", 790e12, 141e9)

@@ -60,7 +60,7 @@ def test_at_a_lambda_of_0_the_backbone_is_that_without_the_loss_bit_for_bit(sit:
     assert any(not torch.equal(ours, ends[1][key]) for key, ours in weights(trainer).items())
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @each
 def test_a_resumed_run_equals_an_uninterrupted_one(sit: Build, name: str) -> None:
     """Weights, averages, optimiser and the logged terms; the averages are those of the checkpoint."""
@@ -138,7 +138,7 @@ CUT = (
 )
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [(), ("loss=layer_sync", *TAPS["layer_sync"])], ids=["repa", "layer_sync"])
 def test_the_measurement_is_the_logged_cosine_and_the_teacher_is_not_asked_after_the_cut_off(
     small_sit: list[str], trainer_of: Build, overrides: tuple[str, ...]

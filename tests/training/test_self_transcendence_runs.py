@@ -48,6 +48,7 @@ def weights(trainer: Any) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in trainer.model.backbone.named_parameters()}
 
 
+@pytest.mark.slow
 def test_at_a_lambda_of_0_the_backbone_is_that_without_the_loss_bit_for_bit(sit: Build, first: Any) -> None:
     second = (*SECOND, f"loss.guide={first.folder}")
     ends = []
@@ -60,6 +61,7 @@ def test_at_a_lambda_of_0_the_backbone_is_that_without_the_loss_bit_for_bit(sit:
     assert all(any(not torch.equal(one[key], none[key]) for key in none) for one in (of_first, of_second))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["first", "second"])
 def test_a_resumed_run_equals_an_uninterrupted_one(sit: Build, first: Any, stage: str) -> None:
     overrides = FIRST if stage == "first" else (*SECOND, f"loss.guide={first.folder}")
@@ -77,6 +79,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(sit: Build, first: Any, stage
     assert {row["step"]: row for row in read_rows(again.metrics.path)}[6][f"val/{term}"] == rows[6][f"val/{term}"]
 
 
+@pytest.mark.slow
 def test_the_target_is_of_the_first_runs_averages_under_the_whole_condition(sit: Build, first: Any) -> None:
     trainer = sit(*SECOND, f"loss.guide={first.folder}")
     train(trainer, 3)
@@ -99,6 +102,7 @@ def test_the_target_is_of_the_first_runs_averages_under_the_whole_condition(sit:
     assert not any("earlier" in name for name in trainer.model.state_dict())
 
 
+@pytest.mark.slow
 def test_after_the_stop_the_frozen_model_does_not_run(sit: Build, first: Any) -> None:
     trainer = sit(*SECOND, f"loss.guide={first.folder}", "schedule.stop_step=3")
     calls: list[bool] = []
@@ -110,6 +114,7 @@ def test_after_the_stop_the_frozen_model_does_not_run(sit: Build, first: Any) ->
     assert "val/guided_distance" in trainer.validate(5), "validations still measure it"
 
 
+@pytest.mark.slow
 def test_weights_that_changed_since_the_run_began_and_those_of_another_backbone_are_refused(
     sit: Build, first: Any
 ) -> None:

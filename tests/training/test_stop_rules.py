@@ -76,6 +76,7 @@ def test_a_control_is_overtaken_at_the_same_step() -> None:
     assert rule(patience=2).why({10: 2.5, 20: 1.9}, controls) is not None
 
 
+@pytest.mark.slow
 def test_a_rule_needs_a_metric_of_the_run_and_a_paired_control(compose: Compose, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"stop_when.metric=val/toke is no validation loss .*; it has val/diffusion, .*val/token"

@@ -48,7 +48,7 @@ def test_non_finite_states_are_not_saved(build_trainer: Build, part: str, value:
     assert still == good
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("lr", ["inf", "1e30", "1e20"])
 def test_a_learning_rate_that_destroys_the_weights_ends_the_run(build_trainer: Build, lr: str) -> None:
     """The command refuses such configs, but a stored one may contain them."""

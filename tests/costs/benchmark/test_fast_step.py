@@ -74,7 +74,7 @@ def own_loss(bench: BenchLoops, batch: Batch, step: int) -> Tensor:
     return step_terms(trainer.model, trainer.objective, trainer.loss, batch, step, lambda x: x)[0].total
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tiny", pytest.param("sd", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("objective", ["ddpm_v", "ddpm_eps_scaled"])
 def test_gradients_are_those_of_the_documents_loop(bench_of: Any, tmp_path: Path, kind: str, objective: str) -> None:

@@ -79,7 +79,7 @@ def base_pipeline(folders: dict[str, Path], family: str) -> Any:
     return pipeline_of(unet, family, scheduler_for(OBJECTIVES[family], "ddim"), load_vae(str(folders[family])))
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @every
 def test_latents_are_those_of_the_familys_own_pipeline(folders: dict[str, Path], family: str) -> None:
     expected = theirs(base_pipeline(folders, family), family)
@@ -118,7 +118,7 @@ def adapted(folder: Path, family: str, widths: dict[str, int] | None = None, **c
 ASKED = [*(("sdxl", kind) for kind in KINDS), ("kolors", "lora"), ("sd15", "dora")]
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "kind"), ASKED)
 def test_adapters_come_back_through_the_pipeline(
     folders: dict[str, Path], tmp_path: Path, compose: Callable[..., Any], family: str, kind: str

@@ -91,7 +91,7 @@ def test_a_run_trains_its_adapters(
     assert np.isfinite([row["val/diffusion"], row["val/token"]]).all()
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(("backbone", "family"), [("sdxl", "sdxl"), ("sd15_text", "sd15")])
 def test_text_of_another_width_is_refused_before_caches_are_looked_for(
     compose: Callable[..., Any], place: Path, tmp_path: Path, backbone: str, family: str

@@ -288,7 +288,7 @@ def losses(backbone: Any, case: str, seed: int, lam: float, rate: float = 3e-3) 
     return rows
 
 
-@pytest.mark.fast(3)
+@pytest.mark.fast(1)
 @every
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_twenty_steps_lower_what_is_trained_on(tmp_path: Path, case: str, seed: int) -> None:
@@ -298,7 +298,7 @@ def test_twenty_steps_lower_what_is_trained_on(tmp_path: Path, case: str, seed: 
         assert rows[-1][term] < 0.9 * rows[0][term]
 
 
-@pytest.mark.fast(2)
+@pytest.mark.fast(1)
 @every
 def test_adapters_learn_both(folders: dict[str, Path], case: str) -> None:
     for lam, term in ((0.0, "diffusion"), (100.0, "token")):

@@ -176,7 +176,7 @@ def in_fp16(file: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.half() for name, value in file.items()}
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", [TINY, TINY_SDXL], ids=["sd15", "sdxl"])
 def test_a_written_file_is_read_again(architecture: dict[str, Any], tmp_path: Path) -> None:
     adapted, file = unet_of(architecture, rank=3, alpha=6, targets="attention_conv", blocks="all"), tmp_path / "a"

@@ -94,6 +94,7 @@ def test_several_arms_are_named_up_to_three_and_counted_from_there(add: Add, res
     assert verdict(results()).startswith("6 of 7 arms lower the token loss, which is better; b raises the diffusion")
 
 
+@pytest.mark.slow
 def test_many_metrics_are_counted_and_many_clauses_summed_up(add: Add, results: Summarise) -> None:
     every = {"val_token": -0.1, "val_diffusion": -0.1, "val_manifold": -0.02, "val_x0_error": -0.1}
     study(add, {"arm": every})

@@ -9,6 +9,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from urepa.core.look_sheets import FOLDER, HEAD, NEAR_HEAD, sheet_name, sheet_png
@@ -40,6 +41,7 @@ def levels(png: bytes) -> list[int]:
     return list(dict.fromkeys(found))
 
 
+@pytest.mark.slow
 def test_each_arm_has_a_strip_in_the_report(add: Add, results: Summarise, tmp_path: Path) -> None:
     add(seeds=(0, 1))
     add("arm", {"head.depth": 1}, seeds=(0, 1))

@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
@@ -73,6 +74,7 @@ def coloured(png: bytes, colour: str) -> int:
     return int((np.abs(pixels - 255 * np.array(to_rgb(colour))).max(-1) < 30).sum())
 
 
+@pytest.mark.slow
 def test_both_of_two_equal_curves_are_visible(add: Add, results: Summarise) -> None:
     """Validation curves of equal arms, as pixels: each arm's colour covers a fair share of their common line. The page
     lists equal curves."""
@@ -89,6 +91,7 @@ def test_both_of_two_equal_curves_are_visible(add: Add, results: Summarise) -> N
     assert "<figcaption>Equal within the width of a line: baseline; arm.</figcaption>" in html
 
 
+@pytest.mark.slow
 def test_the_legend_shows_every_line_of_many_that_overlap(add: Add, results: Summarise) -> None:
     """Eight equal arms: every colour is below the axis, also those whose dashes are far apart."""
     add(seeds=(0,), points=60)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from urepa.core.escaping import markdown as md
 from urepa.reports.comparison.comparable import incomparable_keys
 from urepa.reports.comparison.page import page
@@ -29,6 +31,7 @@ def arm(add: Add, name: str, fd: float, seconds: float, **changes: Any) -> None:
     )
 
 
+@pytest.mark.slow
 def test_arms_stand_in_the_order_of_their_gain(add: Add, results: Summarise) -> None:
     arm(add, "baseline", 100.0, 2.0)
     arm(add, "worse", 120.0, 1.0, **{"loss.lambda_max": 0.25})

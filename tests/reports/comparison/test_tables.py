@@ -75,6 +75,7 @@ def test_markdown_is_a_table_whatever_the_names(hostile: Results) -> None:
     assert len(tables[0].splitlines()) == 2 + len(hostile.rows) + 1, "the teacher has a row"
 
 
+@pytest.mark.slow
 def test_latex_rows_have_their_columns(hostile: Results) -> None:
     """Every row of a tabular has as many cells as the first, and environments are closed."""
     text = latex(hostile)

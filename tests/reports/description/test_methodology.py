@@ -172,7 +172,7 @@ def test_overrides_change_the_text(small: Compose) -> None:
         assert prose(texts(small(override))[0]) != base, override
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

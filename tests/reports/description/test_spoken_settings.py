@@ -99,6 +99,7 @@ UNSPOKEN_OF_EVALUATIONS = {
 }
 
 
+@pytest.mark.slow
 def test_descriptions_of_evaluations_mention_every_setting(compose: Compose) -> None:
     run = EvaluatedRun(num_classes=10, sampler="ddim", is_aligned=True)
     evaluations = {name: declaration_of(part) for name, part in compose(EVERY)["evaluation"].items()}

@@ -65,6 +65,7 @@ def test_only_some_runs_are_refused(sweeps: type[Sweeps]) -> None:
     )
 
 
+@pytest.mark.slow
 def test_what_does_not_compose_is_named_too(sweeps: type[Sweeps]) -> None:
     found = sweeps().sentence(("head=conv", "head=repa_mlp_small"), ("head.depth=1", "head.depth=2"))
     assert found == (
@@ -103,6 +104,7 @@ def test_the_batch_divides_over_the_gpus_of_a_job(sweeps: type[Sweeps]) -> None:
     assert "does not divide into 15 processes" in found
 
 
+@pytest.mark.slow
 def test_values_set_in_a_composed_config_are_those_of_a_composition(
     sweeps: type[Sweeps], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +132,7 @@ def test_values_set_in_a_composed_config_are_those_of_a_composition(
     assert len(composed) == 2
 
 
+@pytest.mark.slow
 def test_classes_are_counted_once_for_the_same_images(
     sweeps: type[Sweeps], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
