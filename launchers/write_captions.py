@@ -3,10 +3,10 @@ test images another, so `+experiment=captions_cifar10` is evaluated on prompts t
 
     python -m launchers.write_captions DIR
 
-DIR has {train,test}/CLASS/*.png, of all classes or of some. The command writes DIR/train/metadata.jsonl and DIR/test/metadata.jsonl (`file_name`,
-`text`, which `data.captions=files` reads), and DIR/held_out_prompts.txt with all held-out prompts, for `urepa.generate
-prompts=`. An image's captions depend only on its split, class and file name. Existing files are not
-overwritten.
+DIR has {train,test}/CLASS/*.png, of all classes or of some. The command writes DIR/train/metadata.jsonl and
+DIR/test/metadata.jsonl (`file_name`, `text`, which `data.captions=files` reads), and DIR/held_out_prompts.txt with all
+held-out prompts, for `urepa.generate prompts=`. An image's captions depend only on its split, class and file name.
+Existing files are not overwritten.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, compose: Compose) -> Runs:
     base = given("old", "loss=none", "trainer.max_steps=3", "evaluation=generation", *own)
     base = [o for o in base if o not in ("backbone=text_unet", "evaluation=none") and "cross_attention_dim" not in o]
     run = train(compose, place / "outputs" / "base" / "seed0", *base)
-    places = {"data": {"root": None, "vae": None}, "backbone": {"weights": None}}
+    places = {"data": {"root": None, "vae": None}, "backbone": {"weights": None}, "push": None}
     export(places | {"run": str(run), "checkpoint": None, "out": str(place / "export"), "format": "diffusers"})
     tuned = given("new", *TEACHER, f"backbone.weights={place / 'export'}", "lora=all_attention", "lora.rank=2")
     tuned += ["optimizer=adamw_lora", "loss=urepa_token", "head=layer_norm_linear"]
@@ -103,7 +103,7 @@ def unchanged(runs: Runs, compose: Compose) -> Path:
 @pytest.fixture(scope="module")
 def changed(runs: Runs, compose: Compose) -> Path:
     """A fine-tuning that changes the model, evaluated afterwards."""
-    more = ("trainer.max_steps=3", "optimizer.lr.lora=0.1", "evaluation=none")
+    more = ("trainer.max_steps=3", "optimizer.lr.lora=1", "evaluation=none")
     run = train(compose, runs.place / "outputs" / "changed" / "seed0", *runs.tuned, *more)
     asked = compose(f"run='{run}'", "evaluation=elsewhere", *runs.asked(), root="evaluate")
     Session(OmegaConf.create(evaluation_config(asked)), folder=str(run), overrides=[], choices={}).evaluate()
@@ -112,11 +112,11 @@ def changed(runs: Runs, compose: Compose) -> Path:
 
 def test_an_unchanged_model_has_the_values_of_its_base(runs: Runs, unchanged: Path) -> None:
     own, found = metrics(runs.base), metrics(unchanged)
-    assert found["final/elsewhere_diffusion"] == pytest.approx(own["val/diffusion"], rel=1e-4)
+    assert found["final/elsewhere_diffusion"] == pytest.approx(own["val/diffusion"], rel=1e-5)
     assert found["floor/elsewhere_zero_predictor"] == pytest.approx(own["floor/zero_predictor"], rel=1e-6)
     assert found["val/diffusion"] != pytest.approx(own["val/diffusion"], rel=1e-3)  # of its own images
     for encoder in ENCODERS:
-        assert found[f"final/elsewhere_fd/{encoder}"] == pytest.approx(own[f"final/fd/{encoder}"], rel=1e-3)
+        assert found[f"final/elsewhere_fd/{encoder}"] == pytest.approx(own[f"final/fd/{encoder}"], rel=1e-4)
         assert found[f"floor/elsewhere_fd/{encoder}"] == own[f"floor/fd/{encoder}"]
     assert found["final/elsewhere_circular/efficientnet_lite0"] == 1
     assert "final/circular/efficientnet_lite0" not in own, "the base is aligned to nothing"
@@ -124,8 +124,8 @@ def test_an_unchanged_model_has_the_values_of_its_base(runs: Runs, unchanged: Pa
 
 def test_a_changed_model_has_others(runs: Runs, changed: Path) -> None:
     own, found = metrics(runs.base), metrics(changed)
-    assert found["final/elsewhere_diffusion"] != pytest.approx(own["val/diffusion"], rel=1e-2)
-    assert found["final/elsewhere_fd/pixels"] != pytest.approx(own["final/fd/pixels"], rel=1e-2)
+    assert found["final/elsewhere_diffusion"] != pytest.approx(own["val/diffusion"], rel=1e-3)
+    assert found["final/elsewhere_fd/pixels"] != pytest.approx(own["final/fd/pixels"], rel=1e-3)
     assert found["floor/elsewhere_fd/pixels"] == own["floor/fd/pixels"]
 
 
@@ -169,6 +169,7 @@ def other_run(runs: Runs, name: str, **data: Any) -> Path:
     """The folder of a run with the base's config and other settings of data."""
     config = require_config(runs.base)
     run = runs.place / "others" / name
+    run.mkdir(parents=True)
     RunFolder(run).store_config(config | {"data": config["data"] | data})
     return run
 

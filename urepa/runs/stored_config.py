@@ -119,7 +119,8 @@ def _parts(config: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], dict[
 def _walk_parts(part: Any, kinds: tuple[str, ...], key: str) -> Iterator[tuple[str, tuple[str, ...], dict[str, Any]]]:
     schema = _declared_schema(part, kinds, key)
     # tracking=several has trackers, and an evaluation may run others
-    below = {("tracking",): kinds, ("evaluation",): (*BELOW, *kinds)}.get(kinds, BELOW)
+    own = kinds if kinds in (("tracking",), ("evaluation",)) else ()
+    below = own if own == ("tracking",) else (*BELOW, *own)
     yield key, kinds, part
     for name in (f.name for f in fields(schema) if _holds_parts(f) and part.get(f.name) is not None):
         value, place = part[name], f"{key}.{name}"
