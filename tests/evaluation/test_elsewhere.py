@@ -21,7 +21,9 @@ from urepa.config.declared import declaration_of
 from urepa.core.errors import UserError
 from urepa.evaluate import evaluation_config
 from urepa.inference.export_weights import export
+from urepa.reports.comparison.evaluation_protocol import Setting, differences, protocol
 from urepa.reports.comparison.metric_columns import is_beside, metrics_of
+from urepa.reports.comparison.read_runs import as_text
 from urepa.runs.run_folder import RunFolder, require_config
 from urepa.training.checks.inputs import check_run_inputs
 from urepa.training.run_lifecycle import Session
@@ -40,6 +42,7 @@ GENERATED = (
     "encoders.efficientnet_lite0.grid=[2,2]",
 )
 ELSEWHERE = "evaluation.elsewhere.evaluations.generation."
+A, B = Setting("A"), Setting("B")
 ENCODERS = ("pixels", "efficientnet_lite0")
 
 
@@ -115,6 +118,7 @@ def test_an_unchanged_model_has_the_values_of_its_base(runs: Runs, unchanged: Pa
     assert found["final/elsewhere_diffusion"] == pytest.approx(own["val/diffusion"], rel=1e-5)
     assert found["floor/elsewhere_zero_predictor"] == pytest.approx(own["floor/zero_predictor"], rel=1e-6)
     assert found["val/diffusion"] != pytest.approx(own["val/diffusion"], rel=1e-3)  # of its own images
+    assert found["final/elsewhere_untrained_diffusion"] == pytest.approx(own["val/diffusion"], rel=1e-5)
     for encoder in ENCODERS:
         assert found[f"final/elsewhere_fd/{encoder}"] == pytest.approx(own[f"final/fd/{encoder}"], rel=1e-4)
         assert found[f"floor/elsewhere_fd/{encoder}"] == own[f"floor/fd/{encoder}"]
@@ -125,6 +129,7 @@ def test_an_unchanged_model_has_the_values_of_its_base(runs: Runs, unchanged: Pa
 def test_a_changed_model_has_others(runs: Runs, changed: Path) -> None:
     own, found = metrics(runs.base), metrics(changed)
     assert found["final/elsewhere_diffusion"] != pytest.approx(own["val/diffusion"], rel=1e-3)
+    assert found["final/elsewhere_untrained_diffusion"] == pytest.approx(own["val/diffusion"], rel=1e-5)
     assert found["final/elsewhere_fd/pixels"] != pytest.approx(own["final/fd/pixels"], rel=1e-3)
     assert found["floor/elsewhere_fd/pixels"] == own["floor/fd/pixels"]
 
@@ -140,6 +145,25 @@ def test_the_values_are_columns_of_their_own_with_their_references(unchanged: Pa
     assert is_beside("final/elsewhere_circular/efficientnet_lite0")
     (fd,) = (metric for metric in metrics_of(keys) if metric.key == "final/elsewhere_fd/pixels")
     assert next(one.key for one in fd.beside) == "floor/elsewhere_fd/pixels"
+
+
+def test_runs_with_other_data_elsewhere_are_set_apart(compose: Compose) -> None:
+    one, other = (as_text(compose("evaluation=elsewhere", f"evaluation.elsewhere.run={run}")) for run in "AB")
+    assert differences(protocol(one, {}), protocol(other, {})) == [("evaluation.elsewhere.run", A, B)]
+    # also of runs that were evaluated after their training
+    told = compose("evaluation=elsewhere", "evaluation.elsewhere.run=B")["evaluation"]
+    trained = as_text(compose("evaluation=none"))
+    assert ("evaluation.elsewhere.run", A, B) in differences(protocol(one, {}), protocol(trained, {"evaluation": told}))
+
+
+def test_a_stored_config_names_evaluations_only_where_they_belong(unchanged: Path, tmp_path: Path) -> None:
+    config = require_config(unchanged)
+    nested = config["evaluation"]["elsewhere"]["evaluations"]
+    assert declaration_of(nested["generation"]).encoders.keys() == set(ENCODERS)
+    config["evaluation"]["generation"] = nested["generation"] | {"encoders": {"one": nested["generation"]}}
+    RunFolder(tmp_path).store_config(config)
+    with pytest.raises(UserError, match=r"evaluation.generation.encoders.one names .*Generation.*which is not a"):
+        require_config(tmp_path)
 
 
 def test_images_of_several_other_runs_are_kept_apart(unchanged: Path) -> None:
@@ -178,7 +202,7 @@ def other_run(runs: Runs, name: str, **data: Any) -> Path:
     ("name", "data", "message"),
     [
         ("size", {"image_size": 32}, r"x0 is 3x32x32 there and 3x16x16 here"),
-        ("scale", {"scale": 2.0}, r"data.scale is 2.0 there and 0.5 here"),
+        ("scale", {"scale": 0.5}, r"data.scale is 0.5 there and 2.0 here"),
         ("class", {"captions": None, "text_encoder": None}, r"conditions is {'class': 0} there and {'text': 16.* here"),
         ("caches", {"test_images": 5}, r"there is no cache at .*; run `python -m urepa.preprocess data=captions` with"),
     ],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from urepa.core.declared_keys import part, setting
 from urepa.core.descriptions import EvaluatedRun
 from urepa.core.errors import UserError
-from urepa.core.evaluation_protocols import Metric, Nested, Reference, evaluation_description
+from urepa.core.evaluation_protocols import UNTRAINED, Metric, Nested, Reference, evaluation_description
 
 if TYPE_CHECKING:
     from urepa.data.bucketed_cache import Caches
@@ -34,7 +34,10 @@ class Elsewhere:
             "↓",
             rests_on=("objective",),  # which says what is predicted and at which times
             place=74,
-            beside=(Reference("floor/elsewhere_zero_predictor", label=f"{LABEL}diffusion loss of predicting zero"),),
+            beside=(
+                Reference("final/elsewhere_untrained_diffusion", UNTRAINED),  # before the fine-tuning: of the base
+                Reference("floor/elsewhere_zero_predictor", label=f"{LABEL}diffusion loss of predicting zero"),
+            ),
         ),
     )
 
@@ -64,5 +67,6 @@ class Elsewhere:
         also = "".join(f" On the same data: {text}" for text in texts if text is not None)
         return (
             f"On the data of {'another run' if self.run is None else f'the run {self.run}'}: the diffusion loss of its "
-            f"validation images, with noise and timesteps that depend on the image alone.{also}"
+            "validation images, with noise and timesteps that depend on the image alone, and that of the model before "
+            f"its training.{also}"
         )

@@ -29,7 +29,7 @@ from urepa.evaluation.context import Context, Incomplete, run_each
 from urepa.evaluation.image_counts import cache_counts
 from urepa.evaluation.measures.elsewhere import Elsewhere
 from urepa.evaluation.other_run import named_run, other_config, refuse_differing
-from urepa.method.training_step import step_terms
+from urepa.method.training_step import AlignedModel, step_terms
 from urepa.models.token_draws import draw_purposes
 from urepa.runs.summary import read_summary
 
@@ -44,7 +44,9 @@ def evaluate_elsewhere(asked: Elsewhere, context: Context) -> dict[str, float]:
         raise UserError("this run's backbone denoises a class token of its teacher's; leave this evaluation out")
     with _opened(asked, "") as (track, caches):
         other = _context(asked, context, track, caches)
-        metrics = diffusion_losses(other)
+        metrics = diffusion_losses(other, other.model)
+        before = diffusion_losses(other, other.untrained())
+        metrics["final/untrained_diffusion"] = before["final/diffusion"]
         evaluated = run_each(other, asked.evaluations, lambda declared: declared)
     metrics = {asked.nested.key(key): value for key, value in (metrics | evaluated.metrics).items()}
     if evaluated.failures:
@@ -53,10 +55,10 @@ def evaluate_elsewhere(asked: Elsewhere, context: Context) -> dict[str, float]:
 
 
 @torch.no_grad()
-def diffusion_losses(context: Context) -> dict[str, float]:
-    """The mean diffusion loss over the validation images of the context's cache, with the noise and times of ordinary
-    validation; and that of predicting zero."""
-    model, objective = context.model, context.objective
+def diffusion_losses(context: Context, model: AlignedModel) -> dict[str, float]:
+    """A model's mean diffusion loss over the validation images of the context's cache, with the noise and times of
+    ordinary validation; and that of predicting zero."""
+    objective = context.objective
     group = min(GROUP, len(context.cache.splits["val"]))
     reader = ValidationReader(context.cache, objective, group, draw_purposes(model))
     sums = torch.zeros(3, dtype=torch.float64)
