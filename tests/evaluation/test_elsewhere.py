@@ -186,6 +186,17 @@ def test_an_evaluation_that_needs_the_teacher_says_so_and_the_others_remain(
     assert metrics(run)["final/elsewhere_diffusion"] == metrics(changed)["final/elsewhere_diffusion"]
 
 
+def test_classifiers_of_the_study_are_those_of_each_track(compose: Compose, tmp_path: Path) -> None:
+    base = compose("+experiment=captions_cifar10", "data.images=DIR", "data.root=data/old", "evaluation=none")
+    RunFolder(tmp_path).store_config(base)
+    given = ("data.images=DIR", "data.root=data/new", f"evaluation.elsewhere.run='{tmp_path}'")
+    asked = compose("+experiment=finetune_cifar10", *given)["evaluation"]
+    for evaluations, root in ((asked, "data/new"), (asked["elsewhere"]["evaluations"], "data/old")):
+        weights = f"{root}/cifar_cnn.safetensors"
+        assert evaluations["classified"]["classifier"]["weights"] == weights
+        assert evaluations["generation"]["encoders"]["cifar_cnn"]["weights"] == weights
+
+
 # --- what is refused ------------------------------------------------------------------------------------------
 
 
