@@ -3,10 +3,10 @@ test images another, so `+experiment=captions_cifar10` is evaluated on prompts t
 
     python -m launchers.write_captions DIR
 
-DIR has {train,test}/CLASS/*.png. The command writes DIR/train/metadata.jsonl and DIR/test/metadata.jsonl (`file_name`,
-`text`, which `data.captions=files` reads), and DIR/held_out_prompts.txt with all held-out prompts, for `urepa.generate
-prompts=`. An image's captions depend only on its split, class and file name. Existing files are not
-overwritten.
+DIR has {train,test}/CLASS/*.png, of all classes or of some. The command writes DIR/train/metadata.jsonl and
+DIR/test/metadata.jsonl (`file_name`, `text`, which `data.captions=files` reads), and DIR/held_out_prompts.txt with all
+held-out prompts, for `urepa.generate prompts=`. An image's captions depend only on its split, class and file name.
+Existing files are not overwritten.
 """
 
 from __future__ import annotations
@@ -98,13 +98,13 @@ def rows_of(split: str, images: Mapping[str, Sequence[str]]) -> Iterator[str]:
 
 
 def images_by_class(folder: Path) -> dict[str, list[str]]:
-    """The images of a split by class, sorted. Raises UserError if its folders are not those of CIFAR-10's classes."""
+    """The images of a split by class, sorted. Raises UserError if a folder is not that of a class of CIFAR-10."""
     found = {
         path.name: files
         for path in (sorted(folder.iterdir()) if folder.is_dir() else [])
         if path.is_dir() and (files := images_in(path, readable()))
     }
-    if found.keys() != NAMES.keys():
+    if not found or not found.keys() <= NAMES.keys():
         raise UserError(
             f"{folder} has {', '.join(found) or 'no images'} as class folders; captions can be written for "
             f"{', '.join(NAMES)}: {USAGE}"
@@ -117,7 +117,7 @@ def write_captions(root: Path) -> dict[Path, int]:
     Raises UserError, and writes nothing, if images are missing or captions exist."""
     images = {split: images_by_class(root / split) for split in TEMPLATES}
     lines = {root / split / METADATA[0]: list(rows_of(split, images[split])) for split in images}
-    lines[root / PROMPTS] = [prompt for name in NAMES for prompt in prompts_of("test", name)]
+    lines[root / PROMPTS] = [prompt for name in NAMES if name in images["test"] for prompt in prompts_of("test", name)]
     others = [root / split / name for split in images for name in METADATA]
     if there := [str(file) for file in dict.fromkeys([*lines, *others]) if file.exists()]:
         raise UserError(f"{' and '.join(there)} exist already and would be replaced or contradicted; delete them first")

@@ -40,6 +40,7 @@ FAMILIES = {
     "urepa_sd15": "sd15",
     "urepa_sdxl": "sdxl",
     "urepa_kolors": "kolors",
+    "finetune": "sd15",
     "flextok": "flextok",
     "nanodit": "nanodit",
 }  # by the first word of the experiment, or two
@@ -71,7 +72,7 @@ CAPTIONED = (
 )
 BESIDE = {name: ["data.images=DIR", "data.num_classes=2"] for name in CAPTIONED}  # of a folder that is not here
 BESIDE["nanodit_warm"] = [*BESIDE["nanodit_warm"], "warm_start.checkpoint=RUN"]
-BESIDE["captions_cifar10"] = ["data.images=DIR"]
+BESIDE["captions_cifar10"] = BESIDE["finetune_cifar10"] = ["data.images=DIR"]
 BESIDE["flextok_celebahq"] = ["backbone.weights=FILE"]  # whose rates are those of fine-tuning
 # the backbone is the arm's, and yet it would not be the arm's change there
 OTHERWISE = {
@@ -140,6 +141,24 @@ OTHERWISE |= {
         "teacher_clip": "it would change teacher.grid, teacher.width",
         "teacher_mae": "it would change teacher.grid, teacher.width",
         "upsample_before": "",
+    }.items()
+}
+OTHERWISE |= {  # on small images, with adapters on all attention layers
+    ("finetune_cifar10", arm): words
+    for arm, words in {
+        "equal_decay": "besides optimizer.weight_decay.lora it would change optimizer.lr.head, optimizer.lr.lora",
+        "full_data": "it would change",
+        **{f"lora_{rank}": "besides lora.rank it would change lora.blocks" for rank in (16, 32, 64)},
+        "lora_conv": "besides lora.targets it would change lora.blocks",
+        "manifold_token": "does not change loss.level here",
+        "no_warmup": "does not change loss.warmup_steps here",
+        "samples_100k": "it would change",
+        "skip_spikes": "trainer.skip_spikes=true has no effect without a threshold",
+        "taps_three_lora_all": "does not change lora.blocks here",
+        "teacher_224": "it would change",
+        **dict.fromkeys(("head_single_layer", "upsample_before", "teacher_block_17", "teacher_cls_20"), ""),
+        **dict.fromkeys(("teacher_clip", "teacher_mae", "urepa_tae_sd", "urepa_teacher_images"), ""),
+        **{f"urepa_teacher_{size}_224": "" for size in "sblg"},
     }.items()
 }
 WITHOUT_TEACHER = (

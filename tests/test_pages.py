@@ -84,7 +84,8 @@ def test_a_command_of_a_page_composes(module: str, words: tuple[str, ...], compo
         arguments = arguments[: arguments.index(flags[0])]  # --cfg job, --info defaults-tree
     if module == "launchers.ablation_grid":
         own, arguments = split_arguments(arguments)
-        settings_of(own)
+        study = settings_of(own)["study"]
+        arguments = [*(study["overrides"] if study is not None else []), *arguments]
         name = "train"
     elif module == "urepa.generate":
         name = config_root(arguments)

@@ -24,6 +24,7 @@ from urepa.core.track_protocols import Track
 from urepa.runs.run_folder import require_config, to_plain
 from urepa.runs.summary import is_finished, read_summary
 from urepa.training.checks.combinations import check_chosen, check_times
+from urepa.training.checks.inputs import check_evaluation_inputs
 
 
 @hydra.main(config_path=CONF, config_name="evaluate", version_base="1.3")
@@ -62,6 +63,7 @@ def evaluation_config(asked: dict[str, Any]) -> dict[str, Any]:
     track: Track = declaration_of(config["data"])
     config["data"] |= track.without_making  # uses the caches that it was trained on, or none
     check_times(config)
+    check_evaluation_inputs(config)
     tracker: Tracker = declaration_of(config["tracking"])
     tracker.check_place(path)
     if asked["tracking"] is None:

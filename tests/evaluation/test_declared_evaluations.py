@@ -147,6 +147,7 @@ NEEDS = {
     "Reconstruction": NO_CODES,
     "CodeUsage": NO_CODES,
     "TokenClasses": NO_CODES,
+    "Elsewhere": "name the run whose data are used",
     "Dense": "give evaluation.dense.folder=FOLDER",
     "InceptionScore": "FID and the Inception Score need pt_inception",
     "Classified": "cifar_cnn needs a classifier of the track",

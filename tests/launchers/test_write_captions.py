@@ -87,6 +87,22 @@ def test_the_same_images_get_the_same_captions_whatever_is_beside_them(root: Pat
     assert rows(root, "test") == first["test"]
 
 
+def test_links_to_some_classes_get_the_captions_that_they_have_among_all(root: Path) -> None:
+    """As docs/experiments.md splits CIFAR-10; the source reads them."""
+    some = root / "animals"
+    for split in TEMPLATES:
+        (some / split).mkdir(parents=True)
+        for name in ("bird", "cat"):
+            (some / split / name).symlink_to(root / split / name)
+    write_captions(some)
+    write_captions(root)
+    for split in TEMPLATES:
+        assert rows(some, split) == [row for row in rows(root, split) if row["file_name"][:4] in ("bird", "cat/")]
+    images = list(SOURCES["folder"](str(some)))
+    assert len(read_captions(some, images)) == len(images) == 2 * EACH * 2
+    assert (some / PROMPTS).read_text().splitlines() == [p for n in ("bird", "cat") for p in prompts_of("test", n)]
+
+
 @pytest.mark.parametrize("there", ["train/metadata.jsonl", "test/metadata.csv", PROMPTS])
 def test_nothing_is_overwritten(root: Path, there: str) -> None:
     (root / there).write_text("mine")

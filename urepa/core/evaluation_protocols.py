@@ -5,8 +5,8 @@ There is one commented class for each (`urepa.core.protocols` has the parts that
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -102,6 +102,40 @@ class Metric:
     def title(self) -> str:
         """The label with the arrow of its direction."""
         return f"{self.label}\u00a0{self.better}" if self.better else self.label
+
+
+@dataclass(frozen=True)
+class Nested:
+    """How an evaluation renames the metrics of evaluations that it runs, so that they have columns of their own.
+
+    Args:
+        prefix: what precedes the second part of their keys.
+        words: what precedes their labels.
+    """
+
+    prefix: str
+    words: str
+
+    def key(self, key: str) -> str:
+        """`final/elsewhere_fd/NAME` for `final/fd/NAME`."""
+        kind, _, rest = key.partition("/")
+        return f"{kind}/{self.prefix}{rest}"
+
+    def metric(self, metric: Metric) -> Metric:
+        """The renamed column with its reference values. Criteria are left out, because they are about the run's own
+        data, and so are settings of the evaluation, which lie at another place."""
+        beside = tuple(
+            replace(one, key=self.key(one.key), label=one.label and f"{self.words}{one.label}") for one in metric.beside
+        )
+        return replace(
+            metric,
+            key=self.key(metric.key),
+            label=f"{self.words}{metric.label}",
+            rests_on=tuple(key for key in metric.rests_on if not key.startswith("evaluation.")),
+            beside=beside,
+            circular=metric.circular and self.key(metric.circular),
+            criteria=(),
+        )
 
 
 @dataclass(frozen=True)
@@ -202,6 +236,10 @@ class Evaluation(Protocol):
     - `check_images(there: ImageCounts, place: str) -> None`, which raises UserError if it needs more images than there
       are, with all values to give instead, prefixed by `place` ("evaluation.NAME."); called before step 0 of a run, and
       before `urepa.evaluate` computes anything;
+    - `check_run(config: dict, place: str) -> None`, which raises UserError if its other inputs are missing or do not
+      fit the run with this config; called at the same times, without torch;
+    - `check_opened(cache: Caches, place: str) -> None`, the same for the run's opened caches;
+    - `nested: ClassVar[Nested]`, if it runs other evaluations and renames their metrics;
     - `description(run: EvaluatedRun) -> str`, its sentences in `describe`; without it, its settings are listed.
 
     Keys that contain `_by_t/` (a value at each of several times) and keys whose second part ends in `_sd` (a standard
@@ -221,6 +259,15 @@ def metrics_declared_by(evaluation: type) -> tuple[Metric, ...]:
     """An evaluation's `metrics`; empty if it declares none."""
     metrics: tuple[Metric, ...] = getattr(evaluation, "metrics", ())
     return metrics
+
+
+def all_metrics(evaluations: Sequence[type]) -> list[Metric]:
+    """The `metrics` of evaluations in their order, followed by those that evaluations which run others rename."""
+    own = {evaluation: metrics_declared_by(evaluation) for evaluation in evaluations}
+    nested: dict[type, Nested] = {one: one.nested for one in evaluations if hasattr(one, "nested")}
+    plain = [metric for evaluation, metrics in own.items() if evaluation not in nested for metric in metrics]
+    renamed = [how.metric(metric) for how in nested.values() for metric in plain]
+    return [*(metric for metrics in own.values() for metric in metrics), *renamed]
 
 
 def pictures_declared_by(evaluation: type) -> tuple[Picture, ...]:

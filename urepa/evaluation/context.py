@@ -36,11 +36,18 @@ class Context:
     untrained: Callable[[], AlignedModel]  # builds the run's model before any training, in eval mode
     random: Callable[[], AlignedModel] | None = None  # the same with random weights, if it has others
     teacher: str = ALONE  # the teacher whose tokens and heads are evaluated
+    own_cache: Cache | None = None  # of the run's own data, if it is evaluated on those of another run
 
     @property
     def floors(self) -> dict[str, Callable[[], AlignedModel]]:
         """Builders of the models that are evaluated for comparison, by the prefix of their values."""
         return {"untrained": self.untrained} | ({} if self.random is None else {"random": self.random})
+
+    @property
+    def aligned_to(self) -> list[dict[str, Any]]:
+        """The descriptions of the teachers to which the run is aligned, as in the manifests of their tokens."""
+        cache = self.cache if self.own_cache is None else self.own_cache
+        return [tokens.manifest["teacher"] for tokens in cache.tokens.values()]
 
     def picture_file(self, picture: Picture, name: str = "") -> Path:
         """The file of a picture at this step. Its folder is made."""

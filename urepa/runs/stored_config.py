@@ -118,7 +118,8 @@ def _parts(config: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], dict[
 
 def _walk_parts(part: Any, kinds: tuple[str, ...], key: str) -> Iterator[tuple[str, tuple[str, ...], dict[str, Any]]]:
     schema = _declared_schema(part, kinds, key)
-    below = kinds if kinds == ("tracking",) else BELOW  # tracking=several has trackers
+    below: tuple[str, ...] = kinds if kinds == ("tracking",) else BELOW  # tracking=several has trackers
+    below += ("evaluation",) if hasattr(schema, "nested") else ()  # an evaluation that runs others
     yield key, kinds, part
     for name in (f.name for f in fields(schema) if _holds_parts(f) and part.get(f.name) is not None):
         value, place = part[name], f"{key}.{name}"

@@ -43,6 +43,7 @@ BESIDE = {  # of folders that are not here
     "captions_smoke": ["data.images=DIR", "data.num_classes=2", "data.limit=100"],
     "family_smoke": ["data.images=DIR", "data.num_classes=2", "data.limit=100"],
     "captions_cifar10": ["data.images=DIR"],
+    "finetune_cifar10": ["data.images=DIR"],
     "nanodit_smoke": ["data.images=DIR", "data.num_classes=2", "data.limit=100"],
     "urepa_sd15_captions": ["data.images=DIR", "data.num_classes=1", "data.train_images=100"],
 }

@@ -34,7 +34,7 @@ UNSPOKEN = {
 
 
 OF_FEATURES = "knn,linear_probe,alignment,spatial,dense,denoising"
-EVERY = f"evaluation=[digits,generation,clip_score,classified,flextok,nanodit,{OF_FEATURES}]"
+EVERY = f"evaluation=[digits,generation,clip_score,classified,elsewhere,flextok,nanodit,{OF_FEATURES}]"
 
 
 def read_to_describe(declared: Any, *facts: Any, **known: Any) -> set[str]:

@@ -229,7 +229,7 @@ def is_circular(context: Context, encoder: Any) -> bool:
     """Whether the encoder is a network to which the run is aligned, by name or by weights, which may have several
     names. If the teacher's weights are unknown and it might be the same network, a warning is printed."""
     own = encoder.manifest()
-    for teacher in (tokens.manifest["teacher"] for tokens in context.cache.tokens.values()):
+    for teacher in context.aligned_to:
         if all(teacher.get(key) == own.get(key) for key in ("family", "model")):
             return True
         if teacher.get("weights_sha256", UNKNOWN) != UNKNOWN:

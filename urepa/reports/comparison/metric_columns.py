@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from urepa.config.parts import KINDS
 from urepa.core.ema_initial_weights import SHARE
-from urepa.core.evaluation_protocols import LAST, ROWS, Metric, Reference, metrics_declared_by
+from urepa.core.evaluation_protocols import LAST, ROWS, Metric, Reference, all_metrics
 
 DURING = "eval/"  # evaluations in the course of training
 GRADIENT_COSINE = "/grad_cosine"  # the last part of a key at a tap
@@ -39,7 +39,7 @@ class Declared:
 
     @staticmethod
     def of(evaluations: tuple[type, ...]) -> Declared:
-        metrics = [metric for evaluation in evaluations for metric in metrics_declared_by(evaluation)]
+        metrics = all_metrics(evaluations)
         return Declared(
             {metric.key: (i, metric) for i, metric in reversed(list(enumerate(metrics)))},
             {reference.key: reference for metric in metrics for reference in metric.beside},

@@ -50,6 +50,15 @@ def check_files(config: dict[str, Any]) -> None:
         check_teachers_files(declaration_of(config["data"]), config["teacher"])
     backbone: Backbone = declaration_of(config["backbone"])
     backbone.check_files()
+    check_evaluation_inputs(config)
+
+
+def check_evaluation_inputs(config: dict[str, Any]) -> None:
+    """Raises UserError if an input of an evaluation other than the run's own images is missing or does not fit."""
+    for name, settings in config["evaluation"].items():
+        evaluation = declaration_of(settings)
+        if hasattr(evaluation, "check_run"):
+            evaluation.check_run(config, f"evaluation.{name}.")
 
 
 def check_images(config: dict[str, Any]) -> None:
@@ -82,10 +91,14 @@ def check_evaluations(evaluations: dict[str, Any], there: ImageCounts) -> None:
 
 
 def check_opened_images(evaluations: dict[str, Any], cache: Caches) -> None:
-    """The same for the images of each bucket of opened caches."""
+    """The same for the images of each bucket of opened caches, and for the caches that evaluations open."""
     for bucket in cache.buckets:
         with in_bucket(bucket.bucket):
             check_evaluations(evaluations, cache_counts(bucket))
+    for name, settings in evaluations.items():
+        evaluation = declaration_of(settings)
+        if hasattr(evaluation, "check_opened"):
+            evaluation.check_opened(cache, f"evaluation.{name}.")
 
 
 def check_plan_inputs(config: dict[str, Any]) -> None:

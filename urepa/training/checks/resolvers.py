@@ -68,9 +68,11 @@ def _loss(run: DictConfig) -> Loss:
     return loss
 
 
-def data_root(*, _root_: DictConfig) -> str:
-    """The folder of the run's track. `urepa.evaluate` replaces it if the track has moved since the training."""
-    return str(OmegaConf.select(_run_config(_root_), "data.root"))
+def data_root(run: str | None = None, *, _root_: DictConfig) -> str:
+    """The folder of the run's track, or that of another run. `urepa.evaluate` replaces the own one if the track has
+    moved since the training."""
+    config = _run_config(_root_) if run is None else require_config(Path(run))
+    return str(OmegaConf.select(OmegaConf.create(config), "data.root"))
 
 
 def time_at(fraction: float, *, _root_: DictConfig) -> float:
