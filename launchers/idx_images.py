@@ -2,9 +2,9 @@
 
     python -m launchers.idx_images IMAGES LABELS FOLDER
 
-IMAGES has grey images [N,H,W], LABELS a class for each [N], both of unsigned bytes, gzip-compressed or not. The command
-writes FOLDER/CLASS/NUMBER.png: CLASS is the label, NUMBER the position in the file. FOLDER must not exist; it is written
-completely or not at all. For `data.source=folder data.images=DIR` the folders are DIR/train and DIR/test.
+IMAGES has grey images [N,H,W], LABELS a class for each [N], both of unsigned bytes, gzip-compressed or not. The
+command writes FOLDER/CLASS/NUMBER.png: CLASS is the label, NUMBER the position in the file. FOLDER must not exist; it
+is written completely or not at all. For `data.source=folder data.images=DIR` the folders are DIR/train and DIR/test.
 
 IDX: two zero bytes, the type of the values (8: unsigned bytes), the number of dimensions, the dimensions as 32-bit
 big-endian integers, the values.
@@ -77,9 +77,9 @@ def _read(opened: IO[bytes], file: Path, kind: tuple[str, int]) -> NDArray[np.ui
         raise UserError(f"{file} has no {name}: its shape is {'x'.join(map(str, shape))}")
     values = opened.read()
     if len(values) != prod(shape):
+        sizes_text = "x".join(map(str, shape))
         raise UserError(
-            f"{file} has {len(values):,} values, but its shape {'x'.join(map(str, shape))} has {prod(shape):,}; copy it "
-            "again"
+            f"{file} has {len(values):,} values, but its shape {sizes_text} has {prod(shape):,}; copy it again"
         )
     return np.frombuffer(values, np.uint8).reshape(shape)
 

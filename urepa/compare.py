@@ -272,7 +272,8 @@ def write_report(
     pictures: Any = (),
     reload: int | None = None,
 ) -> None:
-    """Writes index.html, table.*, predictors.csv if there are correlations, and figures/*. `reload`: seconds after which the page reloads itself."""
+    """Writes index.html, table.*, figures/* and, if there are correlations, predictors.csv. `reload`: seconds after
+    which the page reloads itself."""
     from urepa.reports.comparison import tables
     from urepa.reports.comparison.as_csv import as_csv
     from urepa.reports.comparison.draw_panels import draw_all

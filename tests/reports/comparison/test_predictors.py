@@ -1,4 +1,4 @@
-"""The correlation of early values with the gain at the end: its arithmetic, and the arms, steps and columns it takes."""
+"""The correlation of early values with the gain at the end: its arithmetic, its arms, its steps and its columns."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def by_keys(found: list[Predictor]) -> dict[tuple[str, str], Predictor]:
 
 @pytest.fixture
 def six(add: Add) -> None:
-    """The baseline and five arms of other λ, in the order of their gains; their token losses have the opposite order but
-    for the last two arms."""
+    """The baseline and five arms of other λ, in the order of their gains; their token losses have the opposite order
+    but for the last two arms."""
     arm(add, "baseline", 0, 0.9)
     for place, token in enumerate((0.8, 0.7, 0.6, 0.4, 0.5), 1):
         arm(add, f"arm{place}", place, token, **{"loss.lambda_max": 0.5 + 0.05 * place})
