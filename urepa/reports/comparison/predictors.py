@@ -150,11 +150,11 @@ def explanation(results: Results) -> str:
     most = max((len(one.arms) for one in found), default=0)
     return (
         f"Spearman's rank correlation, over at most {most} arms, between a value early in training (mean over seeds) "
-        f"and the gain at the end over {results.study.baseline.label}, which counts as an arm with a gain of 0. ρ above "
-        "0: the higher the value, the larger the gain. p is that of random orders of the arms. Arms are few, are variants "
-        f"of one another, and share seeds and data; {len(found)} correlations were tried, for which Holm's p is "
-        "corrected. Take a correlation as a question for another study, and compare it with that of the early "
-        "diffusion loss itself."
+        f"and the gain at the end over {results.study.baseline.label}, which counts as an arm with a gain of 0. "
+        "ρ above 0: the higher the value, the larger the gain. p is that of random orders of the arms. Arms are few, "
+        f"are variants of one another, and share seeds and data; {len(found)} correlations were tried, for which "
+        "Holm's p is corrected. Take a correlation as a question for another study, and compare it with that of the "
+        "early diffusion loss itself."
     )
 
 
