@@ -279,7 +279,7 @@ def write_report(
     from urepa.reports.comparison.draw_panels import draw_all
     from urepa.reports.comparison.figures import panels
     from urepa.reports.comparison.page import page
-    from urepa.reports.comparison.predictors import predictors_csv, predictors_text
+    from urepa.reports.comparison.predictors import predictors, predictors_csv, predictors_text
     from urepa.reports.comparison.ranking import ranking_text
     from urepa.reports.comparison.waiting_page import with_reload
 
@@ -290,14 +290,15 @@ def write_report(
         write_whole(folder / "figures" / f"{figure.panel.name}.png", figure.png)
         write_whole(folder / "figures" / f"{figure.panel.name}.pdf", figure.pdf)
     write_whole(folder / "table.csv", as_csv(results))
-    markdown = tables.markdown(results, sentences) + ranking_text(results) + predictors_text(results)
+    found = predictors(results)
+    markdown = tables.markdown(results, sentences) + ranking_text(results) + predictors_text(results, found)
     write_whole(folder / "table.md", markdown)
-    if (correlations := predictors_csv(results)) is None:
-        (folder / "predictors.csv").unlink(missing_ok=True)  # of an earlier report
+    if found:
+        write_whole(folder / "predictors.csv", predictors_csv(found))
     else:
-        write_whole(folder / "predictors.csv", correlations)
+        (folder / "predictors.csv").unlink(missing_ok=True)  # of an earlier report
     write_whole(folder / "table.tex", tables.latex(results))
-    html = page(results, drawn, sentences, grids, strips, pictures)
+    html = page(results, drawn, sentences, grids, strips, pictures, found)
     write_whole(folder / "index.html", html if reload is None else with_reload(html, reload))
 
 

@@ -15,7 +15,7 @@ from scipy import stats
 
 from urepa.compare import write_report
 from urepa.reports.comparison.page import page
-from urepa.reports.comparison.predictors import LEAST, Predictor, predictors, predictors_csv, predictors_text
+from urepa.reports.comparison.predictors import LEAST, Predictor, predictors, predictors_text
 from urepa.reports.comparison.results import Results
 from urepa.reports.comparison.statistics import rank_correlation
 
@@ -115,11 +115,12 @@ def test_incomparable_arms_are_left_out(add: Add, results: Summarise) -> None:
 @pytest.mark.usefixtures("six")
 def test_the_report_has_the_table_and_says_how_little_it_means(results: Summarise, tmp_path: Path) -> None:
     study = results(baseline="baseline")
-    html = page(study, [], [])
+    correlations = predictors(study)
+    html = page(study, [], [], correlations=correlations)
     section = html[html.index('<section id="predictors">') : html.index("</section>", html.index('id="predictors"'))]
     assert '<a href="#predictors">' in html
-    assert section.count("<tr>") == 1 + len(predictors(study))
-    for text in (section, predictors_text(study)):
+    assert section.count("<tr>") == 1 + len(correlations)
+    for text in (section, predictors_text(study, correlations)):
         assert "over at most 6 arms" in text
         assert "8 correlations were tried" in text
         assert "the same in all arms" in text
@@ -128,7 +129,7 @@ def test_the_report_has_the_table_and_says_how_little_it_means(results: Summaris
     rows = list(csv.DictReader(io.StringIO((tmp_path / "report" / "predictors.csv").read_text())))
     assert len(rows) == 8
     (token,) = [row for row in rows if (row["early value"], row["gain"]) == (TOKEN, DIFFUSION)]
-    assert float(token["rho"]) == by_keys(predictors(study))[TOKEN, DIFFUSION].rho
+    assert float(token["rho"]) == by_keys(correlations)[TOKEN, DIFFUSION].rho
     assert token["labels"] == "baseline; arm1; arm2; arm3; arm4; arm5"
 
 
@@ -137,9 +138,9 @@ def test_four_arms_are_too_few(add: Add, results: Summarise, tmp_path: Path) -> 
     for place in range(LEAST - 1):
         arm(add, f"arm{place}" if place else "baseline", place, 0.9, **{"loss.lambda_max": 0.5 + 0.05 * place})
     study = results(baseline="baseline")
-    assert (predictors(study), predictors_text(study), predictors_csv(study)) == ([], "", None)
-    assert 'id="predictors"' not in page(study, [], [])
+    assert (predictors(study), predictors_text(study, [])) == ([], "")
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "predictors.csv").write_text("of before")
     write_report(study, [], tmp_path / "report")
     assert not (tmp_path / "report" / "predictors.csv").exists()
+    assert 'id="predictors"' not in (tmp_path / "report" / "index.html").read_text()

@@ -21,7 +21,7 @@ from urepa.reports.comparison.look_strips import Strips
 from urepa.reports.comparison.metric_columns import reference_label
 from urepa.reports.comparison.number_format import delta, interval, mean_sd, p_value
 from urepa.reports.comparison.page_title import subtitle, title
-from urepa.reports.comparison.predictors import explanation, predictors_table
+from urepa.reports.comparison.predictors import Predictor, explanation, predictors_table
 from urepa.reports.comparison.ranking import ORDER, ranking
 from urepa.reports.comparison.results import ArmRow, Results, difference_metrics, other_references, reference_rows
 from urepa.reports.comparison.sample_grids import Grid, Grids
@@ -87,6 +87,7 @@ def page(
     grids: Grids | None = None,
     strips: Strips | None = None,
     pictures: Sequence[Pictures] = (),
+    correlations: Sequence[Predictor] = (),
 ) -> str:
     """The report as HTML."""
     from jinja2 import Environment, StrictUndefined
@@ -98,7 +99,9 @@ def page(
     return environment.from_string(TEMPLATE.read_text()).render(
         title=title(results),
         subtitle=subtitle(results),
-        sections=_sections(results, figures, {"samples": grids, "pictures": pictures, "look": strips}),
+        sections=_sections(
+            results, figures, {"samples": grids, "pictures": pictures, "look": strips, "predictors": correlations}
+        ),
         verdict=verdict(results),
         cautions=cautions(results),
         sentences=sentences,
@@ -114,8 +117,8 @@ def page(
         **_differences(results),
         ranking=ranking(results),
         ranking_order=ORDER,
-        predictors=predictors_table(results),
-        predictors_explained=explanation(results),
+        predictors=predictors_table(correlations) if correlations else None,
+        predictors_explained=explanation(results, correlations),
         marks=legend(),
         footnotes=footnotes(results),
         **_by_timestep(results),
@@ -156,15 +159,15 @@ def _figures(drawn: list[Drawn]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _sections(
-    results: Results, figures: dict[str, list[dict[str, Any]]], pictures: dict[str, Any]
+    results: Results, figures: dict[str, list[dict[str, Any]]], others: dict[str, Any]
 ) -> list[tuple[str, str]]:
-    """Names and ids of the sections that have content."""
+    """Names and ids of the sections that have content. `others`: the content, by id, of sections that are not made
+    here."""
     several = len(results.study.arms) > 1
     there = {
         "findings": several,
         "differences": several,
         "ranking": ranking(results),
-        "predictors": predictors_table(results),
         "gaps": gaps(results),
         "reported": documents_arm(results),
         "timesteps": results.bins or figures["timesteps"],
@@ -172,7 +175,7 @@ def _sections(
         "clock": results.courses,
         "apart": results.study.apart,
     }
-    there |= pictures | {name: figures[name] for name in ("sweeps", "curves", "gradients")}
+    there |= others | {name: figures[name] for name in ("sweeps", "curves", "gradients")}
     return [(name, id_) for id_, name in SECTIONS.items() if there.get(id_, True)]
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,13 +20,12 @@ import numpy as np
 from urepa.core.escaping import markdown as md
 from urepa.core.evaluation_protocols import Metric
 from urepa.core.text_tables import Table
-from urepa.reports.comparison.arms import Arm
-from urepa.reports.comparison.by_step import curve_of, incomparable, value_at
+from urepa.reports.comparison.by_step import curve_of, value_at
 from urepa.reports.comparison.metric_columns import GRADIENT_COSINE
 from urepa.reports.comparison.number_format import p_value, signed_number
 from urepa.reports.comparison.ranking import fair_distances, gain_of
 from urepa.reports.comparison.read_runs import Run
-from urepa.reports.comparison.results import Results
+from urepa.reports.comparison.results import ArmRow, Results
 from urepa.reports.comparison.seed_cells import over_seeds
 from urepa.reports.comparison.statistics import holm, rank_correlation
 from urepa.reports.comparison.steps_saved import DIFFUSION
@@ -57,7 +56,7 @@ def predictors(results: Results) -> list[Predictor]:
     by_metric = [(metric, _gains(results, metric)) for metric in ends]
     found = []
     for early, step, value_of in _early_values(results):
-        values = {row.arm.label: value for row in results.rows if (value := value_of(row.arm)) is not None}
+        values = {row.arm.label: value for row in results.rows if (value := value_of(row)) is not None}
         for metric, gains in by_metric:
             arms = tuple(label for label in values if label in gains)
             if len(arms) >= LEAST:
@@ -72,26 +71,26 @@ def _gains(results: Results, metric: Metric) -> dict[str, float]:
     return {label: value for label, value in found.items() if value is not None}
 
 
-def _early_values(results: Results) -> list[tuple[Metric, int, Callable[[Arm], float | None]]]:
+def _early_values(results: Results) -> list[tuple[Metric, int, Callable[[ArmRow], float | None]]]:
     """The columns with values before the end: each with the step, and the mean over an arm's seeds at it."""
-    found: list[tuple[Metric, int, Callable[[Arm], float | None]]] = []
+    found: list[tuple[Metric, int, Callable[[ArmRow], float | None]]] = []
     for metric in results.metrics:
         step = _first_common_step(results, metric.key)
         if step is not None:
-            found.append((metric, step, lambda arm, key=metric.key, at=step: _at_step(results, arm, key, at)))
+            found.append((metric, step, lambda row, key=metric.key, at=step: _at_step(row, key, at)))
     if found:
         first = min(step for _, step, _ in found)
-        found.append((GRADIENTS, first, lambda arm: _mean([_gradients(run, first) for run in arm.runs.values()])))
+        found.append((GRADIENTS, first, lambda row: _mean([_gradients(run, first) for run in row.arm.runs.values()])))
     return found
 
 
 def _first_common_step(results: Results, key: str) -> int | None:
-    """The first step before the end at which all runs with the metric have it; None if there is none. Arms whose values
-    are not comparable are left out."""
+    """The first step before the end at which all runs with the metric have it; None if there is none. Arms without a
+    comparable value at the end are left out."""
     runs = [
         (run, curve)
         for row in results.rows
-        if incomparable(results.study, row.arm, key) is None
+        if row.cells[key].has_value
         for run in row.arm.runs.values()
         if (curve := curve_of(run, key)) is not None
     ]
@@ -99,10 +98,10 @@ def _first_common_step(results: Results, key: str) -> int | None:
     return min(set.intersection(*steps), default=None) if steps else None
 
 
-def _at_step(results: Results, arm: Arm, key: str, step: int) -> float | None:
-    if incomparable(results.study, arm, key) is not None:
+def _at_step(row: ArmRow, key: str, step: int) -> float | None:
+    if not row.cells[key].has_value:
         return None
-    curves = [curve_of(run, key) for run in arm.runs.values()]
+    curves = [curve_of(run, key) for run in row.arm.runs.values()]
     return _mean([None if curve is None else value_at(curve, step) for curve in curves])
 
 
@@ -121,11 +120,9 @@ def _mean(by_seed: list[float | None]) -> float | None:
 # --- table, text and file -----------------------------------------------------------------------------------
 
 
-def predictors_table(results: Results) -> Table | None:
-    """The correlations, the smallest p first; None without any."""
-    found = sorted(predictors(results), key=lambda one: (one.p_holm, one.p) if np.isfinite(one.p) else (2.0, 2.0))
-    if not found:
-        return None
+def predictors_table(found: Sequence[Predictor]) -> Table:
+    """The correlations, the smallest p first."""
+    found = sorted(found, key=lambda one: (one.p_holm, one.p) if np.isfinite(one.p) else (2.0, 2.0))
     rows = tuple(
         (
             one.early.title,
@@ -144,9 +141,8 @@ def predictors_table(results: Results) -> Table | None:
     return Table("early values and the gain at the end", headers, rows)
 
 
-def explanation(results: Results) -> str:
+def explanation(results: Results, found: Sequence[Predictor]) -> str:
     """What the table is, and how little follows from it."""
-    found = predictors(results)
     most = max((len(one.arms) for one in found), default=0)
     return (
         f"Spearman's rank correlation, over at most {most} arms, between a value early in training (mean over seeds) "
@@ -158,19 +154,16 @@ def explanation(results: Results) -> str:
     )
 
 
-def predictors_text(results: Results) -> str:
-    """The table as Markdown, with its explanation; "" without one."""
-    table = predictors_table(results)
-    if table is None:
-        return ""
-    return f"\n{table.title[0].upper()}{table.title[1:]}. {md(explanation(results))}\n\n{table.markdown()}\n"
-
-
-def predictors_csv(results: Results) -> str | None:
-    """`predictors.csv`: one row per correlation, in full precision; None without any."""
-    found = predictors(results)
+def predictors_text(results: Results, found: Sequence[Predictor]) -> str:
+    """The table as Markdown, with its explanation; "" without correlations."""
     if not found:
-        return None
+        return ""
+    table = predictors_table(found)
+    return f"\n{table.title[0].upper()}{table.title[1:]}. {md(explanation(results, found))}\n\n{table.markdown()}\n"
+
+
+def predictors_csv(found: Sequence[Predictor]) -> str:
+    """`predictors.csv`: one row per correlation, in full precision."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["early value", "step", "gain", "arms", "rho", "p", "p_holm", "labels"])
