@@ -14,6 +14,7 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -77,10 +78,10 @@ def _early_values(results: Results) -> list[tuple[Metric, int, Callable[[ArmRow]
     for metric in results.metrics:
         step = _first_common_step(results, metric.key)
         if step is not None:
-            found.append((metric, step, lambda row, key=metric.key, at=step: _at_step(row, key, at)))
+            found.append((metric, step, partial(_at_step, key=metric.key, step=step)))
     if found:
         first = min(step for _, step, _ in found)
-        found.append((GRADIENTS, first, lambda row: _mean([_gradients(run, first) for run in row.arm.runs.values()])))
+        found.append((GRADIENTS, first, partial(_gradients, step=first)))
     return found
 
 
@@ -105,7 +106,11 @@ def _at_step(row: ArmRow, key: str, step: int) -> float | None:
     return _mean([None if curve is None else value_at(curve, step) for curve in curves])
 
 
-def _gradients(run: Run, step: int) -> float | None:
+def _gradients(row: ArmRow, step: int) -> float | None:
+    return _mean([_cosine(run, step) for run in row.arm.runs.values()])
+
+
+def _cosine(run: Run, step: int) -> float | None:
     """The mean cosine of a run's taps over all logged steps up to this one; None if it logs none."""
     curves = [curve for key, curve in run.curves.items() if key.endswith(GRADIENT_COSINE)]
     values = [value for curve in curves for value in curve.values[curve.steps <= step]]
