@@ -79,10 +79,6 @@ OTHERWISE = {
     ("track_a_native", "eps_target"): "besides objective._target_ it would change objective.beta_schedule",
     ("track_a_native", "scaled_beta"): "besides objective.beta_schedule it would change objective._target_",
     ("track_a_native", "native"): "does not change objective._target_, objective.beta_schedule here",
-    ("repa_cifar10_cpu", "sit_irepa"): "does not change loss.spatial_norm here",
-    ("repa_cifar10_cpu", "sit_spatial_norm"): "does not change loss.spatial_norm here",
-    ("repa_cifar10_cpu", "sit_stop_50k"): "schedule.stop_step=50000 has no effect in a run of 1000 steps",
-    ("repa_cifar10_cpu", "sit_tap_depth_4"): "besides loss.taps.block_3, loss.taps.block_7 it would change",
     ("repa_cifar10_pixels", "sit_stop_50k"): "schedule.stop_step=50000 has no effect in a run of 2000 steps",
     ("repa_cifar10_pixels", "sit_tap_depth_4"): "does not change loss.taps.block_3, loss.taps.block_7 here",
     ("repa_smoke", "sit_stop_50k"): "schedule.stop_step=50000 has no effect in a run of 500 steps",
@@ -90,6 +86,16 @@ OTHERWISE = {
     ("track_b", "full_data"): "does not change data.name",
     ("track_b", "samples_100k"): "it would change backbone.prompts, data.root",
     ("track_b", "teacher_224"): "it would change backbone.prompts, data.root, data.train",
+}
+OTHERWISE |= {
+    (experiment, arm): words
+    for experiment in ("repa_cifar10_cpu", "repa_fashion_cpu")
+    for arm, words in {
+        "sit_irepa": "does not change loss.spatial_norm here",
+        "sit_spatial_norm": "does not change loss.spatial_norm here",
+        "sit_stop_50k": "schedule.stop_step=50000 has no effect in a run of 1000 steps",
+        "sit_tap_depth_4": "besides loss.taps.block_3, loss.taps.block_7 it would change",
+    }.items()
 }
 OTHERWISE |= {
     ("family_smoke", arm): words

@@ -272,12 +272,14 @@ def write_report(
     pictures: Any = (),
     reload: int | None = None,
 ) -> None:
-    """Writes index.html, table.* and figures/*. `reload`: seconds after which the page reloads itself."""
+    """Writes index.html, table.*, figures/* and, if there are correlations, predictors.csv. `reload`: seconds after
+    which the page reloads itself."""
     from urepa.reports.comparison import tables
     from urepa.reports.comparison.as_csv import as_csv
     from urepa.reports.comparison.draw_panels import draw_all
     from urepa.reports.comparison.figures import panels
     from urepa.reports.comparison.page import page
+    from urepa.reports.comparison.predictors import predictors, predictors_csv, predictors_text
     from urepa.reports.comparison.ranking import ranking_text
     from urepa.reports.comparison.waiting_page import with_reload
 
@@ -288,9 +290,15 @@ def write_report(
         write_whole(folder / "figures" / f"{figure.panel.name}.png", figure.png)
         write_whole(folder / "figures" / f"{figure.panel.name}.pdf", figure.pdf)
     write_whole(folder / "table.csv", as_csv(results))
-    write_whole(folder / "table.md", tables.markdown(results, sentences) + ranking_text(results))
+    found = predictors(results)
+    markdown = tables.markdown(results, sentences) + ranking_text(results) + predictors_text(results, found)
+    write_whole(folder / "table.md", markdown)
+    if found:
+        write_whole(folder / "predictors.csv", predictors_csv(found))
+    else:
+        (folder / "predictors.csv").unlink(missing_ok=True)  # of an earlier report
     write_whole(folder / "table.tex", tables.latex(results))
-    html = page(results, drawn, sentences, grids, strips, pictures)
+    html = page(results, drawn, sentences, grids, strips, pictures, found)
     write_whole(folder / "index.html", html if reload is None else with_reload(html, reload))
 
 

@@ -1,6 +1,6 @@
 """`python -m urepa.train_classifier data=...`: trains a small classifier on a track's training images.
-`evaluation=cifar10_fd` compares generated images with real ones in its features. After a kill the same command starts
-again from the beginning."""
+`evaluation=cifar10_fd` and `fashion_fd` compare generated images with real ones in its features. After a kill the same
+command starts again from the beginning."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from hydra import initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from urepa.cli import CONF
-from urepa.config.command_schemas import Images, Status, Train, WriteCaptions
+from urepa.config.command_schemas import IdxImages, Images, Status, Train, WriteCaptions
 from urepa.config.commands import COMMANDS
 from urepa.config.help import KeyRow, format_value, help_text, table
 from urepa.config.parts import SCHEMAS, parts_of
@@ -27,7 +27,7 @@ from urepa.core.nested_dicts import flatten
 from urepa.inference.published_weights import OF_WEIGHTS
 
 START = 'if __name__ == "__main__":'
-OF_FOLDERS = {"status", "write_captions"}  # which are none of Hydra's
+OF_FOLDERS = {"status", "write_captions", "idx_images"}  # which are none of Hydra's
 ROOTS = sorted(COMMANDS.keys() - OF_FOLDERS)
 Compose = Callable[..., dict[str, Any]]
 
@@ -202,6 +202,9 @@ def test_launchers_show_their_keys_too() -> None:
     text = help_text("write_captions", OmegaConf.structured(WriteCaptions))
     assert text.startswith("launchers.write_captions: writes captions")
     assert "CIFAR-10 as {train,test}/CLASS/*.png" in keys_in(text)["folder"]
+    text = help_text("idx_images", OmegaConf.structured(IdxImages))
+    assert "python -m launchers.idx_images IMAGES LABELS FOLDER\n" in text
+    assert list(keys_in(text)) == ["images", "labels", "folder"]
 
 
 def test_with_published_weights_seed_is_the_seed_of_the_images() -> None:

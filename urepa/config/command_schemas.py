@@ -211,6 +211,13 @@ class WriteCaptions:
     folder: str = setting("CIFAR-10 as {train,test}/CLASS/*.png, as the only argument")
 
 
+@dataclass
+class IdxImages:
+    images: str = setting("an IDX file of grey images, compressed with gzip or not")
+    labels: str = setting("an IDX file with the class of each image")
+    folder: str = setting("the new folder, in which every class gets a folder of PNG files")
+
+
 class Baseline(Enum):
     base = "base"
 

@@ -57,7 +57,8 @@ COMMANDS = {
     ),
     "train_classifier": Command(
         "urepa.train_classifier",
-        "trains a small classifier on a track's training images, for evaluation=cifar10_fd: no run is aligned to it",
+        "trains a small classifier on a track's training images, for evaluation=cifar10_fd and fashion_fd: no run is "
+        "aligned to it",
         command_schemas.TrainClassifier,
         ("data=NAME [KEY=VALUE...]",),
         (
@@ -279,5 +280,19 @@ COMMANDS = {
         (("/data/cifar10", "the captions of its images, and all held-out prompts"),),
         ("The same images get the same captions. Captions that are there are not overwritten.",),
         heading="Argument (FOLDER)",
+    ),
+    "idx_images": Command(
+        "launchers.idx_images",
+        "writes the images of IDX files (MNIST, Fashion-MNIST, KMNIST) as PNG files in class folders",
+        command_schemas.IdxImages,
+        ("IMAGES LABELS FOLDER",),
+        (
+            (
+                "train-images-idx3-ubyte.gz train-labels-idx1-ubyte.gz DIR/train",
+                "training images as DIR/train/CLASS/*.png",
+            ),
+        ),
+        ("The folder is written completely or not at all. One that exists is not overwritten.",),
+        heading="Arguments (IMAGES LABELS FOLDER)",
     ),
 }

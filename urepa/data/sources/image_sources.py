@@ -29,6 +29,7 @@ PUBLISHED = {
     "imagenet": {"train": 1_281_167, "test": 50_000},
     "uoft-cs/cifar10": {"train": 50_000, "test": 10_000},
     "uoft-cs/cifar100": {"train": 50_000, "test": 10_000},
+    "zalando-datasets/fashion_mnist": {"train": 60_000, "test": 10_000},
     "scikit-learn": {"all": sum(DIGITS)},
 }
 

@@ -119,5 +119,5 @@ class CifarCNNNetwork:
             raise UserError(
                 f"there is no {self.weights}: cifar_cnn needs a classifier of the track; make it with "
                 f"`{COMMAND} data=NAME` and this run's data overrides, or give its path, "
-                "evaluation.generation.encoders.cifar_cnn.weights=FILE (evaluation.classified.classifier.weights=FILE)"
+                "evaluation.generation.encoders.NAME.weights=FILE (evaluation.classified.classifier.weights=FILE)"
             )

@@ -7,6 +7,7 @@ from typing import Any
 
 from urepa.reports.comparison.findings import findings
 from urepa.reports.comparison.first_sentence import cautions, verdict
+from urepa.reports.comparison.predictors import predictors
 from urepa.reports.comparison.results import PAIRED, ArmRow, Difference, Results
 from urepa.reports.comparison.seed_cells import Cell
 from urepa.reports.comparison.validation_gap import Gap, gaps
@@ -39,6 +40,18 @@ def as_json(results: Results) -> dict[str, Any]:
         },
         "references": {key: _cell(c) for key, c in results.references.items()},
         "findings": findings(results),
+        "predictors": [
+            {
+                "early": one.early.key,
+                "step": one.step,
+                "gain": one.gain.key,
+                "arms": one.arms,
+                "rho": _finite(one.rho),
+                "p": _finite(one.p),
+                "p_holm": _finite(one.p_holm),
+            }
+            for one in predictors(results)
+        ],
         "apart": [{"run": apart.run.name, "reason": apart.reason} for apart in results.study.apart],
     }
 

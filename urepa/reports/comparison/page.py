@@ -10,7 +10,6 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from urepa.config.parts import SCHEMAS
 from urepa.reports.comparison.by_clock import unlike_machines
 from urepa.reports.comparison.draw_panels import Drawn
 from urepa.reports.comparison.evaluation_pictures import Pictures, on_page
@@ -21,8 +20,9 @@ from urepa.reports.comparison.first_sentence import cautions, verdict
 from urepa.reports.comparison.look_strips import Strips
 from urepa.reports.comparison.metric_columns import reference_label
 from urepa.reports.comparison.number_format import delta, interval, mean_sd, p_value
+from urepa.reports.comparison.page_title import subtitle, title
+from urepa.reports.comparison.predictors import Predictor, explanation, predictors_table
 from urepa.reports.comparison.ranking import ORDER, ranking
-from urepa.reports.comparison.read_runs import Run
 from urepa.reports.comparison.results import ArmRow, Results, difference_metrics, other_references, reference_rows
 from urepa.reports.comparison.sample_grids import Grid, Grids
 from urepa.reports.comparison.seed_cells import Cell
@@ -50,6 +50,7 @@ SECTIONS = {
     "results": "Results",
     "differences": "Differences",
     "ranking": "Ranking",
+    "predictors": "Early values and the gain",
     "gaps": "Train and validation",
     "samples": "Samples",
     "pictures": "Pictures of evaluations",
@@ -65,8 +66,6 @@ SECTIONS = {
     "apart": "Set apart",
     "method": "Method",
 }
-NONE = "none"  # the teacher tag of a run without a teacher
-NAMED_AT_MOST = 3  # data sets, backbones or teachers in the title
 WHOLE = 15  # characters of a word that fit into a column header
 BREAKS = re.compile(r"([(_=/]|\.(?!\d))")
 KINDS = {"●": "found", "◐": "", "○": "noise", "": ""}
@@ -88,6 +87,7 @@ def page(
     grids: Grids | None = None,
     strips: Strips | None = None,
     pictures: Sequence[Pictures] = (),
+    correlations: Sequence[Predictor] = (),
 ) -> str:
     """The report as HTML."""
     from jinja2 import Environment, StrictUndefined
@@ -97,9 +97,11 @@ def page(
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters["breakable"] = _breakable
     return environment.from_string(TEMPLATE.read_text()).render(
-        title=_title(results),
-        subtitle=_subtitle(results),
-        sections=_sections(results, figures, {"samples": grids, "pictures": pictures, "look": strips}),
+        title=title(results),
+        subtitle=subtitle(results),
+        sections=_sections(
+            results, figures, {"samples": grids, "pictures": pictures, "look": strips, "predictors": correlations}
+        ),
         verdict=verdict(results),
         cautions=cautions(results),
         sentences=sentences,
@@ -115,6 +117,8 @@ def page(
         **_differences(results),
         ranking=ranking(results),
         ranking_order=ORDER,
+        predictors=predictors_table(correlations) if correlations else None,
+        predictors_explained=explanation(results, correlations),
         marks=legend(),
         footnotes=footnotes(results),
         **_by_timestep(results),
@@ -155,9 +159,10 @@ def _figures(drawn: list[Drawn]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _sections(
-    results: Results, figures: dict[str, list[dict[str, Any]]], pictures: dict[str, Any]
+    results: Results, figures: dict[str, list[dict[str, Any]]], others: dict[str, Any]
 ) -> list[tuple[str, str]]:
-    """Names and ids of the sections that have content."""
+    """Names and ids of the sections that have content. `others`: the content, by id, of sections that are not made
+    here."""
     several = len(results.study.arms) > 1
     there = {
         "findings": several,
@@ -170,7 +175,7 @@ def _sections(
         "clock": results.courses,
         "apart": results.study.apart,
     }
-    there |= pictures | {name: figures[name] for name in ("sweeps", "curves", "gradients")}
+    there |= others | {name: figures[name] for name in ("sweeps", "curves", "gradients")}
     return [(name, id_) for id_, name in SECTIONS.items() if there.get(id_, True)]
 
 
@@ -315,54 +320,6 @@ def _expected_values(results: Results) -> dict[str, Any]:
     if arm is None:
         return {"reported": []}
     return {"reported": reported_rows(arm), "reported_arm": arm.label, "reported_steps": of_steps(arm)}
-
-
-def _title(results: Results) -> str:
-    """The title: data, backbone and teacher of the runs."""
-    runs = [run for row in results.rows for run in row.arm.runs.values()]
-    teachers = [_part(run, "teacher") for run in runs if run.tags.get("teacher") != NONE]
-    return " · ".join(
-        [
-            _join_names([_part(run, "data") for run in runs], "data sets"),
-            _join_names([_part(run, "backbone") for run in runs], "backbones"),
-            _join_names(teachers or ["no teacher"], "teachers"),
-        ]
-    )
-
-
-def _part(run: Run, kind: str) -> str:
-    """The name of the run's data, backbone or teacher: its tag, which runs of earlier versions may lack."""
-    if kind in run.tags:
-        return run.tags[kind]
-    if kind == "data":
-        return run.config["data.name"]
-    target = run.config[f"{kind}._target_"]
-    return str(getattr(SCHEMAS.get(target), "family", target.rpartition(".")[2]))
-
-
-def _join_names(names: list[str], kind: str) -> str:
-    """The distinct names, or their number if there are many."""
-    different = list(dict.fromkeys(names))
-    return " + ".join(different) if len(different) <= NAMED_AT_MOST else f"{len(different)} {kind}"
-
-
-def _subtitle(results: Results) -> str:
-    study = results.study
-    runs = [run for arm in study.arms for run in arm.runs.values()]
-    seeds = sorted({run.seed for run in runs})
-    experiments = ", ".join(sorted({run.experiment for run in runs}))
-    parts = [
-        f"{experiments}: {_count(len(study.arms), 'arm')}, {_count(len(runs), 'run')}",
-        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}",
-        f"baseline: {study.baseline.label} ({study.why_baseline})",
-        f"code {runs[0].code[0]}",
-        f"{_count(len(study.apart), 'run')} set apart",
-    ]
-    return "; ".join(parts)
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}{'s' * (n != 1)}"
 
 
 def _cell(cell: Cell, text: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import isfinite
+from math import inf, isfinite
 
 from urepa.core.evaluation_protocols import Metric
 from urepa.core.text_tables import Table
@@ -39,7 +39,9 @@ def ranking(results: Results) -> Table | None:
         *(m.title for m in others),
         *([f"as good as {baseline} after steps", "after minutes"] if course else []),
     )
-    rows = sorted(results.rows, key=lambda row: _gain(results, row, metric), reverse=True)
+    gains = {row.arm.label: gain_of(results, row, metric) for row in results.rows}
+    known = {label: -inf if gain is None else gain for label, gain in gains.items()}
+    rows = sorted(results.rows, key=lambda row: known[row.arm.label], reverse=True)
     return Table(
         f"ranking by {metric.label}",
         headers,
@@ -49,20 +51,25 @@ def ranking(results: Results) -> Table | None:
 
 def _ranked_by(results: Results) -> Metric | None:
     """The metric by which arms are ranked, if an arm has a difference in it."""
+    shown = [m for m in difference_metrics(results) if any(m.key in row.differences for row in results.rows)]
+    return next(iter([*fair_distances(results), *(m for m in shown if m.key == DIFFUSION)]), None)
+
+
+def fair_distances(results: Results) -> list[Metric]:
+    """The FD in which an arm has a difference and whose features are not those of an arm's teacher."""
     arms = [row.arm for row in results.rows]
     shown = [m for m in difference_metrics(results) if any(m.key in row.differences for row in results.rows)]
     of_teachers = {m.key for m in shown if any(arm.has(CIRCULAR + m.key.removeprefix(FD)) for arm in arms)}
-    fair = [m for m in shown if m.key.startswith(FD) and m.key not in of_teachers]
-    return next(iter([*fair, *(m for m in shown if m.key == DIFFUSION)]), None)
+    return [m for m in shown if m.key.startswith(FD) and m.key not in of_teachers]
 
 
-def _gain(results: Results, row: ArmRow, metric: Metric) -> float:
-    """How much better an arm is than the baseline; -inf where that is not known."""
+def gain_of(results: Results, row: ArmRow, metric: Metric) -> float | None:
+    """How much better an arm is than the baseline at the end; None if that is not known."""
     if row.arm is results.study.baseline:
         return 0.0
     found = row.differences.get(metric.key)
     if found is None or not isfinite(found.mean):
-        return float("-inf")
+        return None
     return found.mean if metric.better == "↑" else -found.mean
 
 

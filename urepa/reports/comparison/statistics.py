@@ -1,14 +1,17 @@
-"""Statistics of the difference between two arms: paired t, Welch's t, Holm, and the bootstrap from 20 seeds on.
+"""Statistics of the difference between two arms: paired t, Welch's t, Holm, and the bootstrap from 20 seeds on; and the
+rank correlation over arms.
 
-Shapes: A comparisons, S seeds; any number of axes may stand before them.
+Shapes: A comparisons or arms, S seeds, P orders of the arms; any number of axes may stand before A and S.
 
 Both t tests and the bootstrap are SciPy's. SciPy has no Holm correction, and that of statsmodels treats NaN (no
-comparison was made) as a p-value. SciPy's noncentral t is NaN in the lower tail for large effects.
+comparison was made) as a p-value. SciPy's noncentral t is NaN in the lower tail for large effects, and its p of
+Spearman's ρ is that of many arms.
 """
 
 from __future__ import annotations
 
 import warnings
+from itertools import permutations
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +20,7 @@ from numpy.typing import NDArray
 CONFIDENCE = 0.95
 BOOTSTRAP_FROM = 20  # seeds; with three seeds, the percentile interval excludes 0 in a quarter of null cases
 RESAMPLES = 9999
+ALL_ORDERS = 7  # arms, whose 5,040 orders are all counted
 ROUNDING = 1e-9  # a relative spread below it is rounding error
 
 Array = NDArray[np.float64]
@@ -78,6 +82,26 @@ def holm(p_A: Array) -> Array:
     adjusted = np.empty_like(p_A)
     np.put_along_axis(adjusted, order, np.minimum(stepped, 1.0), axis=-1)
     return adjusted
+
+
+def rank_correlation(x_A: Array, y_A: Array) -> tuple[float, float]:
+    """Spearman's ρ and its two-sided p, the share of orders of the arms whose |ρ| is at least as large: of all orders
+    for up to `ALL_ORDERS` arms, else of random ones, of which the observed order counts as one. Equal values share
+    their mean rank. NaN if the values of one side are all equal."""
+    from scipy import stats
+
+    rank_A, other_A = (stats.rankdata(values) - (len(values) + 1) / 2 for values in (x_A, y_A))
+    scale = float(np.sqrt((rank_A @ rank_A) * (other_A @ other_A)))
+    if scale == 0:
+        return float("nan"), float("nan")
+    if len(x_A) <= ALL_ORDERS:
+        orders_PA, more = np.array(list(permutations(other_A))), 0
+    else:
+        rng = np.random.default_rng(0)
+        orders_PA, more = rng.permuted(np.tile(other_A, (RESAMPLES, 1)), axis=1), 1
+    rho = float(rank_A @ other_A) / scale
+    extreme = int((np.abs(orders_PA @ rank_A) / scale >= abs(rho) - ROUNDING).sum())
+    return rho, (extreme + more) / (len(orders_PA) + more)
 
 
 def bootstrap(difference_S: Array) -> tuple[float, float] | None:
