@@ -70,7 +70,8 @@ def _loss(run: DictConfig) -> Loss:
 
 def data_root(*, _root_: DictConfig) -> str:
     """The folder of the run's track. `urepa.evaluate` replaces it if the track has moved since the training."""
-    return str(OmegaConf.select(_run_config(_root_), "data.root"))
+    config = _root_ if "teacher" in _root_ else _run_config(_root_)  # commands that make caches have no objective
+    return str(OmegaConf.select(config, "data.root"))
 
 
 def time_at(fraction: float, *, _root_: DictConfig) -> float:
