@@ -97,7 +97,7 @@ class OwnMAE:
         return (
             "The teacher is the encoder of a masked autoencoder (He et al., arXiv 2111.06377) that was trained on "
             f"images of one's own alone, frozen: {self.depth} blocks of width {number(self.width)} over "
-            f"{patch}×{patch} patches.{trained} Images are resized to {size}×{size} pixels (bicubic); all {side}×{side} patch tokens "
-            f"of its {layer} are average-pooled to {shape(self.grid)} tokens of width "
+            f"{patch}×{patch} patches.{trained} Images are resized to {size}×{size} pixels (bicubic); all "
+            f"{side}×{side} patch tokens of its {layer} are average-pooled to {shape(self.grid)} tokens of width "
             f"{number(self.width)}{length_in_words(self.unit_length)}.{WHITE_WORDS if self.whiten else ''}"
         )

@@ -1,8 +1,8 @@
 """A small masked autoencoder (He et al. 2022, arXiv 2111.06377), and its encoder as a teacher.
 
 The encoder sees the visible patches alone. The decoder puts a learned mask token in the place of the others and
-predicts the pixels of all patches, normalised by each patch's mean and deviation; the loss counts the masked ones. As in
-the paper positions are sines and cosines and are not learned. There is no class token.
+predicts the pixels of all patches, normalised by each patch's mean and deviation; the loss counts the masked ones. As
+in the paper positions are sines and cosines and are not learned. There is no class token.
 
 Shapes: B images, S image size, N patches, K visible ones, p side of a patch, P = 3p² its values, D and E widths of the
 encoder and the decoder.
