@@ -77,6 +77,21 @@ def test_the_masked_loss_is_that_of_its_formula() -> None:
     np.testing.assert_allclose(found_B.numpy(), expected, rtol=1e-4)
 
 
+def test_the_masked_loss_is_transformers() -> None:
+    """Its patches list pixels by row, column and channel, so the prediction is put in that order."""
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    sizes = {"image_size": 8, "patch_size": 2, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    decoder = {"decoder_hidden_size": 8, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 1}
+    theirs = ViTMAEForPreTraining(ViTMAEConfig(**sizes, **decoder, norm_pix_loss=True))
+    predicted_BNP = torch.randn(2, 16, 12)
+    as_theirs = predicted_BNP.unflatten(2, (3, 2, 2)).permute(0, 1, 3, 4, 2).flatten(2)
+    removed_BN = torch.ones(2, 16).scatter(1, VISIBLE, 0)
+    expected = theirs.forward_loss(images() * 2 - 1, as_theirs, removed_BN)
+    found = masked_loss(predicted_BNP, normalised_patches(images(), 2), VISIBLE).mean()
+    torch.testing.assert_close(found, expected)
+
+
 def test_the_encoder_sees_the_visible_patches_alone() -> None:
     network, shown = encoder(), images().requires_grad_()
     encoded = network(shown, VISIBLE)
