@@ -76,4 +76,5 @@ def test_the_command_writes_one_file_once_and_a_run_aligns_to_it(
     save_file(tensors, file, as_metadata(KEY, read_metadata(file, KEY)))
     changed = edge.run(capfd, "urepa.train", [f"resume={RUN}", "trainer.max_steps=3"], here)
     assert changed.code == 1
-    assert "XXX" in changed.err, "a run does not go on with another teacher"
+    assert "here; tokens: " in changed.err, "a run does not go on with another teacher"
+    assert "give the data that it was trained on" in changed.err
