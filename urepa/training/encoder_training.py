@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from urepa.core import progress, random_draws
 from urepa.core.errors import UserError
@@ -105,7 +105,8 @@ def fit(train: Labelled, settings: EncoderSettings) -> MaskedAutoencoder:
 
 def _optimizer(network: MaskedAutoencoder, learning_rate: float) -> torch.optim.AdamW:
     """AdamW; biases, LayerNorms and the mask token do not decay."""
-    decaying, others = [], []
+    decaying: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for parameter in network.parameters():
         (decaying if parameter.ndim > 1 and parameter.shape[0] > 1 else others).append(parameter)
     groups = [{"params": decaying, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]

@@ -78,18 +78,17 @@ def test_the_masked_loss_is_that_of_its_formula() -> None:
 
 
 def test_the_masked_loss_is_transformers() -> None:
-    """Its patches list pixels by row, column and channel, so the prediction is put in that order."""
+    """That of its own prediction and mask. It lists a patch's pixels by row, column and channel."""
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
     sizes = {"image_size": 8, "patch_size": 2, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     decoder = {"decoder_hidden_size": 8, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 1}
     theirs = ViTMAEForPreTraining(ViTMAEConfig(**sizes, **decoder, norm_pix_loss=True))
-    predicted_BNP = torch.randn(2, 16, 12)
-    as_theirs = predicted_BNP.unflatten(2, (3, 2, 2)).permute(0, 1, 3, 4, 2).flatten(2)
-    removed_BN = torch.ones(2, 16).scatter(1, VISIBLE, 0)
-    expected = theirs.forward_loss(images() * 2 - 1, as_theirs, removed_BN)
-    found = masked_loss(predicted_BNP, normalised_patches(images(), 2), VISIBLE).mean()
-    torch.testing.assert_close(found, expected)
+    found = theirs(images() * 2 - 1)
+    predicted_BNP = found.logits.unflatten(2, (2, 2, 3)).permute(0, 1, 4, 2, 3).flatten(2)
+    visible_BK = (found.mask == 0).nonzero()[:, 1].view(2, 4)
+    ours_B = masked_loss(predicted_BNP, normalised_patches(images(), 2), visible_BK)
+    torch.testing.assert_close(ours_B.mean(), found.loss)
 
 
 def test_the_encoder_sees_the_visible_patches_alone() -> None:
