@@ -1,5 +1,6 @@
 """`python -m urepa.train_encoder data=...`: trains a small masked autoencoder on a track's training images and nothing
-else. `teacher=own_mae` is its encoder. After a kill the same command starts again from the beginning."""
+else. `teacher=own_mae` is its encoder. After a kill the same command continues from a state that is kept about every
+minute, at the end of an epoch."""
 
 from __future__ import annotations
 

@@ -17,7 +17,8 @@ from urepa.core.weights_metadata import read_metadata
 from urepa.evaluation.classifier_training import Labelled, read_split
 from urepa.models.teachers.own_mae_net import MaskedAutoencoder
 from urepa.models.teachers.own_mae_sizes import KEY, EncoderSettings
-from urepa.training.encoder_training import _optimizer, fit, loss_of, train_encoder, training_mask
+from urepa.training import encoder_training
+from urepa.training.encoder_training import Kept, _optimizer, fit, loss_of, train_encoder, training_mask
 
 TINY = EncoderSettings(8, 2, 64, 1, 0.75, 1e-3, epochs=1, seed=0)
 
@@ -75,6 +76,7 @@ def test_the_command_s_file(make_track: Callable[..., Any], tmp_path: Path, caps
     tensors = load_file(out)
     assert tensors.keys() == trained.encoder.state_dict().keys()
     assert all(torch.equal(tensors[name], value) for name, value in trained.encoder.state_dict().items())
+    assert [place.name for place in tmp_path.glob("own*")] == [out.name]
     before = out.read_bytes()
     train_encoder(track, TINY, out)
     assert "is there already, of these images and settings" in capsys.readouterr().out
@@ -85,6 +87,33 @@ def test_the_command_s_file(make_track: Callable[..., Any], tmp_path: Path, caps
         with pytest.raises(UserError, match=error):
             train_encoder(make_track(**images), changed, out)
     assert out.read_bytes() == before
+
+
+def test_a_stopped_training_ends_with_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is stopped within the third epoch, and continues after the second."""
+    train, settings, kept = gradients(), replace(TINY, epochs=4), Kept(tmp_path / "a.partial", "these")
+    whole = fit(train, settings).state_dict()
+    monkeypatch.setattr(encoder_training, "KEPT_EVERY", 0.0)
+    masks: list[int] = []
+
+    def stopping(settings: EncoderSettings, step: int, size: int) -> torch.Tensor:
+        masks.append(step)
+        if len(masks) == 3:
+            raise KeyboardInterrupt
+        return training_mask(settings, step, size)
+
+    monkeypatch.setattr(encoder_training, "training_mask", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        fit(train, settings, kept)
+    continued = fit(train, settings, kept).state_dict()
+    assert "continuing after epoch 2" in capsys.readouterr().out
+    assert masks == [0, 1, 2, 2, 3], "one batch per epoch"
+    assert all(torch.equal(whole[name], continued[name]) for name in whole)
+    fit(train, settings, replace(kept, of="others"))
+    assert "is of other settings or images and is not used" in capsys.readouterr().out
+    assert masks[5:] == [0, 1, 2, 3]
 
 
 def test_test_images_are_not_read(

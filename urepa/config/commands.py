@@ -75,7 +75,7 @@ COMMANDS = {
             ("data=cifar10_12k data.source=folder data.images=DIR", "minutes on two cores"),
             ("data=cifar10_12k epochs=200 out=FILE", "longer, into another file: teacher.weights=FILE"),
         ),
-        ("An existing encoder is not trained again. A stopped training starts again from the beginning.",),
+        ("An existing encoder is not trained again. A stopped training continues from about a minute before.",),
     ),
     "prefetch": Command(
         "urepa.prefetch",
