@@ -18,6 +18,7 @@ from urepa.core import random_draws
 from urepa.core.errors import UserError
 from urepa.core.hashing import file_sha256
 from urepa.core.weights_metadata import as_metadata
+from urepa.costs.counting import Flops
 from urepa.data.lists.paths import tokens_name
 from urepa.models.backbones.sit_net import sine_cosine
 from urepa.models.teachers.own_mae import OwnMAE
@@ -186,6 +187,16 @@ def test_the_file_gives_back_each_bit_and_other_weights_have_another_store(tmp_p
     file_of(tmp_path, network)
     after = tokens_name(**{k: declared.stored_as()[k] for k in ("model", "image_size")}, grid=[4, 4], rule=None)
     assert before != after
+
+
+def test_its_cost_is_counted_without_the_file(tmp_path: Path) -> None:
+    built = teacher(tmp_path / "lost")
+    with torch.device("meta"):
+        built.build_without_weights()
+        with Flops() as counter:
+            built.tokens(torch.empty(1, 3, 8, 8))
+    embedded, blocks, attention = 12 * 64, 2 * 12 * 64**2, 2 * 2 * 16 * 64  # multiplications for each of 16 tokens
+    assert counter.total == 2 * 16 * (embedded + blocks + attention)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 The encoder sees the visible patches alone. The decoder puts a learned mask token in the place of the others and
 predicts the pixels of all patches, normalised by each patch's mean and deviation; the loss counts the masked ones. As
-in the paper positions are sines and cosines and are not learned. There is no class token.
+in the paper positions are sines and cosines and are not learned. There is no class token. transformers' ViTMAE
+resamples positions at other sizes than the training's; here they are computed, and the file has the encoder alone.
 
 Shapes: B images, S image size, N patches, K visible ones, p side of a patch, P = 3p² its values, D and E widths of the
 encoder and the decoder.
