@@ -161,8 +161,12 @@ def test_a_patch_of_a_larger_image_has_the_position_of_its_row_and_column(tmp_pa
     network, large = encoder(), images(side=12)
     corner = torch.tensor([[6 * row + column for row in range(4) for column in range(4)]]).expand(2, -1)
     torch.testing.assert_close(network(large, corner), network(large[:, :, :8, :8]))
-    wide = teacher(file_of(tmp_path, network), image_size=12, grid=[6, 6]).tokens(large)
+    file = file_of(tmp_path, network)
+    wide = teacher(file, image_size=12, grid=[6, 6]).tokens(large)
     torch.testing.assert_close(wide.x_BND, F.normalize(network(large), dim=-1))
+    assert teacher(file).grid_at((8, 12), 8) == (4, 6)
+    rectangle = teacher(file).tokens(large[:, :, :8], (4, 6))
+    torch.testing.assert_close(rectangle.x_BND, F.normalize(network(large[:, :, :8]), dim=-1))
 
 
 def test_the_file_gives_back_each_bit_and_other_weights_have_another_store(tmp_path: Path) -> None:
