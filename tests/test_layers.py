@@ -25,7 +25,7 @@ FLOORS = (
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 COMMANDS = len(FLOORS)  # the floor of what lies beside the rooms
-MOST_ROOMS = 29
+MOST_ROOMS = 30
 COMPOSE = ("config", "cluster")  # rooms that may use Hydra, as commands do
 MODULES = sorted(p for p in ROOT.rglob("*.py"))
 

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from urepa.config import command_schemas
+from urepa.config import command_schemas, encoder_schema
 from urepa.config.parts import SCHEMAS
 from urepa.config.ranges import RANGES, check_numbers
 from urepa.core.errors import UserError
@@ -20,7 +20,8 @@ Compose = Callable[..., dict[str, Any]]
 
 def numeric_fields() -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Every field of every schema whose values are numbers, or lists or mappings of numbers."""
-    of_commands = [cls for cls in vars(command_schemas).values() if is_dataclass(cls) and isinstance(cls, type)]
+    known = [*vars(command_schemas).values(), *vars(encoder_schema).values()]
+    of_commands = [cls for cls in known if is_dataclass(cls) and isinstance(cls, type)]
     for cls in dict.fromkeys([*SCHEMAS.values(), *of_commands]):
         hints = get_type_hints(cls)
         for one in fields(cls):

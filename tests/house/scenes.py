@@ -154,6 +154,7 @@ SCENES: dict[str, list[list[str]]] = {
     "folder": [
         ["urepa.preprocess", *FOLDER],
         ["urepa.train_classifier", *FOLDER, "epochs=1"],
+        ["urepa.train_encoder", *FOLDER, "epochs=1", "width=64", "depth=1"],
         ["urepa.train", *FOLDER, *TINY, *NO_EVALUATION],
     ],
     "comparison": [["urepa.compare", "runs={material}/positions", "out=all.json"]],

@@ -212,6 +212,21 @@ CLASSIFIER = [
     ),
 ]
 
+ENCODER = of(
+    "urepa.train_encoder",
+    ("foo=1", "no key 'foo'"),
+    ("epochs=0", "epochs=0: give 1 or more"),
+    ("mask_ratio=1.5", "mask_ratio=1.5: give 0 or more, at most 1"),
+    ("learning_rate=0", "learning_rate=0"),
+    ("data=track_a", "data=track_a is a latent track"),
+    ("teacher=dinov2_b", "teacher has no effect here"),
+    ("data=digits data.image_size=16 patch_size=3", "patch_size=3 does not divide the images' side of 16"),
+    ("data=digits width=100", "width=100: give a multiple of 64"),
+    ("data=digits mask_ratio=0", "mask_ratio=0 leaves .* patches visible"),
+    ("data=digits out=nowhere/x", "out=nowhere/x cannot be written"),
+    ("data=digits out=file", "file is not a complete safetensors file", "", FILE),
+)
+
 TOKENIZERS = [
     *of(
         "urepa.tokenize",
@@ -277,4 +292,4 @@ LAUNCHERS = [
     ),
 ]
 
-ALL = [*COMPARE, *PLAN, *DESCRIBE, *BENCH, *PREPROCESS, *CLASSIFIER, *TOKENIZERS, *PREFETCH, *LAUNCHERS]
+ALL = [*COMPARE, *PLAN, *DESCRIBE, *BENCH, *PREPROCESS, *CLASSIFIER, *ENCODER, *TOKENIZERS, *PREFETCH, *LAUNCHERS]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from urepa.config import command_schemas, compare_schema
+from urepa.config import command_schemas, compare_schema, encoder_schema
 
 RUN = "[+experiment=NAME] [+ablation=NAME] [GROUP=NAME...] [KEY=VALUE...]"
 OF_RUN = ("experiment", "ablation")  # groups that must be added with a plus
@@ -66,6 +66,17 @@ COMMANDS = {
             ("data=cifar10_12k epochs=30 out=FILE", "longer, into another file"),
         ),
         ("An existing classifier is not trained again. A stopped training starts again from the beginning.",),
+    ),
+    "train_encoder": Command(
+        "urepa.train_encoder",
+        "trains a small masked autoencoder on a track's training images alone, for teacher=own_mae",
+        encoder_schema.TrainEncoder,
+        ("data=NAME [KEY=VALUE...]",),
+        (
+            ("data=cifar10_12k data.source=folder data.images=DIR", "20 epochs on 12,000 images of CIFAR-10"),
+            ("data=cifar10_12k epochs=200 out=FILE", "longer, into another file: teacher.weights=FILE"),
+        ),
+        ("An existing encoder is not trained again. A stopped training continues from about a minute before.",),
     ),
     "prefetch": Command(
         "urepa.prefetch",

@@ -47,7 +47,8 @@ NOT_IDENTITY = (
     "trainer.max_skipped",
     "hydra",
 )
-WEIGHTS = re.compile(r"evaluation\..*\.weights")  # a path; the summary has the digest of the file
+# a path; the summary has the digest of an evaluation's file, and a teacher's is among the facts of its tokens
+WEIGHTS = re.compile(r"evaluation\..*\.weights|teacher\.(?:.*\.)?weights")
 IMAGES = "data.images"  # only its last component is named; `urepa.training.provenance` compares the samples
 LONGEST_NAME = 120
 LONGEST_TITLE = 250  # limit of MLflow, in characters

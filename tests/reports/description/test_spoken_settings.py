@@ -66,6 +66,7 @@ def read_to_describe(declared: Any, *facts: Any, **known: Any) -> set[str]:
         ["+experiment=repa_smoke", "loss=latent_structure"],
         ["+experiment=repa_smoke", "loss=self_transcendence", "loss.guide=outputs/a/seed0"],
         ["+experiment=repa_cifar10_cpu", "+ablation=method_attention", "loss.attention_heads=3"],
+        ["+experiment=repa_cifar10_cpu", "teacher=own_mae"],
     ],
 )
 def test_descriptions_mention_every_setting_of_their_part(compose: Compose, overrides: list[str]) -> None:

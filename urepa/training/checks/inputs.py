@@ -4,6 +4,7 @@ contents are made where they are read."""
 from __future__ import annotations
 
 import pickle
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,9 @@ from urepa.core.track_protocols import Track
 from urepa.data.lists.paths import no_cache_error
 from urepa.data.lists.split_sizes import check_batch_size
 from urepa.data.tracks.latent_track import LatentTrack
-from urepa.evaluation.classifier_file import NAME, refuse_other
+from urepa.evaluation import classifier_file
 from urepa.evaluation.image_counts import cache_counts, image_counts
+from urepa.models.teachers import own_mae_sizes
 from urepa.runs.checkpoint_folders import no_checkpoint, steps
 from urepa.runs.summary import FILE as SUMMARY
 from urepa.training.checks.sizes import check_teacher
@@ -157,20 +159,44 @@ def check_beside(config: dict[str, Any], track: Track) -> None:
 def check_classifier(config: dict[str, Any]) -> Path:
     """The output file of a track's classifier. Raises UserError if the classifier cannot be trained or written, or if
     the file exists with other settings."""
-    data = config["data"]
-    track: Track = declaration_of(data)
+    track, out = _trained_file(config, classifier_file.NAME)
+    if out.is_file():
+        asked = {"epochs": config["epochs"], "seed": config["seed"], "image_size": config["data"]["image_size"]}
+        classifier_file.refuse_other(out, asked | _known_images(track))
+    return out
+
+
+def check_encoder(config: dict[str, Any]) -> tuple[Path, own_mae_sizes.EncoderSettings]:
+    """The output file of a track's encoder, and what is trained. Raises UserError as `check_classifier`."""
+    track, out = _trained_file(config, own_mae_sizes.NAME)
+    if len(track.bucket_names) > 1:
+        raise UserError("data.buckets: the encoder is trained on squares of one size; leave data.buckets out")
+    own = {key: config[key] for key in ("width", "depth", "mask_ratio", "learning_rate", "epochs", "seed")}
+    settings = own_mae_sizes.EncoderSettings(config["data"]["image_size"], config["patch_size"], **own)
+    settings.check()
+    if out.is_file():
+        own_mae_sizes.refuse_other(out, asdict(settings) | _known_images(track))
+    return out, settings
+
+
+def _trained_file(config: dict[str, Any], name: str) -> tuple[Track, Path]:
+    """A small track and the file of a network that is trained on its images. Raises UserError if there are no images or
+    the file cannot be written."""
+    track: Track = declaration_of(config["data"])
     if track.stages() is not None:
         raise UserError(f"data={track.name} is a latent track, read in parts; give a small one, as data=cifar10_12k")
     track.check()
     track.check_makeable()
-    out = Path(track.root) / NAME if config["out"] is None else Path(config["out"])
+    out = Path(track.root) / name if config["out"] is None else Path(config["out"])
     if not out.is_file() and (config["out"] is not None or out.parent.is_dir()):
         check_file_target("out", out)
-    if out.is_file():
-        asked: dict[str, Any] = {"epochs": config["epochs"], "seed": config["seed"], "image_size": data["image_size"]}
-        samples = None if track.has_latents() else track.expected_samples()  # otherwise the caches give the numbers
-        refuse_other(out, asked if samples is None else asked | {"train_images": samples["train"]})
-    return out
+    return track, out
+
+
+def _known_images(track: Track) -> dict[str, int]:
+    """The number of training images, if it is known without the caches, which give it otherwise."""
+    samples = None if track.has_latents() else track.expected_samples()
+    return {} if samples is None else {"train_images": samples["train"]}
 
 
 def check_teachers_files(track: Track, teacher: dict[str, Any]) -> None:

@@ -71,8 +71,10 @@ def _loss(run: DictConfig) -> Loss:
 def data_root(run: str | None = None, *, _root_: DictConfig) -> str:
     """The folder of the run's track, or that of another run. `urepa.evaluate` replaces the own one if the track has
     moved since the training."""
-    config = _run_config(_root_) if run is None else require_config(Path(run))
-    return str(OmegaConf.select(OmegaConf.create(config), "data.root"))
+    if run is not None:
+        return str(require_config(Path(run))["data"]["root"])
+    config = _root_ if "teacher" in _root_ else _run_config(_root_)  # commands that make caches have no objective
+    return str(OmegaConf.select(config, "data.root"))
 
 
 def time_at(fraction: float, *, _root_: DictConfig) -> float:
