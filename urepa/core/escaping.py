@@ -1,4 +1,4 @@
-"""Escapes names and values for Markdown and LaTeX, so that any text is displayed literally.
+"""Escapes names and values for Markdown, LaTeX and spreadsheets, so that any text is displayed literally.
 
 pylatexenc covers only LaTeX; no library was found for Markdown.
 """
@@ -66,3 +66,8 @@ def tex(text: object) -> str:
     """LaTeX for any engine: characters that are neither ASCII nor have a name here are written as their code."""
     one_line = printable(" ".join(str(text).split()))
     return "".join(TEX.get(c, c if " " <= c < "\x7f" else f"{{[}}U+{ord(c):04X}{{]}}") for c in one_line)
+
+
+def spreadsheet_text(text: str) -> str:
+    """A cell of a CSV file: a text that a spreadsheet would interpret as a formula is prefixed with an apostrophe."""
+    return f"'{text}" if text[:1] in tuple("=+-@\t\r") else text

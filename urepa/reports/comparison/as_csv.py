@@ -7,6 +7,7 @@ import io
 from math import isfinite
 from typing import Any
 
+from urepa.core.escaping import spreadsheet_text
 from urepa.reports.comparison.results import ArmRow, Results
 from urepa.reports.comparison.seed_cells import Cell
 from urepa.reports.comparison.tables import recorded_costs
@@ -40,7 +41,7 @@ def as_csv(results: Results) -> str:
         line += [_numbers(row.cells[key])[0] for key in results.bins]
         line += [_numbers(row.costs[name])[0] for name in costs]
         line += [*_way_numbers(results, row), "; ".join(row.notes)]
-        writer.writerow([f"'{v}" if isinstance(v, str) and v[:1] in tuple("=+-@\t\r") else v for v in line])
+        writer.writerow([spreadsheet_text(v) if isinstance(v, str) else v for v in line])
     return text.getvalue()
 
 

@@ -19,6 +19,7 @@ from functools import partial
 import numpy as np
 
 from urepa.core.escaping import markdown as md
+from urepa.core.escaping import spreadsheet_text
 from urepa.core.evaluation_protocols import Metric
 from urepa.core.text_tables import Table
 from urepa.reports.comparison.by_step import curve_of, value_at
@@ -30,16 +31,14 @@ from urepa.reports.comparison.results import ArmRow, Results
 from urepa.reports.comparison.seed_cells import over_seeds
 from urepa.reports.comparison.statistics import holm, rank_correlation
 from urepa.reports.comparison.steps_saved import DIFFUSION
-from urepa.reports.comparison.tables import NOT_THERE
 
-LEAST = 5  # arms: with four, the smallest p of all orders is 2/24
+LEAST = 7  # arms: with six, no p is below 2/720, which Holm's correction over 18 rows makes 0.05
 GRADIENTS = Metric("tap/*/grad_cosine", "gradient cosine at the taps", "")  # not validated: of training, up to the step
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """The correlation over `arms` (labels) between the mean of `early` over seeds at `step` and the gain in `gain`.
-    `rho` and p are NaN if the values, or the gains, are the same in all arms."""
+    """The correlation over `arms` (labels) between the mean of `early` over seeds at `step` and the gain in `gain`."""
 
     early: Metric
     step: int
@@ -51,8 +50,9 @@ class Predictor:
 
 
 def predictors(results: Results) -> list[Predictor]:
-    """All pairs of an early value and a gain that at least `LEAST` arms have, with Holm's p over all of them. The
-    baseline is one of the arms, with a gain of 0."""
+    """All pairs of an early value and a gain that at least `LEAST` arms have, with Holm's p over all of them. Arms that
+    differ only after the early step have one value there and count once for `LEAST`. The baseline is one of the arms
+    where it has the value, with a gain of 0."""
     ends = [metric for metric in results.metrics if metric.key == DIFFUSION] + fair_distances(results)[:1]
     by_metric = [(metric, _gains(results, metric)) for metric in ends]
     found = []
@@ -60,8 +60,8 @@ def predictors(results: Results) -> list[Predictor]:
         values = {row.arm.label: value for row in results.rows if (value := value_of(row)) is not None}
         for metric, gains in by_metric:
             arms = tuple(label for label in values if label in gains)
-            if len(arms) >= LEAST:
-                early_A, gain_A = (np.array([of[label] for label in arms]) for of in (values, gains))
+            early_A, gain_A = (np.array([of[label] for label in arms]) for of in (values, gains))
+            if len(set(early_A)) >= LEAST and len(set(gain_A)) > 1:
                 found.append(Predictor(early, step, metric, arms, *rank_correlation(early_A, gain_A), np.nan))
     adjusted = holm(np.array([one.p for one in found]))
     return [replace(one, p_holm=float(p)) for one, p in zip(found, adjusted, strict=True)]
@@ -96,6 +96,7 @@ def _first_common_step(results: Results, key: str) -> int | None:
         if (curve := curve_of(run, key)) is not None
     ]
     steps = [{int(step) for step in curve.steps if step < run.last_step} for run, curve in runs]
+    steps = [of_run for of_run in steps if of_run]  # a run without early values does not count for this metric
     return min(set.intersection(*steps), default=None) if steps else None
 
 
@@ -107,13 +108,16 @@ def _at_step(row: ArmRow, key: str, step: int) -> float | None:
 
 
 def _gradients(row: ArmRow, step: int) -> float | None:
+    if not row.cells[DIFFUSION].has_value:  # another diffusion loss has other gradients
+        return None
     return _mean([_cosine(run, step) for run in row.arm.runs.values()])
 
 
 def _cosine(run: Run, step: int) -> float | None:
-    """The mean cosine of a run's taps over all logged steps up to this one; None if it logs none."""
+    """The mean cosine of a run's taps over all logged steps up to this one; None if it logs none. Step 1 is left out:
+    the cosine is 0 there if the backbone's last layer begins at 0."""
     curves = [curve for key, curve in run.curves.items() if key.endswith(GRADIENT_COSINE)]
-    values = [value for curve in curves for value in curve.values[curve.steps <= step]]
+    values = [value for curve in curves for value in curve.values[(curve.steps > 1) & (curve.steps <= step)]]
     return float(np.mean(values)) if values else None
 
 
@@ -127,18 +131,16 @@ def _mean(by_seed: list[float | None]) -> float | None:
 
 def predictors_table(found: Sequence[Predictor]) -> Table:
     """The correlations, the smallest p first."""
-    found = sorted(found, key=lambda one: (one.p_holm, one.p) if np.isfinite(one.p) else (2.0, 2.0))
+    found = sorted(found, key=lambda one: (one.p_holm, one.p))
     rows = tuple(
         (
             one.early.title,
             str(one.step),
             one.gain.title,
             str(len(one.arms)),
-            *(
-                (signed_number(one.rho, 0.1), p_value(one.p), p_value(one.p_holm))
-                if np.isfinite(one.p)
-                else ("the same in all arms", NOT_THERE, NOT_THERE)
-            ),
+            signed_number(one.rho, 0.1),
+            p_value(one.p),
+            p_value(one.p_holm),
         )
         for one in found
     )
@@ -151,11 +153,12 @@ def explanation(results: Results, found: Sequence[Predictor]) -> str:
     most = max((len(one.arms) for one in found), default=0)
     return (
         f"Spearman's rank correlation, over at most {most} arms, between a value early in training (mean over seeds) "
-        f"and the gain at the end over {results.study.baseline.label}, which counts as an arm with a gain of 0. "
-        "ρ above 0: the higher the value, the larger the gain. p is that of random orders of the arms. Arms are few, "
-        f"are variants of one another, and share seeds and data; {len(found)} correlations were tried, for which "
-        "Holm's p is corrected. Take a correlation as a question for another study, and compare it with that of the "
-        "early diffusion loss itself."
+        f"and the gain at the end over {results.study.baseline.label}, which counts as an arm with a gain of 0 where "
+        "it has the value. An arm that changes something besides the alignment counts with its whole gain. ρ above 0: "
+        "the higher the value, the larger the gain. p is that of random orders of the arms. Arms are few, are variants "
+        f"of one another, and share seeds and data; {len(found)} correlations were tried, for which Holm's p is "
+        "corrected. Take a correlation as a question for another study, and compare it with that of the early "
+        "diffusion loss itself."
     )
 
 
@@ -173,6 +176,7 @@ def predictors_csv(found: Sequence[Predictor]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["early value", "step", "gain", "arms", "rho", "p", "p_holm", "labels"])
     for one in found:
-        numbers = (value if np.isfinite(value) else "" for value in (one.rho, one.p, one.p_holm))
-        writer.writerow([one.early.key, one.step, one.gain.key, len(one.arms), *numbers, "; ".join(one.arms)])
+        numbers = (one.rho, one.p, one.p_holm)
+        labels = spreadsheet_text("; ".join(one.arms))
+        writer.writerow([one.early.key, one.step, one.gain.key, len(one.arms), *numbers, labels])
     return text.getvalue()

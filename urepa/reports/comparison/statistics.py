@@ -11,6 +11,7 @@ Spearman's ρ is that of many arms.
 from __future__ import annotations
 
 import warnings
+from functools import lru_cache
 from itertools import permutations
 from typing import NamedTuple
 
@@ -94,14 +95,19 @@ def rank_correlation(x_A: Array, y_A: Array) -> tuple[float, float]:
     scale = float(np.sqrt((rank_A @ rank_A) * (other_A @ other_A)))
     if scale == 0:
         return float("nan"), float("nan")
-    if len(x_A) <= ALL_ORDERS:
-        orders_PA, more = np.array(list(permutations(other_A))), 0
-    else:
-        rng = np.random.default_rng(0)
-        orders_PA, more = rng.permuted(np.tile(other_A, (RESAMPLES, 1)), axis=1), 1
+    orders_PA, more = _orders(len(x_A))
     rho = float(rank_A @ other_A) / scale
-    extreme = int((np.abs(orders_PA @ rank_A) / scale >= abs(rho) - ROUNDING).sum())
+    extreme = int((np.abs(other_A[orders_PA] @ rank_A) / scale >= abs(rho) - ROUNDING).sum())
     return rho, (extreme + more) / (len(orders_PA) + more)
+
+
+@lru_cache
+def _orders(arms: int) -> tuple[NDArray[np.int64], int]:
+    """Orders of the arms [P,A], and how many are to be counted besides: all orders, or random ones and the observed
+    one."""
+    if arms <= ALL_ORDERS:
+        return np.array(list(permutations(range(arms)))), 0
+    return np.random.default_rng(0).permuted(np.tile(np.arange(arms), (RESAMPLES, 1)), axis=1), 1
 
 
 def bootstrap(difference_S: Array) -> tuple[float, float] | None:
