@@ -186,3 +186,10 @@ def test_a_missing_or_foreign_file_is_said(tmp_path: Path) -> None:
     (tmp_path / "cut.safetensors").write_bytes(b"x" * 5)
     with pytest.raises(UserError, match="is not a complete safetensors file"):
         CifarCNNNetwork(str(tmp_path / "cut.safetensors")).tokens(torch.rand(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("evaluation", ["cifar10_fd", "fashion_fd"])
+def test_reports_rank_by_the_classifiers_distance(compose: Callable[..., dict[str, Any]], evaluation: str) -> None:
+    """Columns of distances are in alphabetical order, and arms are ranked by the first one."""
+    encoders = compose(f"evaluation={evaluation}")["evaluation"]["generation"]["encoders"]
+    assert encoders[min(encoders)]["_target_"].endswith(".CifarCNN")

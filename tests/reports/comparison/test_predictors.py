@@ -133,7 +133,7 @@ def test_the_report_has_the_table_and_says_how_little_it_means(results: Summaris
 
 @pytest.mark.usefixtures("seven")
 def test_arms_of_one_early_value_are_in_the_row(add: Add, results: Summarise) -> None:
-    """An eighth arm with the token loss of another one, as arms have before their stops: there are still seven values."""
+    """An eighth arm with the token loss of another one, as before different stops: there are seven values."""
     arm(add, "later", 9, 0.4, **{"loss.lambda_max": 2.0})
     assert len(by_keys(predictors(results(baseline="baseline")))[TOKEN, FD].arms) == 8
 
