@@ -71,10 +71,14 @@ def test_the_command_writes_one_file_once_and_a_run_aligns_to_it(
 
     moved = edge.run(capfd, "urepa.train", [*aligned(images), "data.root=moved"], here)
     assert (moved.code, "is finished" in moved.out) == (0, True), "where the file lies is not part of a run's identity"
+    (there := here / "there").mkdir()
+    (here / "data" / "folder").rename(there / "folder")
+    edge.must("urepa.train", [f"resume={RUN}", "data.root=there/folder", "trainer.max_steps=3"], here)
+    file = there / "folder" / file.name
     tensors = load_file(file)
     tensors["norm.bias"][0] += 1
     save_file(tensors, file, as_metadata(KEY, read_metadata(file, KEY)))
-    changed = edge.run(capfd, "urepa.train", [f"resume={RUN}", "trainer.max_steps=3"], here)
+    changed = edge.run(capfd, "urepa.train", [f"resume={RUN}", "trainer.max_steps=4"], here)
     assert changed.code == 1
     assert "here; tokens: " in changed.err, "a run does not go on with another teacher"
     assert "give the data that it was trained on" in changed.err

@@ -99,7 +99,7 @@ def test_unknown_taps_times_and_heads_are_user_errors(make_context: Callable[...
             next(chunks(context, samples, (tap,), timestep))
     with pytest.raises(UserError, match="no head on 'mid'; it has none"):
         require_head(context, "mid")
-    with pytest.raises(UserError, match="reads no teacher tokens"):
+    with pytest.raises(UserError, match="no teacher tokens to compare with .loss=none."):
         teacher_means(context, samples)
 
 

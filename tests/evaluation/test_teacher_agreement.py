@@ -148,5 +148,5 @@ def test_mistakes_are_named(make_context: Callable[..., Context]) -> None:
     ):
         with pytest.raises(UserError, match=why):
             TeacherAlignment(**(SETTINGS | changes))(context)
-    with pytest.raises(UserError, match="reads no teacher tokens"):
+    with pytest.raises(UserError, match="no teacher tokens to compare with .loss=none."):
         TeacherAlignment(**SETTINGS)(make_context("loss=none"))

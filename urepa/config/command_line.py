@@ -27,7 +27,7 @@ PATHS = {  # keys whose values are paths, names on the hub or URIs: taken as the
     *("backbone.weights", "backbone.prompts", "bench.folder", "tracking.uri"),
 }
 TEXTS = ("prompt", "negative")  # of any words and commas; a list is refused
-PATH_ENDS = re.compile(r"(teacher|evaluation)\..*\b(model|weights|folder|class_names)|teacher\.model")
+PATH_ENDS = re.compile(r"(teacher|evaluation)\..*\b(model|weights|folder|class_names|run)|teacher\.model")
 NAMES = ("baseline", "select.tag", "select.ids")  # taken so where they have an equals sign or lie on this disk
 ELSEWHERE = ("--config-path", "-cp", "hydra.searchpath")  # other folders are composed from than `conf_options.folders`
 

@@ -133,7 +133,8 @@ def teacher_tokens(context: Context, samples: Sequence[Sample]) -> Tokens:
     """The teacher's tokens of a chunk, fp32, on the CPU. Raises UserError if the run has no teacher tokens."""
     tokens_BND = context.cache.teacher_BND(list(samples), context.teacher)
     if tokens_BND is None:
-        raise UserError("this run reads no teacher tokens (loss=none): there is nothing to compare with")
+        why = "loss=none" if context.own_cache is None else "those of another run's data are not read"
+        raise UserError(f"there are no teacher tokens to compare with ({why}): leave this evaluation out")
     return Tokens(tokens_BND.float().cpu(), context.cache.grids[context.teacher])
 
 

@@ -173,11 +173,16 @@ def stored_yaml(config: dict[str, Any]) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(add_schema_number(config)))
 
 
+def is_file_of_weights(key: str) -> bool:
+    """Whether a key of the config is where weights lie: digests say which weights they are."""
+    return WEIGHTS.fullmatch(key) is not None
+
+
 def differences(known: dict[str, Any], current: dict[str, Any]) -> list[str]:
     """Identity keys whose values differ, as `key: known there, current here`. The location of an encoder's weights is
     ignored."""
     there, here = flatten(known), flatten(current)
-    keys = [k for k in sorted(there.keys() | here.keys()) if is_identity(k) and WEIGHTS.fullmatch(k) is None]
+    keys = [k for k in sorted(there.keys() | here.keys()) if is_identity(k) and not is_file_of_weights(k)]
     absent = "nothing"
     return [
         f"{k}: {there.get(k, absent)} there, {here.get(k, absent)} here"

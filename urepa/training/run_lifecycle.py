@@ -26,7 +26,7 @@ from urepa.core.code_version import code_of, code_state
 from urepa.core.collectives import on_main
 from urepa.core.errors import NotEvaluated, UserError
 from urepa.core.files import write_whole
-from urepa.core.nested_dicts import flatten
+from urepa.core.nested_dicts import flatten, move_paths
 from urepa.core.run_protocols import Optimizer, Tracker
 from urepa.core.track_protocols import Track
 from urepa.data.stores.build_seconds import teacher_cache_seconds
@@ -43,6 +43,7 @@ from urepa.runs.run_folder import (
     Names,
     RunFolder,
     extend_names,
+    is_file_of_weights,
     is_identity,
     own_overrides,
     parse_overrides,
@@ -167,11 +168,13 @@ class Session:
         stored = self.folder.stored_config()
         assert stored is not None, "the resolver has seen it"
         self.names = stored_names(self.folder.path)
+        if "data.root" in self.given:  # files of weights lie below it too
+            stored = move_paths(stored, stored["data"]["root"], self.config["data"]["root"])
         config = OmegaConf.create(stored)
         for key in self.given:
             if key == "resume":
                 continue
-            if key != "trainer.max_steps" and is_identity(key):
+            if key != "trainer.max_steps" and is_identity(key) and not is_file_of_weights(key):
                 raise UserError(
                     f"resume={self.config['resume']} continues that run unchanged and takes trainer.max_steps=N "
                     f"alone; {key} would change it: start a new run, with warm_start.checkpoint=FOLDER if you like"

@@ -368,6 +368,17 @@ def test_with_a_baseline_without_alignment_every_arm_lists_its_settings(add: Add
     assert found == {f"urepa, lambda_max={lam}": [part, f"loss.lambda_max: — → {lam}"] for lam in (0.25, 0.5)}
 
 
+def test_where_a_teachers_file_lies_makes_no_other_arm(add: Add, results: Callable[..., Results]) -> None:
+    """Its content does (`test_other_images_under_the_same_config_are_another_arm`)."""
+    add(changes={"teacher.weights": "a/own_mae.safetensors"}, seeds=(0, 1))
+    add(changes={"teacher.weights": "b/own_mae.safetensors"}, seeds=(2,), name="moved")
+    add("deep", {"head.depth": 3, "teacher.weights": "c/own_mae.safetensors"})
+    baseline, deep = results().rows
+    assert list(baseline.arm.runs) == [0, 1, 2]
+    assert [str(change) for change in deep.arm.changes] == ["head.depth: 2 → 3"]
+    assert deep.cells["val/token"].has_value
+
+
 def test_nothing_finished(add: Add, study: Group) -> None:
     add(finished=False, seeds=(0, 1))
     with pytest.raises(UserError, match="none of the 2 runs can be compared: .*seed0 is unfinished: its last"):

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
 from urepa.cli import CONF, prepare
+from urepa.config.command_line import quote_argument
 from urepa.runs.run_folder import to_plain
 
 EVERY = "evaluation=[alignment,knn,linear_probe,spatial,dense]"
@@ -63,6 +64,25 @@ def test_a_tracks_classifier_is_read_from_the_runs_own_root(compose: Compose, tm
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
     found = of_run(f"run={tmp_path}", "evaluation=cifar10_fd")["evaluation"]["generation"]
     assert found == config["evaluation"]["generation"]
+
+
+def test_on_the_data_of_another_run_the_classifier_is_that_of_its_track(compose: Compose, tmp_path: Path) -> None:
+    """Also in a folder whose name Hydra would not read as it is typed."""
+    config = compose("+experiment=cifar10", "data.root=/base", "evaluation=none")
+    (base := tmp_path / "cifar10,data.root=base-1f").mkdir()
+    (base / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+    nested = "evaluation@evaluation.elsewhere.evaluations=[classified,cifar10_fd]"
+    both = ("+experiment=cifar10", "data.root=/own", "evaluation=[cifar10_fd,elsewhere]", nested)
+    found = compose(*both)["evaluation"]
+    assert found["elsewhere"]["evaluations"]["classified"]["classifier"]["weights"] == "/own/cifar_cnn.safetensors"
+    run = quote_argument(f"evaluation.elsewhere.run={base}")
+    found = compose("+experiment=cifar10", "data.root=/own", "evaluation=[cifar10_fd,elsewhere]", nested, run)[
+        "evaluation"
+    ]
+    there, here = "/base/cifar_cnn.safetensors", "/own/cifar_cnn.safetensors"
+    assert found["generation"]["encoders"]["cifar_cnn"]["weights"] == here
+    assert found["elsewhere"]["evaluations"]["classified"]["classifier"]["weights"] == there
+    assert found["elsewhere"]["evaluations"]["generation"]["encoders"]["cifar_cnn"]["weights"] == there
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ from torch import nn
 from urepa.config.declared import declaration_of
 from urepa.core.class_token_protocols import class_values
 from urepa.core.errors import UserError
+from urepa.core.part_names import CLASS
+from urepa.core.track_protocols import Track, condition_widths
 from urepa.data.bucketed_cache import Caches
 from urepa.data.cache import UNKNOWN, Cache
 from urepa.data.reader import ValidationReader
@@ -76,9 +78,9 @@ def diffusion_losses(context: Context, model: AlignedModel) -> dict[str, float]:
 def check_caches(asked: Elsewhere, cache: Caches, place: str) -> None:
     """Raises UserError if the caches of the other run are of other data than it was trained on, do not fit a model that
     was trained on `cache`, or have too few images for an evaluation."""
-    with _opened(asked, place) as (_, caches):
+    with _opened(asked, place) as (track, caches):
         for own in cache.buckets:
-            found = _bucket_like(named_run(asked.run, place), own, caches)
+            found = _bucket_like(named_run(asked.run, place), own, caches, track)
             for name, evaluation in asked.evaluations.items():
                 if hasattr(evaluation, "check_images"):
                     evaluation.check_images(cache_counts(found), f"{place}evaluations.{name}.")
@@ -104,9 +106,9 @@ def _opened(asked: Elsewhere, place: str) -> Iterator[tuple[Any, Caches]]:
         caches.close()
 
 
-def _bucket_like(named: str, own: Cache, caches: Caches) -> Cache:
-    """The other run's bucket with x0 of the same shape. Raises UserError if there is none, or if images or captions
-    were encoded otherwise."""
+def _bucket_like(named: str, own: Cache, caches: Caches, track: Track) -> Cache:
+    """The other run's bucket with x0 of the same shape. Raises UserError if there is none, if images or captions were
+    encoded otherwise, or if the ids of classes mean other classes."""
     shape = tuple(own.latents.shape[-3:])
     found = next((bucket for bucket in caches.buckets if tuple(bucket.latents.shape[-3:]) == shape), None)
     if found is None:
@@ -116,6 +118,8 @@ def _bucket_like(named: str, own: Cache, caches: Caches) -> Cache:
             f"{named}: conditions with image tokens depend on a run's own images; leave this evaluation out"
         )
     refuse_differing(named, _encoded_by(found), _encoded_by(own))
+    if CLASS in condition_widths(track):
+        refuse_differing(named, {"classes": list(found.class_names)}, {"classes": list(own.class_names)})
     return found
 
 
@@ -131,7 +135,7 @@ def _encoded_by(cache: Cache) -> dict[str, Any]:
 
 def _context(asked: Elsewhere, context: Context, track: Any, caches: Caches) -> Context:
     """The context with the other run's data. Parts that the run's training never gave are not given here either."""
-    found = _bucket_like(named_run(asked.run, ""), context.cache, caches)
+    found = _bucket_like(named_run(asked.run, ""), context.cache, caches, track)
     conditions: Any = replace(found.conditions, dropout=context.cache.conditions.dropout)  # type: ignore[type-var]
     digest = hashlib.blake2b(json.dumps(found.content(), sort_keys=True).encode(), digest_size=4).hexdigest()
     folder = context.folder / "elsewhere" / digest  # images of several other runs are kept apart

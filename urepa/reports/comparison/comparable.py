@@ -10,7 +10,7 @@ from urepa.config.alterations import alters, unpairs
 from urepa.config.parts import SCHEMAS
 from urepa.core.comparability import EVERY_TERM, MEANS_OVER_TIMES, NOISE_LEVELS, TERMS, TOKEN, TOTAL_BY_STEP
 from urepa.reports.comparison.metric_columns import rests_on, validation_metrics
-from urepa.runs.run_folder import is_identity
+from urepa.runs.run_folder import is_file_of_weights, is_identity
 
 DROPOUT, ALWAYS = "data.cfg_dropout", ("1", "1.0")  # dropout of the class, and a probability of 1 as text
 # Properties of a run's training data that are not settings. Runs that differ in one did not see the same data.
@@ -19,8 +19,10 @@ OF_FACT = {"teacher.content": "teacher._target_"}  # a teacher with other weight
 
 
 def _differing(config: dict[str, str], other: dict[str, str]) -> list[str]:
-    """All keys whose values differ, except those that do not make another run."""
-    return sorted(k for k in config.keys() | other.keys() if config.get(k) != other.get(k) and is_identity(k))
+    """All keys whose values differ, except those that do not make another run and where a teacher's file lies: its
+    content counts (`teacher.content`)."""
+    keys = [k for k in config.keys() | other.keys() if config.get(k) != other.get(k) and is_identity(k)]
+    return sorted(k for k in keys if not (is_file_of_weights(k) and k.startswith("teacher.")))
 
 
 def differing_keys(config: dict[str, str], other: dict[str, str], prefixes: tuple[str, ...]) -> list[str]:

@@ -12,7 +12,7 @@ from urepa.core.errors import UserError
 from urepa.reports.comparison.equal_steps import NOT_THERE
 from urepa.reports.comparison.evaluation_protocol import Setting, by_part, differences, protocol
 from urepa.reports.comparison.read_runs import Run
-from urepa.runs.run_folder import is_identity
+from urepa.runs.run_folder import is_file_of_weights, is_identity
 from urepa.runs.summary import early_text
 
 ABSENT = "—"
@@ -35,7 +35,10 @@ def identity(config: dict[str, str], seed: bool = False) -> dict[str, str]:
     return {
         k: v
         for k, v in config.items()
-        if is_identity(k) and k.partition(".")[0] != "evaluation" and (seed or k != "seed")
+        if is_identity(k)
+        and not is_file_of_weights(k)
+        and k.partition(".")[0] != "evaluation"
+        and (seed or k != "seed")
     }
 
 

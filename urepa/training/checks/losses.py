@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from urepa.config.declared import declaration_of
-from urepa.config.parts import settings_that_are
+from urepa.config.parts import SCHEMAS, settings_that_are
 from urepa.core.declared_keys import TIME
 from urepa.core.errors import UserError
 from urepa.core.protocols import Teacher
@@ -66,7 +66,11 @@ def check_class_token(config: dict[str, Any]) -> None:
             f"backbone.class_token={width}"
         )
     noised = [key for key, _ in settings_that_are(TIME, config["evaluation"], "evaluation")]
-    noised += [f"evaluation.{name}" for name, one in config["evaluation"].items() if one["_target_"] == DENOISING]
+    noised += [
+        f"evaluation.{name}"
+        for name, one in config["evaluation"].items()
+        if one["_target_"] == DENOISING or hasattr(SCHEMAS[one["_target_"]], "nested")
+    ]
     if noised:
         raise UserError(
             f"{'.'.join(noised[0].split('.')[:2])} noises images itself, and there is no class token for them, which a "

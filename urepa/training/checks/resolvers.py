@@ -18,7 +18,7 @@ from urepa.core.errors import UserError
 from urepa.core.protocols import Loss, Objective
 from urepa.core.track_protocols import Track
 from urepa.method.self_alignment import own_states
-from urepa.runs.run_folder import find_name, no_run, require_config, to_plain
+from urepa.runs.run_folder import RunFolder, find_name, no_run, require_config, to_plain
 
 
 def register() -> None:
@@ -68,13 +68,21 @@ def _loss(run: DictConfig) -> Loss:
     return loss
 
 
-def data_root(run: str | None = None, *, _root_: DictConfig) -> str:
-    """The folder of the run's track, or that of another run. `urepa.evaluate` replaces the own one if the track has
-    moved since the training."""
-    if run is not None:
-        return str(require_config(Path(run))["data"]["root"])
+def data_root(*, _root_: DictConfig, _parent_: DictConfig) -> str:
+    """The folder of the run's track; in an evaluation on the data of another run, that of the other run's track.
+    `urepa.evaluate` replaces the own one if the track has moved since the training."""
+    if (other := _other_run(_root_, _parent_)) is not None:
+        stored = RunFolder(Path(other)).stored_config()
+        return other if stored is None else str(stored["data"]["root"])  # the evaluation's check says what is missing
     config = _root_ if "teacher" in _root_ else _run_config(_root_)  # commands that make caches have no objective
     return str(OmegaConf.select(config, "data.root"))
+
+
+def _other_run(root: DictConfig, node: DictConfig) -> str | None:
+    """The run on whose data the evaluation around a node is made; None if there is no such evaluation or run."""
+    above, nested, _ = str(node._get_full_key(None)).partition(".evaluations.")  # OmegaConf has no public name for it
+    run = OmegaConf.select(root, f"{above}.run") if nested else None
+    return None if run is None else str(run)
 
 
 def time_at(fraction: float, *, _root_: DictConfig) -> float:
