@@ -13,7 +13,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from urepa.cli import CONF, prepare, run_command
 from urepa.cluster.conf_copy import with_conf_copy
-from urepa.config.conf_options import options_of
 from urepa.config.declared import declaration_of
 from urepa.config.ranges import check_numbers
 from urepa.core.errors import UserError
@@ -54,9 +53,9 @@ def evaluation_config(asked: dict[str, Any]) -> dict[str, Any]:
     check_numbers(given)  # not the run's own settings: limits may have changed since
     config |= given
     if not config["evaluation"]:
-        options = [name for name in options_of("evaluation") if name != "none"]
         raise UserError(
-            f"run={path} was trained with evaluation=none: choose some, evaluation=[NAME,...], of {', '.join(options)}"
+            f"run={path} was trained with evaluation=none: choose some, evaluation=[NAME,...], of those that "
+            "`python -m urepa.evaluate --help` lists"
         )
     if asked["data"]["root"] is not None:
         config = move_paths(config, config["data"]["root"], asked["data"]["root"])

@@ -168,7 +168,7 @@ def test_a_run_that_cannot_be_evaluated_is_said_in_one_line(copied: Workspace, e
 
     assert "run=nowhere does not exist" in said("nowhere")
     assert not (copied.folder / "nowhere").exists()
-    assert "was trained with evaluation=none: choose some, evaluation=[NAME,...], of " in said(run)
+    assert "was trained with evaluation=none: choose some, evaluation=[NAME,...], of those" in said(run)
     assert said(run, "evaluation=knn", "evaluation.knn.k=101") == (
         "evaluation.knn: 100 training images are too few for k=101: give evaluation.knn.k=100"
     )
