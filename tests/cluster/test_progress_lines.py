@@ -25,6 +25,7 @@ def job(tmp_path: Path, compose: Callable[..., dict[str, Any]]) -> Job:
     return Job("head=conv", (("urepa.train", "seed=0"),), str(folder))
 
 
+@pytest.mark.slow
 def test_the_progress_of_one_job(job: Job, tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "quickstart" / "seed0" / "metrics.jsonl")
     printed = tmp_path / "1.log"

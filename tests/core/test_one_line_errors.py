@@ -23,7 +23,7 @@ def run(arguments: list[str], folder: Path, *python: str) -> subprocess.Complete
     return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variables", "words"),
     [

@@ -75,6 +75,7 @@ def test_closed_streams(closed: tuple[int, ...], tmp_path: Path) -> None:
     assert (tmp_path / "f").read_bytes() == b""
 
 
+@pytest.mark.slow
 def test_a_terminal_that_does_not_block() -> None:
     """As another program may have left the terminal. Nothing is lost."""
     leader, terminal = pty.openpty()

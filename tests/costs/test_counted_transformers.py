@@ -13,7 +13,7 @@ from urepa.core.conditions import Condition
 from urepa.costs.counting import Flops, on_fake_cpu
 
 
-@pytest.mark.fast(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_operations_without_values_are_those_with_values(tmp_path: Path, case: str) -> None:
     """Of texts without padding."""

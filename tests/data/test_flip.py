@@ -116,6 +116,7 @@ def test_latents_and_tokens_are_the_networks_own_of_the_mirrored_photograph(
 # --- the draw ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_flips_change_no_other_draw(both: Any) -> None:
     for flipped, plain in zip(*both()[:2], strict=True):
         assert [i.removesuffix("/flip") for i in flipped.ids] == plain.ids
@@ -149,6 +150,7 @@ def test_every_layout_mirrors_the_same_samples(
     cache.close()
 
 
+@pytest.mark.slow
 def test_half_of_the_samples_are_mirrored_and_not_the_same_ones_each_time(
     make_track: Callable[..., Any], teacher: Any
 ) -> None:

@@ -183,6 +183,7 @@ def test_metrics_are_those_of_the_images_by_hand(context: Context, capsys: pytes
     assert evaluation()(context) == found
 
 
+@pytest.mark.slow
 def test_a_track_s_own_classifier_is_an_encoder(context: Context, opened: Any, tmp_path: Path) -> None:
     weights = tmp_path / "cifar_cnn.safetensors"
     train_classifier(build_part(opened.config["data"]), epochs=1, seed=0, out=weights)

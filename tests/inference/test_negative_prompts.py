@@ -53,7 +53,7 @@ class OfTokens(nn.Module):
         return Denoised(self.unet(x, t_B, condition[TEXT].tokens_BLD).sample)
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("negative", [None, "blue"])
 @torch.no_grad()
 def test_latents_equal_the_pipelines(tmp_path: Path, negative: str | None) -> None:

@@ -50,7 +50,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> UNet:
     return UNet(UNet2DConditionModel.from_pretrained(folder / "unet"), torch.randn(11, 77, 16)).eval()
 
 
-@pytest.mark.fast(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 @pytest.mark.parametrize("objective", [VelocityMath(*LINEAR), EpsilonMath(*SCALED)])
 @pytest.mark.parametrize(("sampler", "steps"), [("ddim", 5), ("dpmsolver", 6), ("euler", 6)])

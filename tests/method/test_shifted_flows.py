@@ -72,7 +72,7 @@ def test_uniform_draws_are_shifted_too() -> None:
     assert 0 <= t.min() < t.max() <= 1
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [LARGE, SMALL])
 @pytest.mark.parametrize("draw", ["uniform", "logit_normal"])
 def test_weights_by_time_have_mean_one_at_every_size(draw: str, shape: Any) -> None:

@@ -114,6 +114,7 @@ def test_norms_sum_in_fp32_for_inputs_of_any_dtype(module: nn.Module) -> None:
     torch.testing.assert_close(ours.float(), reference, rtol=2**-7, atol=2**-7)
 
 
+@pytest.mark.slow
 def test_channels_last_reaches_the_maps_and_keeps_the_gradient() -> None:
     model = model_with(backbone_with_lora())
     before = gradient(model, enabled=False)

@@ -71,6 +71,7 @@ def test_clip_of_sd15_is_its_pipelines(tmp_path: Path) -> None:
     assert encoder.stored_as() == clip_at(tmp_path, length=77).stored_as() + "_attended"
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_sdxl_is_its_pipelines(declared: Callable[[str], Any]) -> None:
     """The second-to-last layers of both encoders, joined; the second encoder's projected vector; two different

@@ -98,6 +98,7 @@ def test_without_a_digest_its_structure_is_checked(folder: Path, edit: str) -> N
     assert found.step == 40
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:skipping the damaged checkpoint")
 def test_a_damaged_byte_of_a_state(folder: Path) -> None:
     """The checkpoint is skipped, or its state is unchanged (white space, or the name of the digest)."""

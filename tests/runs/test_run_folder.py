@@ -253,6 +253,7 @@ def test_a_folder_has_one_owner_at_a_time(tmp_path: Path) -> None:
     second.release()
 
 
+@pytest.mark.slow
 def test_a_requeued_job_waits_for_its_predecessor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -42,6 +42,7 @@ def gradients(count: int = 64) -> Labelled:
     return Labelled(torch.from_numpy(pixels), torch.zeros(count, dtype=torch.int64), "")
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_the_last_weights_are_those_of_the_seed() -> None:
     train, ids = gradients(), [str(i) for i in range(64)]
     losses = {e: loss_of(fit(train, replace(TINY, epochs=e)), TINY, train, ids) for e in (1, 30)}
@@ -58,6 +59,7 @@ def test_matrices_decay_and_nothing_else() -> None:
     assert names == {name for name, _ in network.named_parameters() if name.endswith("weight") and "norm" not in name}
 
 
+@pytest.mark.slow
 def test_the_command_s_file(make_track: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What it states, that it has the encoder alone, and that another training gives it again, or is refused."""
     track, out = make_track(), tmp_path / "own.safetensors"
@@ -89,6 +91,7 @@ def test_the_command_s_file(make_track: Callable[..., Any], tmp_path: Path, caps
     assert out.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_stopped_training_ends_with_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -96,7 +96,7 @@ FAULTS: dict[str, tuple[Callable[[Tensor], Tensor], str, float]] = {  # what it 
 }
 
 
-@pytest.mark.fast(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", ["encoder", "images", "latents"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_named(images: Tensor, references: dict[str, Any], fault: str, reference: str) -> None:
@@ -111,7 +111,7 @@ def test_a_fault_is_named(images: Tensor, references: dict[str, Any], fault: str
         assert abs(found.apart - apart) < 1.5
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", ["encoder", "images", "latents"])
 def test_right_tokens_are_never_called_misaligned(images: Tensor, references: dict[str, Any], reference: str) -> None:
     found = judge(encoder_at(images), GRID, SIZE, references[reference])

@@ -199,6 +199,7 @@ def test_ids_with_dots_and_slashes_are_kept(exchange: Callable[..., Exchange], s
     assert before == after
 
 
+@pytest.mark.slow
 def test_latents_are_converted_to_the_scale_of_the_vae(
     exchange: Callable[..., Exchange], shards: Path, samples: Any, tmp_path: Path
 ) -> None:

@@ -145,6 +145,7 @@ def test_a_build_of_changed_images_is_refused(tmp_path: Path, source: Path, make
         source_changes.refuse_changes(track)
 
 
+@pytest.mark.slow
 def test_records_of_a_killed_build_from_other_images_are_removed(
     tmp_path: Path, source: Path, make_track: Callable[..., Any]
 ) -> None:

@@ -47,6 +47,7 @@ def test_all_are_listed_before_the_teacher_runs(
     assert set(listed) == {"train_cat_05", "train_dog_11", "test_emu_02"}
 
 
+@pytest.mark.slow
 def test_images_left_out_do_not_affect_the_others(damaged: Path, make_track: Any, tmp_path: Path) -> None:
     """This does not depend on the order: the next image of the class replaces it, as in a folder without the damaged
     ones."""
@@ -73,6 +74,7 @@ def test_a_file_without_read_permission_is_listed(images: Path, make_track: Any,
         make_track(images=str(root)).open(None)
 
 
+@pytest.mark.slow
 def test_a_killed_build_is_completed_after_a_damaged_image_was_repaired(
     damaged: Path, images: Path, make_track: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

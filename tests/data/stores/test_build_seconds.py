@@ -43,6 +43,7 @@ def seconds(track: PixelTrackCaches, teacher: Any) -> float | None:
     return teacher_cache_seconds(cache)
 
 
+@pytest.mark.slow
 def test_builds_that_were_interrupted_count(make_track: Track, timed: Any) -> None:
     """42 records and 30 mirrored ones in batches of eight."""
     track = make_track(flip=True)

@@ -160,6 +160,7 @@ def test_files_that_have_changed_are_not_built_from_again(place: Path, tmp_path:
     settings.build().open(None).close()  # what was written down is enough
 
 
+@pytest.mark.slow
 def test_a_killed_build_is_continued_only_with_the_same_captions(place: Path, tmp_path: Path) -> None:
     """Captions of an earlier content of the shard do not stay, whether they were written down or not."""
     for name in ("folder", "webdataset", "clip"):
@@ -215,7 +216,7 @@ def test_settings_that_do_not_fit_the_source(place: Path, tmp_path: Path, change
         settings.check()
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("source", TEXTS)
 def test_images_of_several_shapes_go_to_buckets(place: Path, tmp_path: Path, source: str) -> None:
     shutil.copytree(place / "folder", tmp_path / "folder")

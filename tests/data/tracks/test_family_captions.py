@@ -40,7 +40,7 @@ def overrides_of(name: str, encoder: Any) -> list[str]:
     return [f"text_encoder@data.text_encoder={name}", *(f"data.text_encoder.{k}={v}" for k, v in given.items())]
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRITERS)
 def test_the_text_stage_of_a_latent_track(
     name: str, whole: Path, bucket_build: Callable[..., Build], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -108,6 +108,7 @@ def teacher(path: Path, family: str, width: int, side: int = SIDE, **more: Any) 
     return ViTNetwork(family, str(path), PATCH * side, PATCH, [side, side], width, unit_length=False, **more)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(("family", "width", "heads", "scaled", "normed"), CASES)
 @pytest.mark.parametrize("side", [SIDE, 3])
 def test_tokens_are_those_of_another_implementation(

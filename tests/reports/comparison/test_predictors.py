@@ -111,6 +111,7 @@ def test_incomparable_arms_are_left_out(add: Add, results: Summarise) -> None:
     assert found[TOKEN, DIFFUSION].arms == tuple(one for one in found[FD, DIFFUSION].arms if one != "grid")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("seven")
 def test_the_report_has_the_table_and_says_how_little_it_means(results: Summarise, tmp_path: Path) -> None:
     study = results(baseline="baseline")
@@ -147,6 +148,7 @@ def test_six_values_of_seven_arms_are_too_few(add: Add, results: Summarise) -> N
     assert (FD, FD) in found
 
 
+@pytest.mark.slow
 def test_six_arms_are_too_few(add: Add, results: Summarise, tmp_path: Path) -> None:
     """And the file of an earlier report does not stay beside the new one."""
     for place in range(LEAST - 1):

@@ -57,6 +57,7 @@ def test_arms_stand_in_the_order_of_their_gain(add: Add, results: Summarise) -> 
     assert md("best") in ranking_text(found)
 
 
+@pytest.mark.slow
 def test_one_arm_has_no_ranking(add: Add, results: Summarise) -> None:
     arm(add, "baseline", 100.0, 2.0)
     arm(add, "best", 80.0, 3.0, **{"loss.lambda_max": 0.75})

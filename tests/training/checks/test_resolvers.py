@@ -66,6 +66,7 @@ def test_a_tracks_classifier_is_read_from_the_runs_own_root(compose: Compose, tm
     assert found == config["evaluation"]["generation"]
 
 
+@pytest.mark.slow
 def test_on_the_data_of_another_run_the_classifier_is_that_of_its_track(compose: Compose, tmp_path: Path) -> None:
     """Also in a folder whose name Hydra would not read as it is typed."""
     config = compose("+experiment=cifar10", "data.root=/base", "evaluation=none")
