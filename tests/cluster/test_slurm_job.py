@@ -127,7 +127,7 @@ def test_exit_codes(tmp_path: Path, module: str, code: int, error: str) -> None:
     assert done.stderr.rstrip().endswith(error)
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["here", None])
 def test_a_finished_run_with_a_failed_evaluation_does_not_block_dependent_jobs(tmp_path: Path, run: str | None) -> None:
     """This does not hold for a job that is only an evaluation."""

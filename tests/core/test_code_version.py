@@ -68,6 +68,7 @@ def test_only_training_code_makes_another_version(commits: dict[str, str]) -> No
     assert not same_code(Code(), Code()), "nobody can say"
 
 
+@pytest.mark.slow
 def test_a_digest_decides_whatever_the_commits_are(tmp_path: Path, commits: dict[str, str]) -> None:
     digests = {}
     for file in (

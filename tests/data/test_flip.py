@@ -123,6 +123,7 @@ def test_flips_change_no_other_draw(both: Any) -> None:
         assert same(joined([flipped]), joined([plain]), "noise", "t_B", "classes")
 
 
+@pytest.mark.slow
 def test_a_run_without_flips_reads_the_same_beside_them(make_track: Callable[..., Any], teacher: Any) -> None:
     seen = []
     for flips in (False, True):
@@ -138,6 +139,7 @@ def test_a_run_without_flips_reads_the_same_beside_them(make_track: Callable[...
     cache.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("world", "accumulation"), [(2, 1), (2, 2), (8, 1)])
 def test_every_layout_mirrors_the_same_samples(
     make_track: Callable[..., Any], teacher: Any, world: int, accumulation: int
@@ -164,6 +166,7 @@ def test_half_of_the_samples_are_mirrored_and_not_the_same_ones_each_time(
     assert {i.removesuffix("/flip") for i in ids if i.endswith("/flip")} == names == set(ids) & names
 
 
+@pytest.mark.slow
 def test_a_stream_reads_flips_into_its_own_memory(make_track: Callable[..., Any], teacher: Any) -> None:
     cache = make_track(flip=True).open(teacher)
     direct = [joined(reader(cache).read(step)) for step in range(7)]
@@ -230,6 +233,7 @@ def test_wrong_mirror_images_are_found(built_with_flips: Path, build_of: Any, tm
         build.run("verify")
 
 
+@pytest.mark.slow
 def test_a_small_tracks_flips_are_verified_too(
     make_track: Callable[..., Any], teacher: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

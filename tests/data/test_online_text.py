@@ -129,6 +129,7 @@ def test_other_weights_are_other_data(place: Path, tmp_path: Path) -> None:
     assert "text.online" in str(data_difference(facts[0], facts[2]))
 
 
+@pytest.mark.slow
 def test_threads_that_ask_at_once_get_what_is_asked(place: Path, tmp_path: Path) -> None:
     """Two threads read ahead while a third makes images of prompts; tokenizers of transformers hold a state."""
     cache = both(place, tmp_path, encoders(place)["clip"])[1]

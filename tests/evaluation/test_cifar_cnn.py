@@ -130,6 +130,7 @@ def test_a_path_with_another_classifier_is_refused(
     assert weights.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_the_samples_digest_is_of_pixels_and_classes(make_track: Callable[..., Any], tmp_path: Path) -> None:
     """Whatever x0 is derived from them."""
 

@@ -206,6 +206,7 @@ def moments_of(x_nD: np.ndarray) -> Moments:
     return found
 
 
+@pytest.mark.slow
 def test_the_floor_needs_as_many_held_out_images(context: Context, capsys: pytest.CaptureFixture[str]) -> None:
     found = evaluation(images=images(count=41))(context)
     assert "40 held-out images give no floor for 41 generated ones" in capsys.readouterr().out

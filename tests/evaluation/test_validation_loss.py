@@ -47,7 +47,7 @@ def by_hand(trainer: Any, group: int, lam: float) -> dict[str, float]:
     }
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("group", [10, 7, 19])  # 20 samples: no remainder, a remainder of 6, of a single sample
 def test_validation_is_the_plain_mean_with_full_groups_manifolds(build_trainer: Build, group: int) -> None:
     trainer = build_trainer(f"trainer.validation_group={group}")

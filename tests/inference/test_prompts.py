@@ -119,7 +119,7 @@ def test_a_file_without_a_prompt(run: Path, ask: Ask, tmp_path: Path) -> None:
         ask(run, f"prompts={tmp_path}/empty.txt")
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["prompt", "prompts"])
 def test_a_run_of_classes_takes_no_prompts(of_classes: Path, ask: Ask, key: str) -> None:
     with pytest.raises(UserError, match=f"{key} has no effect on this run, whose conditions are classes"):

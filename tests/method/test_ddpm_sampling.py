@@ -200,7 +200,7 @@ DIVIDED = [
 ]
 
 
-@pytest.mark.fast(2)
+@pytest.mark.slow
 @pytest.mark.parametrize(("objective", "numbers"), DIVIDED)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_number_of_steps_follows_the_papers_formula(

@@ -44,7 +44,7 @@ def test_a_shift_is_that_of_the_paper() -> None:
     assert torch.equal(shifted(u, 1.0), u)
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flow", "shape", "shift"),
     [

@@ -30,6 +30,7 @@ def content_by_hand(cache: Cache, split_names: list[str], store: Path | None) ->
     return hashlib.blake2b(np.array(sorted(rows), "<u8").tobytes(), digest_size=16).hexdigest()
 
 
+@pytest.mark.slow
 def test_content_is_of_samples_and_records(make_track: Any, teacher: Any) -> None:
     track = make_track(flip=True)
     cache = track.open(teacher)

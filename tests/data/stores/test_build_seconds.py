@@ -58,6 +58,7 @@ def test_builds_that_were_interrupted_count(make_track: Track, timed: Any) -> No
     assert seconds(track, timed) == found, "a store that is there takes nothing"
 
 
+@pytest.mark.slow
 def test_the_seconds_are_no_part_of_a_stores_identity(make_track: Track, timed: Any) -> None:
     track = make_track()
     cache = track.open(timed)

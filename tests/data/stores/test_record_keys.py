@@ -63,7 +63,7 @@ def test_new_stores_have_sample_ids_as_keys(built_with_flips: Path, build_of: An
         assert json.loads((store / "manifest.json").read_text())["key_suffix"] == ""
 
 
-@pytest.mark.fast(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [("",), ("_flip",), ("", "_flip")])
 def test_stores_of_earlier_versions_are_the_same_data(
     built_with_flips: Path, build_of: Any, tmp_path: Path, which: tuple[str, ...]

@@ -204,6 +204,7 @@ def test_samples_of_two_shapes_are_not_read_together(bucketed: Any) -> None:
         cache.x0(mixed)
 
 
+@pytest.mark.slow
 def test_content_does_not_depend_on_the_folder_but_on_the_buckets(bucketed: Any, photos: Path, tmp_path: Path) -> None:
     _, cache = bucketed
     again = settings(photos, tmp_path / "again", buckets=LISTED).build().open(Pooled())
@@ -248,6 +249,7 @@ def test_auto_leaves_out_a_bucket_that_has_no_photograph(photos: Path, tmp_path:
     assert len(again.build().open(None).buckets) == 2
 
 
+@pytest.mark.slow
 def test_a_killed_build_is_completed(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed between the seals of two buckets, it ends as an uninterrupted build."""
     from urepa.data.tracks.pixel_bucket_caches import PixelBucket

@@ -142,6 +142,7 @@ def test_images_and_encoder_are_not_needed_again(place: Path, tmp_path: Path) ->
     again.close()
 
 
+@pytest.mark.slow
 def test_a_killed_build_is_completed_with_the_same_result(
     opened: Any, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,6 +206,7 @@ def test_a_damaged_record_is_found(place: Path, tmp_path: Path, capsys: pytest.C
     cache.close()
 
 
+@pytest.mark.slow
 def test_another_encoder_has_a_store_of_its_own_and_other_settings_are_refused(place: Path, tmp_path: Path) -> None:
     captioned_track(place / "images", tmp_path, clip_at(place)).build().open(None).close()
     other = captioned_track(place / "images", tmp_path, clip_at(place, layer=-2)).build()
@@ -216,6 +218,7 @@ def test_another_encoder_has_a_store_of_its_own_and_other_settings_are_refused(p
         track.open(None)
 
 
+@pytest.mark.slow
 def test_names_of_classes_as_prompts(place: Path, tmp_path: Path) -> None:
     """The same latents as with captions of files."""
     both = [captioned_track(place / "images", tmp_path, clip_at(place), captions=c) for c in ("files", "classes")]

@@ -66,6 +66,7 @@ def test_grids_of_the_documented_inputs(bucket: tuple[int, int], folder: Path) -
     assert settings(folder, 1022, 1024).grid_at([n // 8 for n in bucket], 128) == grid, "of a latent"
 
 
+@pytest.mark.slow
 def test_the_input_has_the_documented_sides_and_only_whole_patches(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,6 +86,7 @@ def test_mirror_images_in_training_are_a_change_and_unpair_seeds(add: Add, resul
     assert row.differences["val/token"].how == "same seed, not paired"
 
 
+@pytest.mark.slow
 def test_order_is_the_documents_then_by_number(add: Add, study: Group) -> None:
     add("a", {"head.depth": 4})
     add("baseline")
@@ -213,6 +214,7 @@ def test_a_seed_that_was_evaluated_later_belongs_to_its_arm(add: Add, study: Gro
     assert (arm.label, list(arm.runs)) == ("baseline", [0, 1, 2, 3])
 
 
+@pytest.mark.slow
 def test_other_images_under_the_same_config_are_another_arm(add: Add, results: Callable[..., Results]) -> None:
     """data.images and data.root do not make another run, but their content does: the training data, the validation
     data, or the teacher's weights. The same data in another folder are the same arm."""

@@ -113,6 +113,7 @@ def test_all_buckets_are_shown_where_they_fit(add: Add, results: Summarise, tmp_
     assert found.note == "Not shown are the buckets 48x80."
 
 
+@pytest.mark.slow
 def test_of_many_arms_the_first_are_shown(add: Add, results: Summarise, tmp_path: Path) -> None:
     for i in range(SHOWN_AT_MOST + 2):
         add(f"arm{i:02d}", {"head.depth": 1 + i}, seeds=(0,), points=2)

@@ -52,6 +52,7 @@ def test_a_sweep_without_a_mistake_passes(sweeps: type[Sweeps]) -> None:
     _check_batch(sweeps(), [(f"head.depth={d}", f"seed={s}") for d in (1, 2) for s in (0, 1)])
 
 
+@pytest.mark.slow
 def test_only_some_runs_are_refused(sweeps: type[Sweeps]) -> None:
     seeds = ("seed=0", "seed=1")
     found = sweeps().sentence(("tracking=none",), ("head.depth=1", "head.depth=0", "head.depth=-1"), seeds)
