@@ -14,7 +14,8 @@ from launchers.study import PlannedRun, compose_run, with_seed
 from urepa.config.command_line import check_arguments
 from urepa.config.mistyped_keys import error_message
 from urepa.core.errors import UserError, did_you_mean
-from urepa.runs.run_folder import differences, parse_overrides
+from urepa.runs.identity import differences
+from urepa.runs.run_folder import parse_overrides
 
 ARM = r"\w[\w.+-]*"  # names that arms= accepts without quotes
 

@@ -15,9 +15,10 @@ from urepa.core.nested_dicts import flatten
 from urepa.reports.comparison.excluded_runs import identity
 from urepa.reports.comparison.read_mlflow import _run_from_mlflow
 from urepa.reports.comparison.read_runs import Run, as_text, find_folders
+from urepa.runs.identity import is_identity
 from urepa.runs.mlflow_run import FACTS_TAG, describe
 from urepa.runs.mlflow_store import connect
-from urepa.runs.run_folder import RunFolder, is_identity
+from urepa.runs.run_folder import RunFolder
 from urepa.runs.stored_config import read_config, read_plain
 from urepa.runs.upgrades import SCHEMA, SCHEMA_TAG
 

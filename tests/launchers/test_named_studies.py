@@ -18,7 +18,7 @@ from urepa.cli import CONF
 from urepa.config.command_schemas import Study
 from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten
-from urepa.runs.run_folder import differences, is_identity
+from urepa.runs.identity import differences, is_identity
 
 NAMES = sorted(p.stem for p in (Path(CONF) / "study").glob("*.yaml"))
 GIVEN = ["data.source=folder", "data.images=/somewhere/photos"]

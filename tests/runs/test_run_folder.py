@@ -15,15 +15,14 @@ import pytest
 from urepa.core.errors import UserError
 from urepa.core.files import write_whole
 from urepa.core.nested_dicts import replace_value
+from urepa.runs.identity import differences, is_identity
 from urepa.runs.run_folder import (
     LONGEST_NAME,
     Names,
     RunFolder,
-    differences,
     extend_names,
     find_name,
     flatten,
-    is_identity,
     own_overrides,
     parse_overrides,
     remove_empty,

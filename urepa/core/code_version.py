@@ -62,6 +62,12 @@ def code_of(facts: dict[str, Any]) -> Code:
     return Code(*(str(facts.get(key, UNKNOWN)) for key in ("git_commit", "code_state", "code_digest")))
 
 
+def recorded_code(summary: dict[str, Any]) -> dict[str, Any]:
+    """The code with which a finished run was trained."""
+    keys = ("git_commit", "code_state", "code_digest", "numerics")
+    return {key: summary[key] for key in keys if key in summary}
+
+
 def code_state() -> dict[str, Any]:
     """`git_commit`; `code_state` ("clean", "changed <digest>", or "unknown" outside of a checkout); `code_digest` of
     the training code; and `numerics`. To be called before a run's first step, because the files may change during the

@@ -1,4 +1,4 @@
-"""A run's name, its folder and lock, and the comparison of a config with the stored one."""
+"""A run's name, its folder and lock."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import os
 import re
 import time
 from collections.abc import Collection, Iterable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
@@ -22,33 +21,11 @@ from urepa.core.declared_keys import MOVED
 from urepa.core.errors import UserError
 from urepa.core.files import clear_leftovers, write_whole
 from urepa.core.nested_dicts import flatten, replace_value
+from urepa.runs.identity import differences, is_identity
 from urepa.runs.stored_config import read_config, read_plain
 from urepa.runs.summary import read_summary
 from urepa.runs.upgrades import add_schema_number, upgrade_facts
 
-# Keys that do not change what a run computes: they are part neither of its folder's name nor of its identity.
-NOT_IDENTITY = (
-    "tracking",
-    "resume",
-    "data.root",
-    "data.images",
-    "data.stage_to",
-    "backbone.prompts",  # a file in data.root
-    "data.build_on_first_use",
-    "trainer.log_every",
-    "trainer.checkpoint_every",
-    "trainer.evaluate_every",
-    "trainer.evaluation_share",
-    "trainer.look_every",
-    "trainer.look_share",
-    "trainer.keep_last",
-    "trainer.sharding",
-    "trainer.threads",
-    "trainer.max_skipped",
-    "hydra",
-)
-# a path; the summary has the digest of an evaluation's file, and a teacher's is among the facts of its tokens
-WEIGHTS = re.compile(r"evaluation\..*\.weights|teacher\.(?:.*\.)?weights")
 IMAGES = "data.images"  # only its last component is named; `urepa.training.provenance` compares the samples
 LONGEST_NAME = 120
 LONGEST_TITLE = 250  # limit of MLflow, in characters
@@ -74,12 +51,6 @@ FACTS = (
     "code_state",
     "code",
 )
-
-
-@lru_cache(maxsize=4096)  # a comparison asks for the same few hundred keys for every run
-def is_identity(key: str) -> bool:
-    """Whether runs that differ in the value of this dotted key are different runs."""
-    return not any(key == k or key.startswith(f"{k}.") for k in NOT_IDENTITY)
 
 
 def parse_overrides(overrides: list[str]) -> dict[str, str]:
@@ -171,24 +142,6 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
 def stored_yaml(config: dict[str, Any]) -> str:
     """A composed config as the text of config.yaml."""
     return OmegaConf.to_yaml(OmegaConf.create(add_schema_number(config)))
-
-
-def is_file_of_weights(key: str) -> bool:
-    """Whether a key of the config is where weights lie: digests say which weights they are."""
-    return WEIGHTS.fullmatch(key) is not None
-
-
-def differences(known: dict[str, Any], current: dict[str, Any]) -> list[str]:
-    """Identity keys whose values differ, as `key: known there, current here`. The location of an encoder's weights is
-    ignored."""
-    there, here = flatten(known), flatten(current)
-    keys = [k for k in sorted(there.keys() | here.keys()) if is_identity(k) and not is_file_of_weights(k)]
-    absent = "nothing"
-    return [
-        f"{k}: {there.get(k, absent)} there, {here.get(k, absent)} here"
-        for k in keys
-        if there.get(k, absent) != here.get(k, absent)
-    ]
 
 
 def facts_of(summary: dict[str, Any]) -> dict[str, Any]:

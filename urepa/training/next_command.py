@@ -12,7 +12,8 @@ from urepa.core.ema_initial_weights import lag_ahead
 from urepa.core.nested_dicts import flatten
 from urepa.core.run_protocols import Tracker
 from urepa.core.track_protocols import Track
-from urepa.runs.run_folder import IMAGES, Names, differences, is_identity
+from urepa.runs.identity import differences, is_identity
+from urepa.runs.run_folder import IMAGES, Names
 from urepa.training.checks.combinations import composed
 
 SWEEP = ("loss.lambda_max=0,0.5", "head.depth=1,2")

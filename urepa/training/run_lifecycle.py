@@ -22,7 +22,7 @@ from accelerate.state import AcceleratorState
 from omegaconf import DictConfig, OmegaConf
 
 from urepa.config.declared import declaration_of
-from urepa.core.code_version import code_of, code_state
+from urepa.core.code_version import code_of, code_state, recorded_code
 from urepa.core.collectives import on_main
 from urepa.core.errors import NotEvaluated, UserError
 from urepa.core.files import write_whole
@@ -36,6 +36,7 @@ from urepa.evaluation.plots import DRAWN, losses_png
 from urepa.runs import checkpoint
 from urepa.runs.curves import read_curves
 from urepa.runs.environment import remove_accelerate_variables
+from urepa.runs.identity import is_file_of_weights, is_identity
 from urepa.runs.last_table import print_report
 from urepa.runs.metrics import Rows, checkpoint_rows, is_final, last_values, storable
 from urepa.runs.mlflow_run import end_tags
@@ -43,8 +44,6 @@ from urepa.runs.run_folder import (
     Names,
     RunFolder,
     extend_names,
-    is_file_of_weights,
-    is_identity,
     own_overrides,
     parse_overrides,
     stored_names,
@@ -145,7 +144,7 @@ class Session:
         checked = self._has_same_data()
         summary = read_summary(self.folder.path)
         assert summary is not None, "it has been asked for its step"
-        shipper = self._shipper(_code_of(summary))
+        shipper = self._shipper(recorded_code(summary))
         if not shipper.has_all():
             guard = checkpoint.require(self.folder.path).state["guard"]
             shipper.start(summary.get("data", {}))
@@ -271,7 +270,7 @@ class Session:
             known = _drop_none(summary["metrics"] | last_values(rows, end))
             if damage := rows.damage(end):
                 raise UserError(f"{path} is damaged, so nothing is evaluated: {damage}")
-            shipper = self._shipper(_code_of(summary))
+            shipper = self._shipper(recorded_code(summary))
             # a missing tap fails only the evaluation that needs it
             trainer, track = trainer_assembly.build(self.config | {"evaluation": {}}, path, self.accelerator, shipper)
             if not provenance.check_data(path, self.config, trainer.reader.cache):
@@ -395,9 +394,3 @@ def _update_owners(before: dict[str, list[str]], now: dict[str, list[str]]) -> t
     others = {name: [key for key in keys if key not in found] for name, keys in before.items() if name not in now}
     kept = found | {key for keys in others.values() for key in keys}
     return others | now, {key for keys in before.values() for key in keys} - kept
-
-
-def _code_of(summary: dict[str, Any]) -> dict[str, Any]:
-    """The code with which a finished run was trained."""
-    keys = ("git_commit", "code_state", "code_digest", "numerics")
-    return {key: summary[key] for key in keys if key in summary}

@@ -24,7 +24,7 @@ from urepa.reports.description.methodology import generic_text, methodology
 from urepa.reports.description.model import backbone
 from urepa.reports.description.subject import Subject, subject_of
 from urepa.runs.checkpoint import save
-from urepa.runs.run_folder import NOT_IDENTITY
+from urepa.runs.identity import NOT_IDENTITY
 from urepa.training.assembly import build_loss, build_model, build_part
 from urepa.training.optimizer import groups_of
 

@@ -10,7 +10,7 @@ from urepa.config.alterations import alters, unpairs
 from urepa.config.parts import SCHEMAS
 from urepa.core.comparability import EVERY_TERM, MEANS_OVER_TIMES, NOISE_LEVELS, TERMS, TOKEN, TOTAL_BY_STEP
 from urepa.reports.comparison.metric_columns import rests_on, validation_metrics
-from urepa.runs.run_folder import is_file_of_weights, is_identity
+from urepa.runs.identity import is_file_of_weights, is_identity
 
 DROPOUT, ALWAYS = "data.cfg_dropout", ("1", "1.0")  # dropout of the class, and a probability of 1 as text
 # Properties of a run's training data that are not settings. Runs that differ in one did not see the same data.

@@ -13,7 +13,7 @@ from urepa.core.comparability import EVERYTHING
 from urepa.core.declared_keys import TAP, TIME, keys_of
 from urepa.reports.comparison.comparable import CONTENT_OF_TRAINING
 from urepa.reports.comparison.read_runs import as_text
-from urepa.runs.run_folder import is_identity
+from urepa.runs.identity import is_identity
 
 TAPS = "loss.taps."
 WEIGHTS_FILE = ".weights_file."  # prefix of a weights file's properties in a summary

@@ -12,7 +12,7 @@ from urepa.core.errors import UserError
 from urepa.reports.comparison.equal_steps import NOT_THERE
 from urepa.reports.comparison.evaluation_protocol import Setting, by_part, differences, protocol
 from urepa.reports.comparison.read_runs import Run
-from urepa.runs.run_folder import is_file_of_weights, is_identity
+from urepa.runs.identity import is_file_of_weights, is_identity
 from urepa.runs.summary import early_text
 
 ABSENT = "—"

@@ -14,7 +14,7 @@ from urepa.method.self_alignment import NO_OWN_STATES, own_states
 from urepa.reports.description import model, training
 from urepa.reports.description.markdown_and_latex import Block, Section
 from urepa.reports.description.subject import Subject
-from urepa.runs.run_folder import is_identity
+from urepa.runs.identity import is_identity
 
 PRECISIONS = {"fp32": "fp32", "bf16": "bf16 by autocast"}
 

@@ -29,7 +29,8 @@ from urepa.core.teacher_names import ALONE
 from urepa.core.track_protocols import Track
 from urepa.method.alignment_grids import TEACHER, policy_of
 from urepa.method.diffusion_fraction import strata
-from urepa.runs.run_folder import is_identity, parse_overrides, to_plain
+from urepa.runs.identity import is_identity
+from urepa.runs.run_folder import parse_overrides, to_plain
 from urepa.training.checks.losses import check_attention, check_class_token, check_guidance
 from urepa.training.checks.sizes import as_shape, check_shapes
 from urepa.training.checks.stop_rule import check_stop_rule
